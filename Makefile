@@ -1,0 +1,45 @@
+# Every target works on a fresh clone: the environment is created in .venv when it is missing or out of date.
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+JOBS  ?= 2
+CLIP  ?=
+OUT   ?= demo_out
+
+.PHONY: help env demo test test-gpu lint format types parity clean
+
+help:
+	@echo "make demo [CLIP=video.mp4] [OUT=demo_out]  continue a clip with a small random-weight checkpoint"
+	@echo "make test [JOBS=2]                         the CPU test suite"
+	@echo "make test-gpu                              tests/gpu, on a machine with an NVIDIA GPU"
+	@echo "make lint | format | types                 ruff check | ruff format | pyrefly"
+
+$(BIN)/.installed: setup.py pyproject.toml scripts/find_python.sh
+	@python=$$(bash scripts/find_python.sh) && echo "environment: $$($$python --version) in $(VENV)" && \
+	  { [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
+	    { rm -rf $(VENV) && $$python -m venv $(VENV); }; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+env: $(BIN)/.installed
+
+demo: env
+	@$(BIN)/python -m helios_jax.demo --out=$(OUT) $(if $(CLIP),--clip=$(CLIP))
+
+test: env
+	@$(BIN)/python -m pytest -n $(JOBS) tests
+
+test-gpu: env
+	@$(BIN)/python -m pytest tests/gpu
+
+lint: env
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: env
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: env
+	@$(BIN)/pyrefly check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_out

@@ -1,0 +1,50 @@
+"""helios_jax: Helios, a real-time long-video diffusion transformer, in JAX and Flax.
+
+The public names are imported on first use, so that ``import helios_jax`` costs nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+from helios_jax._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from helios_jax import checkpoints, config, context, diffusion, models, parallel, sampling
+    from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
+    from helios_jax.sampling.noise import KeyNoise, NoiseSource, RecordedNoise
+    from helios_jax.sampling.pipeline import HeliosPipeline
+    from helios_jax.sampling.prompts import PromptSchedule
+
+__version__ = "0.1.0"
+__all__ = [
+    "HeliosPipeline",
+    "KeyNoise",
+    "NoiseSource",
+    "PromptSchedule",
+    "RecordedNoise",
+    "checkpoints",
+    "config",
+    "context",
+    "diffusion",
+    "load_diffusers",
+    "models",
+    "parallel",
+    "sampling",
+    "save_diffusers",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "HeliosPipeline": "helios_jax.sampling.pipeline",
+        "KeyNoise": "helios_jax.sampling.noise",
+        "NoiseSource": "helios_jax.sampling.noise",
+        "PromptSchedule": "helios_jax.sampling.prompts",
+        "RecordedNoise": "helios_jax.sampling.noise",
+        "load_diffusers": "helios_jax.checkpoints.diffusers",
+        "save_diffusers": "helios_jax.checkpoints.diffusers",
+        **{
+            name: f"helios_jax.{name}"
+            for name in ("checkpoints", "config", "context", "diffusion", "models", "parallel", "sampling")
+        },
+    },
+)

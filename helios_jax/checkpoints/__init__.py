@@ -1,0 +1,1 @@
+"""Checkpoints: diffusers folders, Orbax folders, LoRA files."""

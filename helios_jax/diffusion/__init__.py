@@ -1,0 +1,1 @@
+"""Diffusion mathematics: interpolation, pyramid level tables, solvers, guidance."""

@@ -1,0 +1,130 @@
+"""Layers shared by the networks: dtype-aware linear layers, fp32 norms, patch embedding.
+
+Numerics (design rule): norms, modulation, gates and softmax run in fp32; matrix products run in the
+compute dtype with fp32 accumulation. With compute dtype fp32 the products ask for full fp32
+precision, since the default of recent GPUs is TF32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from helios_jax.typing import Array, DType, Float
+
+
+def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
+    """Full precision for fp32 products (parity), the hardware default otherwise."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    dtype: DType,
+    param_dtype: DType | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer with kernel [in, out], computing in ``dtype``; parameters in ``param_dtype`` or ``dtype``."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=param_dtype or dtype,
+        precision=matmul_precision(dtype),
+        rngs=rngs,
+    )
+
+
+def layer_norm(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
+    """LayerNorm over the last axis without affine parameters; computes in and returns fp32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """RMSNorm over the last axis with weight; computes in fp32 and rounds once, to the dtype of ``x``."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Scale(nnx.Module):
+    """The weight of an RMSNorm whose statistics span ``features`` channels."""
+
+    def __init__(self, features: int, *, param_dtype: DType) -> None:
+        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+
+
+class LayerNormAffine(nnx.Module):
+    """LayerNorm with fp32 scale and bias; input and output share a dtype."""
+
+    def __init__(self, features: int, eps: float) -> None:
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return (layer_norm(x, self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class PatchEmbed(nnx.Module):
+    """A convolution whose kernel equals its stride, computed as one matrix product over patches.
+
+    Clips whose sides are not multiples of the patch are padded at the end by repeating the last
+    frame, row or column (diffusers ``pad_for_3d_conv``).
+    """
+
+    def __init__(
+        self,
+        patch: tuple[int, int, int],
+        in_channels: int,
+        dim: int,
+        *,
+        dtype: DType,
+        param_dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.patch = patch
+        self.dtype = dtype
+        shape = (*patch, in_channels, dim)
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1, 2, 3), out_axis=4)
+        self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype or dtype))
+        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype or dtype))
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 D"]:
+        patches = to_patches(pad_to_multiple(x, self.patch), self.patch).astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
+        out = jnp.matmul(patches, kernel, precision=matmul_precision(self.dtype))
+        return out + self.bias[...].astype(self.dtype)
+
+
+def pad_to_multiple(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Float[Array, "B T2 H2 W2 C"]:
+    """Repeats the last frame, row and column until every side is a multiple of ``patch``."""
+    pads = [(0, -size % p) for size, p in zip(x.shape[1:4], patch, strict=True)]
+    if not any(after for _, after in pads):
+        return x
+    return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="edge")
+
+
+def to_patches(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Float[Array, "B T2 H2 W2 P"]:
+    """Splits a clip into non-overlapping patches, each flattened in (frame, row, column, channel) order."""
+    b, t, h, w, c = x.shape
+    pt, ph, pw = patch
+    x = x.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // pt, h // ph, w // pw, math.prod(patch) * c)
+
+
+def from_patches(
+    tokens: Float[Array, "B T2 H2 W2 P"], patch: tuple[int, int, int]
+) -> Float[Array, "B T H W C"]:
+    """Inverse of ``to_patches``."""
+    b, t, h, w, features = tokens.shape
+    pt, ph, pw = patch
+    x = tokens.reshape(b, t, h, w, pt, ph, pw, features // math.prod(patch))
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * pt, h * ph, w * pw, -1)

@@ -1,0 +1,17 @@
+"""Test set-up: CPU, shape checks on, and flax.nnx in its tree-safe subset."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# Every jaxtyping annotation of the library becomes a check. The hook must precede the first import.
+install_import_hook(["helios_jax", "pallas_kernels"], "beartype.beartype")
+
+import flax
+
+# These defaults of flax will flip; running with them off keeps the library independent of the flip.
+flax.config.update("nnx_graph_mode", False)
+flax.config.update("nnx_graph_updates", False)
