@@ -7,9 +7,10 @@ the result and is not supported raises ``ValueError``.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 Json = Mapping[str, Any]
 
@@ -121,24 +122,30 @@ class TransformerConfig:
         return self.out_channels or self.in_channels
 
     @classmethod
-    def helios_14b(cls) -> Self:
+    def helios_14b(cls) -> "TransformerConfig":
         """The published model: 14,312,427,584 parameters."""
         return cls()
 
     @classmethod
-    def wan_1_3b(cls) -> Self:
+    def wan_1_3b(cls) -> "TransformerConfig":
         """Helios on the Wan2.1-1.3B backbone, for experiments on small machines."""
         return cls(num_heads=12, ffn_dim=8960, num_layers=30)
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> "TransformerConfig":
         """A model that runs in a blink on a CPU; for tests and the demo."""
         return cls(
-            num_heads=2, head_dim=32, text_dim=32, freq_dim=32, ffn_dim=128, num_layers=2, rope_dim=(12, 10, 10)
+            num_heads=2,
+            head_dim=32,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=128,
+            num_layers=2,
+            rope_dim=(12, 10, 10),
         )
 
     @classmethod
-    def from_diffusers(cls, json: Json) -> Self:
+    def from_diffusers(cls, json: Json) -> "TransformerConfig":
         """Reads ``transformer/config.json``. Raises ValueError on settings that are not supported."""
         _require(json, "added_kv_proj_dim", (None,), "transformer")
         return cls(**_rename(json, _TRANSFORMER_KEYS))
@@ -223,17 +230,17 @@ class VaeConfig:
             )
 
     @classmethod
-    def wan_2_1(cls) -> Self:
+    def wan_2_1(cls) -> "VaeConfig":
         """The published VAE: 126,892,531 parameters."""
         return cls()
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> "VaeConfig":
         """A narrow VAE with the published geometry (4x time, 8x space)."""
         return cls(base_dim=8, num_res_blocks=1, dim_mult=(1, 2, 2, 2))
 
     @classmethod
-    def from_diffusers(cls, json: Json) -> Self:
+    def from_diffusers(cls, json: Json) -> "VaeConfig":
         """Reads ``vae/config.json``. Raises ValueError on settings that are not supported."""
         _require(json, "is_residual", (False, None), "vae")
         _require(json, "patch_size", (None,), "vae")
@@ -291,17 +298,17 @@ class TextEncoderConfig:
     eos_token_id: int = 1
 
     @classmethod
-    def umt5_xxl(cls) -> Self:
+    def umt5_xxl(cls) -> "TextEncoderConfig":
         """The published encoder: 5,680,910,336 parameters."""
         return cls()
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> "TextEncoderConfig":
         """A small encoder for tests and the demo."""
         return cls(vocab_size=512, d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=64)
 
     @classmethod
-    def from_diffusers(cls, json: Json) -> Self:
+    def from_diffusers(cls, json: Json) -> "TextEncoderConfig":
         """Reads ``text_encoder/config.json`` (a transformers file)."""
         _require(json, "feed_forward_proj", ("gated-gelu",), "text_encoder")
         return cls(**_rename(json, _TEXT_KEYS))
@@ -389,9 +396,7 @@ class SchedulerConfig:
         if self.solver not in ("unipc", "euler", "dmd"):
             raise ValueError(f"solver {self.solver!r} must be 'unipc', 'euler' or 'dmd'")
         if len(self.level_range) != self.num_levels + 1:
-            raise ValueError(
-                f"level_range needs num_levels + 1 = {self.num_levels + 1} values, got {self.level_range}"
-            )
+            raise ValueError(f"level_range needs num_levels + 1 = {self.num_levels + 1} values, got {self.level_range}")
         if self.solver_order not in (1, 2):
             raise ValueError(f"solver_order {self.solver_order} must be 1 or 2")
         if self.use_dynamic_shifting and self.shift != 1.0:
@@ -402,22 +407,22 @@ class SchedulerConfig:
             raise ValueError(f"gamma {self.gamma} must lie in (0, 1/3]: beyond it the block noise has no covariance")
 
     @classmethod
-    def base(cls) -> Self:
+    def base(cls) -> "SchedulerConfig":
         """Helios-Base: one stage, UniPC, exponential shift."""
         return cls(num_levels=1, level_range=(0.0, 1.0), use_dynamic_shifting=True)
 
     @classmethod
-    def mid(cls) -> Self:
+    def mid(cls) -> "SchedulerConfig":
         """Helios-Mid: three levels, UniPC, exponential shift."""
         return cls(use_dynamic_shifting=True)
 
     @classmethod
-    def distilled(cls) -> Self:
+    def distilled(cls) -> "SchedulerConfig":
         """Helios-Distilled: three levels, DMD steps, linear shift."""
         return cls(solver="dmd", use_dynamic_shifting=True, time_shift_type="linear")
 
     @classmethod
-    def from_diffusers(cls, json: Json) -> Self:
+    def from_diffusers(cls, json: Json) -> "SchedulerConfig":
         """Reads ``scheduler/scheduler_config.json``.
 
         Raises:
@@ -491,9 +496,7 @@ class HistoryConfig:
         bounds = [start]
         for size in (*self.tier_sizes, self.chunk_frames):
             bounds.append(bounds[-1] + size)
-        long, mid, short, current = (
-            tuple(range(low, high)) for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-        )
+        long, mid, short, current = (tuple(range(low, high)) for low, high in itertools.pairwise(bounds))
         return long, mid, (0, *short) if self.keep_first_frame else short, current
 
 
@@ -512,7 +515,7 @@ class PipelineConfig:
     is_pyramid: bool = True
 
     @classmethod
-    def from_diffusers(cls, json: Json) -> Self:
+    def from_diffusers(cls, json: Json) -> "PipelineConfig":
         """Reads ``model_index.json``. Raises ValueError for a pipeline class that is not Helios."""
         name = json.get("_class_name")
         if name not in ("HeliosPipeline", "HeliosPyramidPipeline"):
@@ -538,12 +541,6 @@ class PipelineConfig:
         if self.is_pyramid:
             index |= {"is_cfg_zero_star": self.is_cfg_zero_star, "is_distilled": self.is_distilled}
         return index
-
-
-def dynamic_shift_mu(config: SchedulerConfig, num_tokens: int) -> float:
-    """mu(n) of the dynamic shift: linear in the token count n, extrapolating (diffusers ``calculate_shift``)."""
-    slope = (config.max_shift - config.base_shift) / (config.max_seq_len - config.base_seq_len)
-    return num_tokens * slope + config.base_shift - slope * config.base_seq_len
 
 
 def patch_tokens(config: TransformerConfig, frames: int, height: int, width: int) -> int:

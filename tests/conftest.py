@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 # Every jaxtyping annotation of the library becomes a check. The hook must precede the first import.
 install_import_hook(["helios_jax", "pallas_kernels"], "beartype.beartype")
 
-import flax
+import flax  # noqa: E402
 
 # These defaults of flax will flip; running with them off keeps the library independent of the flip.
 flax.config.update("nnx_graph_mode", False)

@@ -6,6 +6,7 @@ precision, since the default of recent GPUs is TF32.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -120,11 +121,18 @@ def to_patches(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Flo
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // pt, h // ph, w // pw, math.prod(patch) * c)
 
 
-def from_patches(
-    tokens: Float[Array, "B T2 H2 W2 P"], patch: tuple[int, int, int]
-) -> Float[Array, "B T H W C"]:
+def from_patches(tokens: Float[Array, "B T2 H2 W2 P"], patch: tuple[int, int, int]) -> Float[Array, "B T H W C"]:
     """Inverse of ``to_patches``."""
     b, t, h, w, features = tokens.shape
     pt, ph, pw = patch
     x = tokens.reshape(b, t, h, w, pt, ph, pw, features // math.prod(patch))
     return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * pt, h * ph, w * pw, -1)
+
+
+def stack_layers[M: nnx.Module](make: Callable[[nnx.Rngs], M], num_layers: int, rngs: nnx.Rngs) -> M:
+    """Builds ``num_layers`` equal modules as one, whose parameters carry a leading L axis.
+
+    Run the stack with ``lax.scan``: split it once into graph definition and state, and merge one layer
+    inside the body.
+    """
+    return nnx.split_rngs(splits=num_layers)(nnx.vmap(make))(rngs)

@@ -1,0 +1,141 @@
+"""Folders of safetensors files, sharded with an index or single, as the Hugging Face libraries write them."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+"""Stored dtypes that a checkpoint may use."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """What a file's header says about one tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class TensorFolder:
+    """Read access to all tensors of a folder, by name and by slice, without loading whole files.
+
+    Raises:
+        FileNotFoundError: The folder, its weights or a shard named by the index is missing.
+        ValueError: A file is not a complete safetensors file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._handles: dict[Path, Any] = {}
+        self._stack = contextlib.ExitStack()
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in _weight_files(Path(folder)):
+            handle = self._open(file)
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                view = handle.get_slice(name)
+                dtype = DTYPES.get(view.get_dtype())
+                if dtype is None:
+                    raise ValueError(f"{file}: tensor {name!r} has dtype {view.get_dtype()}; expected {list(DTYPES)}")
+                self.tensors[name] = TensorInfo(file=file, shape=tuple(view.get_shape()), dtype=dtype)
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Reads a tensor, or the part of it that ``index`` selects."""
+        handle = self._handles[self.tensors[name].file]
+        return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._stack.close()
+
+    def __enter__(self) -> "TensorFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, file: Path) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._handles[file] = self._stack.enter_context(safe_open(file, framework="numpy"))
+        except SafetensorError as error:
+            size = file.stat().st_size
+            raise ValueError(
+                f"{file} ({size:,} bytes) is not a complete safetensors file ({error}); "
+                "it was probably cut short while downloading or copying: fetch it again"
+            ) from error
+        return self._handles[file]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: a component's folder with config.json and safetensors is needed")
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        shards = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder}: {indices[0].name} names shards that are not there: {missing}")
+        return [folder / shard for shard in shards]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = sorted(path.name for path in folder.iterdir())
+        raise FileNotFoundError(f"{folder} holds no *.safetensors file; found {found}")
+    return files
+
+
+def write_tensors(
+    folder: Path, stem: str, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], read: Any, shard_bytes: int
+) -> list[Path]:
+    """Writes tensors as one file, or as numbered shards with an index when they exceed ``shard_bytes``.
+
+    Args:
+        folder: Where to write; it must exist.
+        stem: File name stem, such as "diffusion_pytorch_model".
+        tensors: Name, shape and dtype of every tensor, in the order of the files.
+        read: ``name -> array``; called once per tensor, so that only one shard is in host memory at a time.
+        shard_bytes: Largest size of a file.
+
+    Returns:
+        The files written.
+    """
+    from safetensors.numpy import save_file
+
+    shards = list(_pack(tensors, shard_bytes))
+    total = sum(size for _, size in shards)
+    weight_map: dict[str, str] = {}
+    files = []
+    for number, (names, _) in enumerate(shards, 1):
+        suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
+        file = folder / f"{stem}{suffix}.safetensors"
+        partial = file.with_suffix(".partial")
+        save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
+        partial.rename(file)
+        weight_map |= dict.fromkeys(names, file.name)
+        files.append(file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        files.append(folder / f"{stem}.safetensors.index.json")
+        files[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return files
+
+
+def _pack(tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], limit: int) -> Iterator[tuple[list[str], int]]:
+    """Groups tensors, in order, into shards of at most ``limit`` bytes (one larger tensor is a shard)."""
+    names: list[str] = []
+    size = 0
+    for name, shape, dtype in tensors:
+        bytes_ = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if names and size + bytes_ > limit:
+            yield names, size
+            names, size = [], 0
+        names.append(name)
+        size += bytes_
+    yield names, size

@@ -1,0 +1,66 @@
+"""Relative rotary position embedding over frame, row and column.
+
+A token at frame index t, row y and column x of its own stream's token grid is rotated by
+
+    angle_j = p * theta^(-2 j / n),   j = 0 .. n/2 - 1,   p in (t, y, x),                          (1)
+
+with n the channels given to that axis (44, 42, 42 of the 128 of a head in the published model).
+Channels rotate in interleaved pairs: (even, odd) -> (even cos - odd sin, even sin + odd cos).    (2)
+
+The mid and long history tiers see the grid of the short tier through average pooling of cos and sin
+over 2x2x2 and 4x4x4 cells, so their pairs both rotate and shrink; they are not renormalised
+(Helios, arXiv 2603.04379, as in diffusers ``HeliosRotaryPosEmbed``). The frame indices are relative to
+the window and equal for every chunk, which is why positions never grow with the video.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from helios_jax.models.layers import pad_to_multiple
+from helios_jax.typing import Array, Float
+
+RopeTable = Float[Array, "S 2 K2"]
+"""cos and sin of every token for the K/2 channel pairs, fp32."""
+
+
+def rope_grid(
+    frame_indices: Sequence[int], height: int, width: int, rope_dim: Sequence[int], theta: float
+) -> Float[Array, "T H W 2 K2"]:
+    """cos and sin of equation (1) on a (frames, rows, columns) grid, fp32."""
+    frames = jnp.asarray(frame_indices, jnp.float32)[:, None, None, None]
+    rows = jnp.arange(height, dtype=jnp.float32)[:, None, None]
+    columns = jnp.arange(width, dtype=jnp.float32)[:, None]
+    angles = [
+        jnp.broadcast_to(position * _frequencies(channels, theta), (len(frame_indices), height, width, channels // 2))
+        for position, channels in zip((frames, rows, columns), rope_dim, strict=True)
+    ]
+    angle = jnp.concatenate(angles, axis=-1)
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-2)
+
+
+def _frequencies(channels: int, theta: float) -> Float[Array, " K2"]:
+    return 1.0 / theta ** (jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
+
+
+def pool_grid(grid: Float[Array, "T H W 2 K2"], cell: int) -> Float[Array, "T2 H2 W2 2 K2"]:
+    """Averages cos and sin over cells of ``cell``^3 positions; the last ones are repeated to fill a cell."""
+    t, h, w, _, pairs = grid.shape
+    flat = pad_to_multiple(grid.reshape(1, t, h, w, 2 * pairs), (cell, cell, cell))
+    _, t, h, w, _ = flat.shape
+    cells = flat.reshape(t // cell, cell, h // cell, cell, w // cell, cell, 2, pairs)
+    return cells.mean((1, 3, 5))
+
+
+def flatten_grid(grid: Float[Array, "T H W 2 K2"]) -> RopeTable:
+    """Token order: frame, row, column."""
+    return grid.reshape(-1, *grid.shape[3:])
+
+
+def apply_rope(x: Float[Array, "B S N K"], table: RopeTable) -> Float[Array, "B S N K"]:
+    """Rotates channel pairs as in equation (2), in fp32, rounding once to the dtype of ``x``."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = table[:, None, 0], table[:, None, 1]
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,42 @@
+"""Meshes and the sharding of parameters.
+
+Parameters are sharded in the manner of fully sharded data parallelism: each one along its largest axis that the
+mesh divides, over all mesh axes together. The compiler gathers a layer's weights when the layer runs.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+MIN_SHARDED_SIZE = 2**16
+"""Parameters with fewer elements are replicated: sharding them costs more than it saves."""
+
+
+def auto_mesh(mesh: Mesh) -> Mesh:
+    """The same mesh with automatic axes: the compiler propagates shardings (``jax.make_mesh`` makes explicit ones)."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.sharding.Sharding:
+    """Where a parameter of ``shape`` lives: on the default device, or sharded over ``mesh``.
+
+    The leading axis is not used for parameters of three and more axes: it is the layer axis of a stack, which
+    a scan reads one index at a time.
+    """
+    if mesh is None:
+        return SingleDeviceSharding(jax.config.jax_default_device or jax.devices()[0])
+    devices = math.prod(mesh.shape.values())
+    first = 1 if len(shape) > 2 else 0
+    candidates = [axis for axis in range(first, len(shape)) if shape[axis] % devices == 0]
+    if not candidates or math.prod(shape) < MIN_SHARDED_SIZE:
+        return NamedSharding(auto_mesh(mesh), PartitionSpec())
+    largest = max(candidates, key=lambda axis: shape[axis])
+    spec = [None] * len(shape)
+    spec[largest] = mesh.axis_names
+    return NamedSharding(auto_mesh(mesh), PartitionSpec(*spec))
+
+
+def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
+    """The sharding of values that every device holds."""
+    return parameter_sharding((), mesh)
