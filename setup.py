@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-MEDIA = ["av>=14", "pillow>=10"]
+MEDIA = ["av>=16", "pillow>=10"]
 TEXT = ["tokenizers>=0.20", "ftfy>=6.1"]
 
 setup(

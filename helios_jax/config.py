@@ -445,6 +445,8 @@ class SchedulerConfig:
         _require(json, "use_flow_sigmas", (True,), "scheduler")
         _require(json, "solver_p", (None,), "scheduler")
         values = {**defaults, **_rename(json, _SCHEDULER_KEYS), "solver": solver}
+        if "level_range" in values:  # JSON files write its ends as 0 and 1
+            values["level_range"] = tuple(map(float, values["level_range"]))
         if values.get("solver_type") in ("midpoint", "heun", "logrho"):  # diffusers maps these to bh2
             values["solver_type"] = "bh2"
         return cls(**values)

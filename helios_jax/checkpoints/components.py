@@ -1,14 +1,21 @@
-"""The three networks of a checkpoint: their configuration, module and key table."""
+"""The three networks of a checkpoint: their configuration, module and key table; what both layouts share."""
 
 import dataclasses
 import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
 from flax import nnx
 
 from helios_jax import config as configs
 from helios_jax.checkpoints import key_tables
-from helios_jax.typing import DType
+from helios_jax.checkpoints.key_tables import ParamPath
+from helios_jax.typing import Array, DType, Path
+
+_LISTED = 12
+"""Names spelled out in an error before the rest is only counted."""
 
 ComponentName = Literal["transformer", "vae", "text_encoder"]
 
@@ -63,3 +70,78 @@ def find_component(name: str) -> Component:
     if name not in COMPONENTS:
         raise ValueError(f"unknown component {name!r}; expected one of {', '.join(get_args(ComponentName))}")
     return COMPONENTS[name]
+
+
+def with_parameters(abstract: nnx.Module, arrays: Mapping[ParamPath, Array]) -> nnx.Module:
+    """The network ``abstract`` with every parameter filled from ``arrays``."""
+    graph, state = nnx.split(abstract)
+    filled = [(path, variable.replace(arrays[path])) for path, variable in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def component_folder(folder: Path, component: str) -> FilePath:
+    """The component's own folder, given it or the checkpoint that holds it."""
+    path = FilePath(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {path}")
+    inner = path / component
+    return inner if inner.is_dir() else path
+
+
+def new_component_folder(folder: Path, component: str) -> FilePath:
+    """Makes ``folder/component``. Raises FileExistsError when it holds weights in either layout."""
+    target = FilePath(folder) / component
+    if (target / "weights").exists() or any(target.glob("*.safetensors*")):
+        raise FileExistsError(f"{target} already holds weights; choose another folder or remove them first")
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def read_json(file: FilePath) -> dict[str, Any]:
+    """Reads a JSON object. Raises FileNotFoundError or ValueError naming the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: is {file.parent} (part of) a complete checkpoint?")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
+def write_json(file: FilePath, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented."""
+    file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_tensors(
+    summary: str, needed: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], *, source: str
+) -> None:
+    """Raises ValueError unless the names and shapes ``given`` are exactly those ``needed``.
+
+    Args:
+        summary: First line of the error.
+        needed: Name -> shape that the configuration asks for.
+        given: Name -> shape that is stored.
+        source: Who asks for ``needed``, for the error.
+    """
+    problems = {
+        "missing": sorted(needed.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - needed.keys()),
+        "misshapen": [
+            f"{name} is {given[name]}, {source} asks for {needed[name]}"
+            for name in sorted(needed.keys() & given.keys())
+            if given[name] != needed[name]
+        ],
+    }
+    raise_problems(summary, problems)
+
+
+def raise_problems(summary: str, problems: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError with one line per kind of problem, unless all lists are empty."""
+    if not any(problems.values()):
+        return
+    lines = [
+        f"  {len(names)} {kind}: " + ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+        for kind, names in problems.items()
+        if names
+    ]
+    raise ValueError("\n".join([summary, *lines]))

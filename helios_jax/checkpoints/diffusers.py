@@ -6,9 +6,7 @@ weights is read.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path as FilePath
 from typing import Any
 
 import jax
@@ -16,14 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from helios_jax.checkpoints.components import Component, find_component
-from helios_jax.checkpoints.key_tables import Entry, Layout, ParamPath, published_entries
+from helios_jax.checkpoints.components import (
+    check_tensors,
+    component_folder,
+    find_component,
+    new_component_folder,
+    read_json,
+    with_parameters,
+    write_json,
+)
+from helios_jax.checkpoints.key_tables import Entry, ParamPath, published_entries
 from helios_jax.checkpoints.tensor_files import TensorFolder, write_tensors
 from helios_jax.parallel.mesh import parameter_sharding
 from helios_jax.typing import Array, DType, Int, Path
-
-_LISTED = 12
-"""Names spelled out in an error before the rest is only counted."""
 
 
 def load_diffusers(
@@ -58,20 +61,22 @@ def load_diffusers(
         else:
             abstract = parts.abstract(config, dtype)
         entries = published_entries(abstract, parts.keys)
-        _check(folder, entries, stored, files)
-        graph, state = nnx.split(abstract)
-        flat = dict(nnx.to_flat_state(state))
+        check_tensors(
+            f"the tensors in {folder} do not fit its config.json:",
+            needed={name: entry.shape for name, entry in entries.items()},
+            given={canonical: files.tensors[name].shape for canonical, name in stored.items()},
+            source="config.json",
+        )
         targets = {
             path: jax.ShapeDtypeStruct(
                 variable.shape,
                 variable.dtype if dtype is not None else _stored_dtype(path, entries, stored, files),
                 sharding=parameter_sharding(variable.shape, mesh),
             )
-            for path, variable in flat.items()
+            for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
         }
         arrays = _read_parameters(entries, targets, lambda name, index: files.read(stored[name], index))
-    filled = nnx.from_flat_state([(path, flat[path].replace(arrays[path])) for path in flat])
-    return nnx.merge(graph, filled)
+    return with_parameters(abstract, arrays)
 
 
 def save_diffusers(module: nnx.Module, folder: Path, component: str, *, shard_bytes: int = 10 * 10**9) -> None:
@@ -87,10 +92,7 @@ def save_diffusers(module: nnx.Module, folder: Path, component: str, *, shard_by
         FileExistsError: The component's folder already holds weights.
     """
     parts = find_component(component)
-    target = FilePath(folder) / component
-    if target.is_dir() and any(target.glob("*.safetensors*")):
-        raise FileExistsError(f"{target} already holds weights; choose another folder or remove them first")
-    target.mkdir(parents=True, exist_ok=True)
+    target = new_component_folder(folder, component)
     entries = published_entries(module, parts.keys)
     flat = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
@@ -102,51 +104,6 @@ def save_diffusers(module: nnx.Module, folder: Path, component: str, *, shard_by
     tensors = ((name, entry.shape, np.dtype(flat[entry.path].dtype)) for name, entry in entries.items())
     write_tensors(target, parts.weights, tensors, read, shard_bytes)
     write_json(target / "config.json", module.config.to_diffusers())
-
-
-def component_folder(folder: Path, component: str) -> FilePath:
-    """The component's own folder, given it or the checkpoint that holds it."""
-    path = FilePath(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no folder {path}")
-    inner = path / component
-    return inner if inner.is_dir() else path
-
-
-def read_json(file: FilePath) -> dict[str, Any]:
-    """Reads a JSON object. Raises FileNotFoundError or ValueError naming the file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: is {file.parent} a checkpoint in the published layout?")
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-
-
-def write_json(file: FilePath, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object, indented."""
-    file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _check(folder: FilePath, entries: Mapping[str, Entry], stored: Mapping[str, str], files: TensorFolder) -> None:
-    """Raises ValueError unless the stored tensors are exactly those of the configuration."""
-    shapes = {name: files.tensors[stored[name]].shape for name in stored}
-    problems = {
-        "missing": sorted(entries.keys() - shapes.keys()),
-        "unexpected": sorted(shapes.keys() - entries.keys()),
-        "misshapen": [
-            f"{name} is {shapes[name]}, config.json asks for {entries[name].shape}"
-            for name in sorted(entries.keys() & shapes.keys())
-            if shapes[name] != entries[name].shape
-        ],
-    }
-    if any(problems.values()):
-        lines = [
-            f"  {len(names)} {kind}: " + ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-            for kind, names in problems.items()
-            if names
-        ]
-        raise ValueError(f"the tensors in {folder} do not fit its config.json:\n" + "\n".join(lines))
 
 
 def _stored_dtype(
@@ -201,6 +158,3 @@ def _without_layer_axis(sharding: jax.sharding.Sharding) -> jax.sharding.Shardin
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
     return sharding
-
-
-__all__ = ["Component", "Layout", "load_diffusers", "save_diffusers"]

@@ -25,19 +25,26 @@ class TensorInfo:
 
 
 class TensorFolder:
-    """Read access to all tensors of a folder, by name and by slice, without loading whole files.
+    """Read access to all tensors of a folder, or of one file, by name and by slice, without loading whole files.
+
+    Attributes:
+        tensors: What the headers say about every tensor, by name.
+        metadata: The text entries of the headers.
 
     Raises:
         FileNotFoundError: The folder, its weights or a shard named by the index is missing.
         ValueError: A file is not a complete safetensors file.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._handles: dict[Path, Any] = {}
         self._stack = contextlib.ExitStack()
         self.tensors: dict[str, TensorInfo] = {}
-        for file in _weight_files(Path(folder)):
+        self.metadata: dict[str, str] = {}
+        path = Path(path)
+        for file in [path] if path.is_file() else _weight_files(path):
             handle = self._open(file)
+            self.metadata |= handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 view = handle.get_slice(name)
                 dtype = DTYPES.get(view.get_dtype())

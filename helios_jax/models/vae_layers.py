@@ -1,0 +1,251 @@
+"""Layers of the causal video VAE of Wan2.1 (``AutoencoderKLWan`` of diffusers).
+
+A layer maps one slice of a clip and the layer's memory of the frames before it:
+
+    (slice, cache) -> (slice, cache).                                                           (1)
+
+``cache = None`` starts a clip. Chaining (1) over the slices of a clip equals one call on the whole
+clip, because every layer is causal: its cache holds all of the past that it will read again. A cache
+is a pytree of arrays whose shapes do not change after the first slice, so it can be the carry of
+``jax.lax.scan``.
+
+Convolutions over time are written as convolutions over space. With x_t = 0 for t < 0 and the taps K_0,
+K_1, K_2 of a causal kernel,
+
+    y_t = K_0 * x_{t-2} + K_1 * x_{t-1} + K_2 * x_t = [K_0; K_1; K_2] * [x_{t-2}, x_{t-1}, x_t],   (2)
+
+one two-dimensional convolution whose input is three shifted copies of the clip side by side on the
+channels. It keeps the tensor cores fuller than a three-dimensional one, and frames are independent of
+each other once they have been gathered.
+
+The first frame of a clip is special to the layers that change the frame rate: it is one frame at
+every rate, so it passes beside their time convolutions.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from helios_jax.typing import Array, DType, Float
+
+Cache = Any
+"""What a layer remembers of earlier frames: ``None``, an array or a tuple of caches."""
+
+
+@runtime_checkable
+class CausalLayer(Protocol):
+    """A map (1) from a slice of a clip to a slice of its features."""
+
+    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T2 H2 W2 C2"], Cache]: ...
+
+
+def chain(
+    layers: Iterable[CausalLayer], x: Float[Array, "B T H W C"], cache: Cache
+) -> tuple[Float[Array, "B T2 H2 W2 C2"], Cache]:
+    """Applies layers one after the other; the cache is the tuple of their caches."""
+    layers = tuple(layers)
+    caches = []
+    for layer, past in zip(layers, cache or (None,) * len(layers), strict=True):
+        x, past = layer(x, past)
+        caches.append(past)
+    return x, tuple(caches)
+
+
+def per_frame(
+    fn: Callable[[Float[Array, "N H W C"]], Float[Array, "N H2 W2 C2"]], x: Float[Array, "B T H W C"]
+) -> Float[Array, "B T H2 W2 C2"]:
+    """Applies a function of images to every frame: all at once on accelerators, in turn on the CPU.
+
+    The CPU's sums and matrix products round differently for different numbers of rows. One frame at a time,
+    a frame's value does not depend on how many others share the call, hence not on the slicing.
+    """
+    frames = x.reshape(-1, *x.shape[2:])
+    y = jax.lax.platform_dependent(frames, cpu=lambda frames: one_by_one(fn, frames), default=fn)
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def one_by_one(
+    fn: Callable[[Float[Array, "1 H W C"]], Float[Array, "1 H2 W2 C2"]], frames: Float[Array, "N H W C"]
+) -> Float[Array, "N H2 W2 C2"]:
+    """Applies a function of images to one frame after the other."""
+    return jax.lax.map(lambda frame: fn(frame[None])[0], frames)
+
+
+class Conv(nnx.Module):
+    """A convolution of frames; with several taps, of that many frames at once, equation (2).
+
+    Args:
+        window: Sides of the kernel: (), (rows, columns), (taps,) or (taps, rows, columns).
+        in_features: Channels of one frame.
+        out_features: Channels of the result.
+        stride: Step along rows and columns.
+        padding: Zeros around rows and columns, as in ``jax.lax.conv_general_dilated``.
+        dtype: Compute dtype.
+        param_dtype: Dtype of kernel [*window, in, out] and bias [out].
+        precision: Precision of the products; ``None`` is the default of the hardware.
+        rngs: Key stream ``params``.
+    """
+
+    def __init__(
+        self,
+        window: tuple[int, ...],
+        in_features: int,
+        out_features: int,
+        *,
+        stride: int = 1,
+        padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
+        dtype: DType,
+        param_dtype: DType,
+        precision: jax.lax.Precision | None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.stride = stride
+        self.padding = padding
+        self.dtype = dtype
+        self.precision = precision
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (*window, in_features, out_features), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+
+    def over(self, *taps: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
+        """Convolves the frames of ``taps``, one array per tap, earliest first."""
+        kernel = self.kernel[...].astype(self.dtype)
+        if len(taps) > 1:
+            kernel = jnp.moveaxis(kernel, 0, -3)
+            kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
+
+        def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
+            if kernel.ndim == 2:
+                return jnp.matmul(x, kernel, precision=self.precision)
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                self.padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=self.precision,
+            )
+
+        return per_frame(convolve, jnp.concatenate(taps, -1)) + self.bias[...].astype(self.dtype)
+
+
+class CausalConv(Conv):
+    """A convolution over a frame and the two before it; zeros precede a clip. Cache: the last two frames."""
+
+    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T H W C2"], Cache]:
+        b, _, *rest = x.shape
+        past = jnp.zeros((b, 2, *rest), x.dtype) if cache is None else cache
+        x = jnp.concatenate([past, x], 1)
+        return self.over(x[:, :-2], x[:, 1:-1], x[:, 2:]), x[:, -2:]
+
+
+class RmsNorm(nnx.Module):
+    """x / max(|x|, 1e-12) sqrt(C) gamma over the channels: fp32 inside, dtype of ``x`` outside."""
+
+    def __init__(self, features: int, *, param_dtype: DType) -> None:
+        self.gamma = nnx.Param(jnp.ones((features,), param_dtype))
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+        scale = x.shape[-1] ** 0.5 * self.gamma[...].astype(jnp.float32)
+
+        def normalize(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+            x32 = x.astype(jnp.float32)
+            length = jnp.sqrt((x32 * x32).sum(-1, keepdims=True))
+            return (x32 / jnp.maximum(length, 1e-12) * scale).astype(x.dtype)
+
+        return per_frame(normalize, x)
+
+
+def norm_silu(norm: RmsNorm, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    """SiLU(norm(x)), the activation in front of every causal convolution but the first."""
+    return jax.nn.silu(norm(x))
+
+
+class ResidualBlock(nnx.Module):
+    """shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))); the shortcut is a matrix if channels change."""
+
+    def __init__(self, in_features: int, out_features: int, **numerics: Any) -> None:
+        self.norm1 = RmsNorm(in_features, param_dtype=numerics["param_dtype"])
+        self.conv1 = CausalConv((3, 3, 3), in_features, out_features, **numerics)
+        self.norm2 = RmsNorm(out_features, param_dtype=numerics["param_dtype"])
+        self.conv2 = CausalConv((3, 3, 3), out_features, out_features, **numerics)
+        if in_features != out_features:
+            self.conv_shortcut = Conv((), in_features, out_features, **numerics)
+        else:
+            self.conv_shortcut = None
+
+    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T H W C2"], Cache]:
+        past1, past2 = cache or (None, None)
+        h, past1 = self.conv1(norm_silu(self.norm1, x), past1)
+        h, past2 = self.conv2(norm_silu(self.norm2, h), past2)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut.over(x)
+        return shortcut + h, (past1, past2)
+
+
+class AttentionBlock(nnx.Module):
+    """Single-head self-attention among the pixels of one frame, with a residual. No cache."""
+
+    def __init__(self, features: int, **numerics: Any) -> None:
+        self.precision = numerics["precision"]
+        self.norm = RmsNorm(features, param_dtype=numerics["param_dtype"])
+        self.to_qkv = Conv((), features, 3 * features, **numerics)
+        self.proj = Conv((), features, features, **numerics)
+
+    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T H W C"], Cache]:
+        def attend(qkv: Float[Array, "1 H W C3"]) -> Float[Array, "1 H W C"]:
+            q, k, v = jnp.split(qkv.reshape(-1, qkv.shape[-1]), 3, axis=-1)
+            scores = jnp.matmul(q, k.T, precision=self.precision, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
+            return jnp.matmul(weights, v, precision=self.precision).reshape(*qkv.shape[:-1], -1)
+
+        # One frame after the other everywhere: the scores of a single one are (H W)^2 numbers.
+        qkv = self.to_qkv.over(self.norm(x))
+        frames = one_by_one(attend, qkv.reshape(-1, *qkv.shape[2:]))
+        return x + self.proj.over(frames.reshape(x.shape)), cache
+
+
+class Downsample(nnx.Module):
+    """Halves rows and columns and, with ``time``, the frames after the first: T -> 1 + (T - 1) / 2.
+
+    Frame j > 0 of the result is a time convolution of frames 2j - 2, 2j - 1 and 2j. Cache: the last frame.
+    """
+
+    def __init__(self, features: int, *, time: bool, **numerics: Any) -> None:
+        behind = ((0, 1), (0, 1))
+        self.resample = Conv((3, 3), features, features, stride=2, padding=behind, **numerics)
+        self.time_conv = Conv((3,), features, features, **numerics) if time else None
+
+    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T2 H2 W2 C"], Cache]:
+        x = self.resample.over(x)
+        if self.time_conv is None:
+            return x, cache
+        first = x[:, :1] if cache is None else x[:, :0]
+        x = x if cache is None else jnp.concatenate([cache, x], 1)
+        rest = self.time_conv.over(x[:, :-2:2], x[:, 1:-1:2], x[:, 2::2])
+        return jnp.concatenate([first, rest], 1), x[:, -1:]
+
+
+class Upsample(nnx.Module):
+    """Doubles rows and columns, halves channels and, with ``time``, doubles the frames after the first.
+
+    The time convolution makes two frames of each frame but the first (T -> 2 T - 1); it sees zeros in place
+    of the first frame, not that frame. Cache: that of the time convolution.
+    """
+
+    def __init__(self, features: int, *, time: bool, **numerics: Any) -> None:
+        self.resample = Conv((3, 3), features, features // 2, **numerics)
+        self.time_conv = CausalConv((3,), features, 2 * features, **numerics) if time else None
+
+    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T2 H2 W2 C2"], Cache]:
+        if self.time_conv is not None:
+            first = 1 if cache is None else 0
+            pairs, cache = self.time_conv(x[:, first:], cache)
+            b, t, h, w, c = pairs.shape
+            pairs = pairs.reshape(b, t, h, w, 2, c // 2)  # the first half of the channels is the earlier frame
+            doubled = jnp.moveaxis(pairs, 4, 2).reshape(b, 2 * t, h, w, c // 2)
+            x = jnp.concatenate([x[:, :first], doubled], 1)
+        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+        return self.resample.over(x), cache

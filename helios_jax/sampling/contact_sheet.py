@@ -1,0 +1,103 @@
+"""A PNG that shows a long video at a glance: one row of labelled frames per chunk, oldest at the top."""
+
+from typing import Any
+
+import numpy as np
+
+from helios_jax.sampling.media import uint8_frames
+from helios_jax.sampling.video_writer import new_file
+from helios_jax.typing import AnyArray, Path
+
+_LABEL_HEIGHT = 14
+_GAP = 2
+
+
+class ContactSheet:
+    """Collects small copies of some frames of each chunk and writes them as one PNG; a context manager.
+
+    Memory is constant: when more than ``max_rows`` rows are kept, every second one is dropped and from
+    then on only every second chunk is kept. The newest chunk is always shown, so that drift can be seen.
+    The PNG is written on leaving the ``with`` block, also by an exception, or by ``close``.
+
+    Args:
+        path: The file, ending in ``.png``; its folder is created.
+        fps: Frames per second, for the labels.
+        columns: Frames per chunk, evenly spaced from the first to the last.
+        max_rows: Most rows kept besides that of the newest chunk.
+        tile_width: Width of the small frames in pixels; their height follows from the first chunk.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is off.
+        ValueError: Another ending than ``.png``, or ``columns`` or ``max_rows`` below 2.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fps: float = 24,
+        columns: int = 3,
+        max_rows: int = 64,
+        tile_width: int = 192,
+        overwrite: bool = False,
+    ) -> None:
+        if columns < 2 or max_rows < 2:
+            raise ValueError(f"need at least 2 columns and 2 rows, got columns={columns}, max_rows={max_rows}")
+        self.path = new_file(path, ".png", overwrite)
+        self.fps = fps
+        self.num_frames = 0
+        self._columns = columns
+        self._max_rows = max_rows
+        self._tile_width = tile_width
+        self._tile_height = 0  # known from the first chunk
+        self._num_chunks = 0
+        self._stride = 1  # chunks between two kept rows
+        self._rows: list[list[tuple[int, Any]]] = []  # (frame number, PIL image) for each tile
+        self._newest: list[tuple[int, Any]] | None = None
+
+    def write(self, frames: AnyArray) -> None:
+        """Adds a chunk, uint8 [F, H, W, 3]. Raises ValueError for another shape or dtype."""
+        from PIL import Image
+
+        frames = uint8_frames(frames)
+        if not self._tile_height:
+            self._tile_height = max(1, round(self._tile_width * frames.shape[1] / frames.shape[2]))
+        size = (self._tile_width, self._tile_height)
+        picks = np.linspace(0, len(frames) - 1, self._columns).round().astype(int).tolist()
+        self._newest = [(self.num_frames + pick, Image.fromarray(frames[pick]).resize(size)) for pick in picks]
+        if self._num_chunks % self._stride == 0:
+            self._rows.append(self._newest)
+        if len(self._rows) > self._max_rows:
+            self._rows = self._rows[::2]
+            self._stride *= 2
+        self._num_chunks += 1
+        self.num_frames += len(frames)
+
+    def close(self) -> None:
+        """Writes the PNG; without any chunk there is none."""
+        if self._newest is None:
+            return
+        rows = self._rows if self._rows[-1] is self._newest else [*self._rows, self._newest]
+        self._draw(rows).save(self.path, format="PNG")
+        self._rows, self._newest = [], None
+
+    def __enter__(self) -> "ContactSheet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _draw(self, rows: list[list[tuple[int, Any]]]) -> Any:
+        from PIL import Image, ImageDraw
+
+        step_x, step_y = self._tile_width + _GAP, self._tile_height + _LABEL_HEIGHT + _GAP
+        sheet = Image.new("RGB", (self._columns * step_x - _GAP, len(rows) * step_y - _GAP))
+        draw = ImageDraw.Draw(sheet)
+        for row, tiles in enumerate(rows):
+            for column, (number, image) in enumerate(tiles):
+                x, y = column * step_x, row * step_y
+                sheet.paste(image, (x, y))
+                label = f"frame {number}  {number / self.fps:.2f} s"
+                draw.text((x + 2, y + self._tile_height + 1), label, fill="white")
+        return sheet

@@ -1,0 +1,226 @@
+"""Prompts that change during a video: schedules written in advance and texts set live.
+
+A change of prompt that blends over n chunks shows, in the j-th of them,
+
+    (1 - w_j) old + w_j new,   w = linspace(0, 1, n),                                              (1)
+
+elementwise on the zero-padded embeddings, as the research code of Helios does (arXiv 2603.04379): the first
+chunk still shows the old prompt, the last one the new. With n = 0 or 1 the new prompt shows at once.
+"""
+
+import csv
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from helios_jax.typing import Array, Float, Path, Sequence
+
+
+def blend_weights(blend_chunks: int) -> tuple[float, ...]:
+    """Weights of the new prompt in equation (1), for the chunks of a blend; empty when it shows at once.
+
+    Raises:
+        ValueError: ``blend_chunks`` is negative.
+    """
+    if blend_chunks < 0:
+        raise ValueError(f"blend_chunks={blend_chunks} must not be negative; 0 switches at once")
+    return tuple(np.linspace(0, 1, blend_chunks).tolist()) if blend_chunks > 1 else ()
+
+
+@jax.jit
+def _interpolate(
+    old: Float[Array, "B S D"], new: Float[Array, "B S D"], weight: Float[Array, ""]
+) -> Float[Array, "B S D"]:
+    old32, new32 = old.astype(jnp.float32), new.astype(jnp.float32)
+    return ((1 - weight) * old32 + weight * new32).astype(new.dtype)
+
+
+class EmbeddingTimeline:
+    """The text embeddings of successive chunks, [B, S, D] each.
+
+    ``next`` returns the same array object for as long as nothing changes, so that what a caller derives from it
+    can be kept by identity.
+
+    Args:
+        embeds: Embeddings of the first chunk.
+    """
+
+    def __init__(self, embeds: Float[Array, "B S D"]) -> None:
+        self._old = self._new = self._shown = embeds
+        self._weights: list[float] = []
+        self._changes: dict[int, tuple[Array, tuple[float, ...]]] = {}
+        self._chunk = 0
+
+    def set(self, embeds: Float[Array, "B S D"], blend_chunks: int = 0, *, at: int | None = None) -> None:
+        """Changes to ``embeds``, beginning with chunk ``at`` (None: the next one).
+
+        A blend that is still going on is left where it is: the new one starts from what was shown last.
+
+        Raises:
+            ValueError: Another shape or dtype than before, a negative ``blend_chunks``, or ``at`` already passed.
+        """
+        at = self._chunk if at is None else at
+        if at < self._chunk:
+            raise ValueError(f"cannot change the prompt at chunk {at}: the next chunk is {self._chunk}")
+        if (embeds.shape, embeds.dtype) != (self._new.shape, self._new.dtype):
+            raise ValueError(
+                f"the new embeddings are {embeds.dtype}{list(embeds.shape)}, those in use "
+                f"{self._new.dtype}{list(self._new.shape)}; encode both with the same batch, max_tokens and encoder"
+            )
+        self._changes[at] = embeds, blend_weights(blend_chunks)
+
+    def next(self) -> Float[Array, "B S D"]:
+        """Embeddings of the next chunk."""
+        if self._chunk in self._changes:
+            self._old = self._shown
+            self._new, weights = self._changes.pop(self._chunk)
+            self._weights = list(weights)
+        weight = self._weights.pop(0) if self._weights else 1.0
+        if weight in (0.0, 1.0):
+            self._shown = self._new if weight else self._old
+        else:
+            self._shown = _interpolate(self._old, self._new, jnp.float32(weight))
+        self._chunk += 1
+        return self._shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptSchedule:
+    """Several prompts for one video, each for a number of chunks. Past the end the last prompt stays.
+
+    Attributes:
+        prompts: The texts, in order.
+        chunks_per_prompt: Chunks of every prompt, or one number per prompt.
+        blend_chunks: The first chunks of every prompt but the first blend from the one before, equation (1).
+
+    Raises:
+        ValueError: No prompts, intervals that are not positive or do not match the prompts in number, or a blend
+            that does not fit into its interval.
+    """
+
+    prompts: Sequence[str]
+    chunks_per_prompt: int | Sequence[int] = 7
+    blend_chunks: int = 3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str) or not self.prompts:
+            raise ValueError(f"prompts={self.prompts!r} must be a sequence of at least one text")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if not isinstance(self.chunks_per_prompt, int):
+            object.__setattr__(self, "chunks_per_prompt", tuple(self.chunks_per_prompt))
+        if len(self.intervals) != len(self.prompts):
+            raise ValueError(
+                f"chunks_per_prompt={self.chunks_per_prompt} has {len(self.intervals)} intervals for "
+                f"{len(self.prompts)} prompts; give one per prompt, or one number for all"
+            )
+        if min(self.intervals) < 1:
+            raise ValueError(f"chunks_per_prompt={self.chunks_per_prompt}: every prompt needs at least one chunk")
+        shortest = min(self.intervals[1:], default=self.blend_chunks)
+        if not 0 <= self.blend_chunks <= shortest:
+            raise ValueError(
+                f"blend_chunks={self.blend_chunks} must be between 0 and {shortest}, "
+                "the shortest interval after the first; shorten the blend or lengthen the interval"
+            )
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Chunks of each prompt."""
+        if isinstance(self.chunks_per_prompt, int):
+            return (self.chunks_per_prompt,) * len(self.prompts)
+        return tuple(self.chunks_per_prompt)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First chunk of each prompt."""
+        return tuple(sum(self.intervals[:index]) for index in range(len(self.prompts)))
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the whole schedule."""
+        return sum(self.intervals)
+
+    def at(self, chunk: int) -> tuple[tuple[int, float], ...]:
+        """Prompts that ``chunk`` shows, as (index, weight) with weights that sum to one: two inside a blend."""
+        if chunk < 0:
+            raise ValueError(f"chunk={chunk} must not be negative")
+        index = max(index for index, start in enumerate(self.starts) if start <= chunk)
+        weights = blend_weights(self.blend_chunks) if index else ()
+        place = chunk - self.starts[index]
+        weight = weights[place] if place < len(weights) else 1.0
+        return tuple((i, w) for i, w in ((index - 1, 1.0 - weight), (index, weight)) if w > 0)
+
+    def timeline(self, embeds: Sequence[Float[Array, "B S D"]]) -> EmbeddingTimeline:
+        """The embeddings of successive chunks, given those of each prompt.
+
+        Raises:
+            ValueError: ``embeds`` does not have one entry per prompt, or their shapes differ.
+        """
+        if len(embeds) != len(self.prompts):
+            raise ValueError(f"got {len(embeds)} embeddings for {len(self.prompts)} prompts; give one for each")
+        timeline = EmbeddingTimeline(embeds[0])
+        for start, entry in list(zip(self.starts, embeds, strict=True))[1:]:
+            timeline.set(entry, self.blend_chunks, at=start)
+        return timeline
+
+
+def read_prompt_file(path: Path, **schedule: Any) -> dict[str, PromptSchedule]:
+    """Reads prompts for many videos.
+
+    A ``.txt`` file has one prompt per line; the key is the line's number, blank lines are skipped. A ``.csv`` file
+    has a header with the columns ``id`` and ``prompt``, and for videos with several prompts ``prompt_index``, the
+    order of the prompts of one id; a text in the column ``refined_prompt`` takes the place of ``prompt``.
+
+    Args:
+        path: The file, UTF-8.
+        **schedule: Other fields of every ``PromptSchedule``: ``chunks_per_prompt``, ``blend_chunks``.
+
+    Returns:
+        One schedule per line or id, in the file's order; a single prompt is a schedule of length one.
+
+    Raises:
+        ValueError: Another file type, a missing column, a bad row, or no prompts at all.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".txt", ".csv"):
+        raise ValueError(f"{path}: prompts are read from .txt or .csv files, not from {path.suffix!r}")
+    prompts = _read_lines(path) if path.suffix == ".txt" else _read_rows(path)
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts")
+    return {name: PromptSchedule(prompts=texts, **schedule) for name, texts in prompts.items()}
+
+
+def _read_lines(path: pathlib.Path) -> dict[str, list[str]]:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return {str(number): [line.strip()] for number, line in enumerate(lines, 1) if line.strip()}
+
+
+def _read_rows(path: pathlib.Path) -> dict[str, list[str]]:
+    """Prompts of each id in the order of ``prompt_index``."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        columns = reader.fieldnames or []
+        if missing := {"id", "prompt"} - set(columns):
+            raise ValueError(f"{path}, line 1: missing columns {sorted(missing)}, found {list(columns)}")
+        found: dict[str, dict[int, str]] = {}
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise ValueError(f"{where}: more than {len(columns)} fields; put quotes around text with commas")
+            text = row.get("refined_prompt", "").strip() or row["prompt"].strip()
+            if not text:
+                raise ValueError(f"{where}: the prompt is empty")
+            index = row.get("prompt_index", "0")
+            if not index.strip().isdecimal():
+                raise ValueError(f"{where}: prompt_index={index!r} must be a number, 0, 1, 2, ...")
+            of_id = found.setdefault(row["id"], {})
+            if int(index) in of_id:
+                raise ValueError(
+                    f"{where}: id {row['id']!r} has prompt_index {int(index)} twice; "
+                    "number the prompts of one id in the column prompt_index"
+                )
+            of_id[int(index)] = text
+    return {name: [texts[index] for index in sorted(texts)] for name, texts in found.items()}

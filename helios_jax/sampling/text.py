@@ -1,0 +1,178 @@
+"""From prompts to text embeddings: cleaning, tokens, the encoder.
+
+The steps and their order are those of the Wan and Helios pipelines of diffusers, so that the same text gives
+the same token ids and embeddings.
+"""
+
+import dataclasses
+import functools
+import html
+import importlib.util
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from helios_jax.models.network import Network
+from helios_jax.models.text_encoder import Umt5Encoder
+from helios_jax.typing import Array, Bool, Float, Int, Path, Sequence
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@functools.cache
+def _text_fixer() -> Callable[[str], str]:
+    """ftfy's repair of broken unicode; without the package the identity, with one warning."""
+    if importlib.util.find_spec("ftfy") is None:
+        warnings.warn(
+            "the package ftfy is not installed: prompts are cleaned without its unicode repair, so the token ids "
+            "of text with broken unicode or typographic quotes may differ from those of the published pipeline; "
+            "'pip install ftfy' removes the difference",
+            stacklevel=3,
+        )
+        return str
+    import ftfy
+
+    return ftfy.fix_text
+
+
+def clean_prompt(text: str) -> str:
+    """Repairs unicode, resolves HTML entities (twice: some are doubly escaped), collapses white space."""
+    return " ".join(html.unescape(html.unescape(_text_fixer()(text))).split())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tokenizer:
+    """The tokenizer of a checkpoint: T5's pieces, end of sequence appended, padded on the right.
+
+    Attributes:
+        pieces: The ``tokenizers.Tokenizer`` that splits text.
+        pad_token_id: Token used for padding.
+        eos_token_id: Token appended to every text.
+    """
+
+    pieces: "tokenizers.Tokenizer"
+    pad_token_id: int
+    eos_token_id: int
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Reads ``tokenizer/tokenizer.json`` of a checkpoint.
+
+        Args:
+            folder: The checkpoint (the folder that holds ``tokenizer/``) or its tokenizer folder.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            ValueError: It has no ``<pad>`` or ``</s>`` token.
+        """
+        import tokenizers
+
+        folder = pathlib.Path(folder)
+        if (folder / "tokenizer").is_dir():
+            folder = folder / "tokenizer"
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            if (folder / "spiece.model").is_file():
+                hint = (
+                    "it holds spiece.model, the older format; convert it once with transformers: "
+                    f"T5TokenizerFast.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+                )
+            else:
+                hint = "expected a checkpoint in the published layout, with tokenizer/tokenizer.json"
+            raise FileNotFoundError(f"no tokenizer.json in {folder}: {hint}")
+        pieces = tokenizers.Tokenizer.from_file(str(path))
+        # The file may carry the settings of its last use; ours are applied in __call__.
+        pieces.no_truncation()
+        pieces.no_padding()
+        ids = {name: pieces.token_to_id(name) for name in ("<pad>", "</s>")}
+        if missing := [name for name, token_id in ids.items() if token_id is None]:
+            raise ValueError(f"{path} has no token {' or '.join(missing)}: it is not a T5 or UMT5 tokenizer")
+        return cls(pieces=pieces, pad_token_id=ids["<pad>"], eos_token_id=ids["</s>"])
+
+    def __call__(self, texts: Sequence[str], max_tokens: int) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+        """Token ids and mask (True: token, False: padding), both of width ``max_tokens``.
+
+        A text that is too long loses its last tokens, never the end-of-sequence token, with a warning.
+
+        Raises:
+            ValueError: ``max_tokens`` is below 1.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens} must be at least 1, the end-of-sequence token")
+        ids = np.full((len(texts), max_tokens), self.pad_token_id, np.int32)
+        mask = np.zeros((len(texts), max_tokens), bool)
+        for row, (text, encoding) in enumerate(
+            zip(texts, self.pieces.encode_batch(list(texts), add_special_tokens=False), strict=True)
+        ):
+            kept = encoding.ids[: max_tokens - 1]
+            if lost := len(encoding) - len(kept):
+                warnings.warn(
+                    f"a prompt has {len(encoding) + 1} tokens and the limit is {max_tokens}: the last {lost} before "
+                    f"the end are dropped, from {text[encoding.offsets[len(kept)][0] :]!r:.120}",
+                    stacklevel=2,
+                )
+            ids[row, : len(kept) + 1] = [*kept, self.eos_token_id]
+            mask[row, : len(kept) + 1] = True
+        return ids, mask
+
+
+@jax.jit
+def encode_tokens(encoder: Network, token_ids: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Last hidden state of the encoder, exactly zero at padded positions.
+
+    The transformer attends to all S positions, so the zeros are part of what it was trained on.
+    """
+    hidden = encoder.module(token_ids, mask)
+    return jnp.where(mask[..., None], hidden, 0)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["encoder"], meta_fields=["tokenizer"])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """Prompts to embeddings. A pytree whose leaves are the encoder's parameters, so that ``jax.device_put`` moves it.
+
+    Attributes:
+        encoder: The ``Umt5Encoder``, split.
+        tokenizer: The checkpoint's tokenizer.
+    """
+
+    encoder: Network
+    tokenizer: Tokenizer
+
+    @classmethod
+    def create(cls, encoder: Umt5Encoder, tokenizer: Tokenizer) -> "TextEncoder":
+        """Joins an encoder and a tokenizer.
+
+        Raises:
+            ValueError: The tokenizer knows more tokens than the encoder has embeddings.
+        """
+        tokens, rows = tokenizer.pieces.get_vocab_size(), encoder.config.vocab_size
+        if tokens > rows:
+            raise ValueError(
+                f"the tokenizer has {tokens} tokens, the text encoder {rows} embeddings; use both from one checkpoint"
+            )
+        return cls(encoder=Network.of(encoder), tokenizer=tokenizer)
+
+    def __call__(self, prompts: Sequence[str], max_tokens: int = 512) -> Float[Array, "B S D"]:
+        """Cleans, tokenizes and encodes; compiles once per number of prompts and ``max_tokens``.
+
+        Args:
+            prompts: One text per batch element; the empty text is allowed.
+            max_tokens: S, the width that every text is padded or cut to (512 in the published pipelines).
+
+        Returns:
+            Embeddings in the encoder's dtype, exactly zero past each text's end.
+
+        Raises:
+            ValueError: ``prompts`` is empty or one bare string.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts={prompts!r} must be a sequence of at least one text, such as ['a red fox']")
+        token_ids, mask = self.tokenizer([clean_prompt(text) for text in prompts], max_tokens)
+        return encode_tokens(self.encoder, jnp.asarray(token_ids), jnp.asarray(mask))

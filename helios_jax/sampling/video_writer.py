@@ -1,0 +1,178 @@
+"""Videos out: an mp4 that can be watched while it grows and survives an interruption at any time.
+
+Every ``write`` encodes its frames by themselves (they begin with a key frame) into fragments of a
+fragmented mp4 (ISO/IEC 14496-12: ``moof`` + ``mdat`` boxes) in memory and appends them to the file at
+once. The file is therefore complete after each write, whatever happens next. A clean close then copies
+the packets into an ordinary mp4 whose index (``moov``) comes first, which every player can seek in.
+"""
+
+import io
+import os
+import pathlib
+import struct
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from helios_jax.sampling.media import SWSCALE_FLAGS, uint8_frames
+from helios_jax.typing import AnyArray, Path, UInt8
+
+# The BT.601 matrix is what swscale uses and what players that ignore the tags assume at these sizes.
+_COLOUR = {"colorspace": "smpte170m", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+
+
+class VideoWriter:
+    """Writes one video, chunk by chunk, as H.264 (yuv420p) in mp4; a context manager.
+
+    Leaving the ``with`` block normally closes the writer; leaving it by an exception keeps the file as it
+    is, playable with every frame of the completed writes (``make_seekable`` can finish it later).
+
+    Args:
+        path: The file, ending in ``.mp4``; its folder is created. It exists from here on, and disappears
+            again if nothing is written.
+        fps: Frames per second.
+        crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is off.
+        ValueError: Another ending than ``.mp4``, or ``fps`` or ``crf`` out of range.
+    """
+
+    def __init__(self, path: Path, *, fps: int | Fraction = 24, crf: int = 18, overwrite: bool = False) -> None:
+        if fps <= 0 or not 0 <= crf <= 51:
+            raise ValueError(f"need fps > 0 and 0 <= crf <= 51, got fps={fps}, crf={crf}")
+        self.path = new_file(path, ".mp4", overwrite)
+        self.fps = fps
+        self.num_frames = 0
+        self._codec, self._options = _encoder(crf)
+        self._size: tuple[int, ...] | None = None
+        self._num_fragments = 0
+        self._closed = False
+        with open(self.path, "wb" if overwrite else "xb"):
+            pass
+
+    def write(self, frames: AnyArray) -> None:
+        """Appends ``frames``, uint8 [F, H, W, 3]; they are on disk when this returns.
+
+        Raises:
+            ValueError: Another shape or dtype, odd sides, another size than that of earlier frames, or a
+                closed writer.
+        """
+        if self._closed:
+            raise ValueError(f"the writer of {self.path} is closed; open another path")
+        frames = uint8_frames(frames)
+        size = frames.shape[1:3]
+        if size[0] % 2 or size[1] % 2:
+            raise ValueError(f"yuv420p video needs even sides, got height x width {size[0]} x {size[1]}")
+        if self._size not in (None, size):
+            raise ValueError(f"all frames of {self.path} must have one size: it has {self._size}, got {size}")
+        boxes = list(_boxes(self._encode(frames)))
+        wanted = (b"moof", b"mdat") if self._size else (b"ftyp", b"moov", b"moof", b"mdat")
+        with open(self.path, "ab") as file:
+            file.write(b"".join(box for kind, box in boxes if kind in wanted))
+            file.flush()
+            os.fsync(file.fileno())
+        self._size = size
+        self._num_fragments += sum(kind == b"moof" for kind, _ in boxes)
+        self.num_frames += len(frames)
+
+    def close(self, *, seekable: bool = True) -> None:
+        """Finishes the file; ``seekable`` moves its index to the front (the file is copied once)."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self.num_frames:
+            self.path.unlink()
+        elif seekable:
+            make_seekable(self.path)
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(seekable=error is None)
+
+    def _encode(self, frames: UInt8[np.ndarray, "F H W 3"]) -> bytes:
+        """The frames as a complete fragmented mp4 whose clock and numbering continue those of the file."""
+        import av
+
+        options = {
+            # A discontinuous fragment states its own start time, that of its first packet.
+            "movflags": "delay_moov+default_base_moof+frag_discont",
+            "fragment_index": str(self._num_fragments + 1),
+        }
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mp4", options=options) as container:
+            stream: Any = container.add_stream(self._codec, rate=self.fps, options=self._options)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for number, pixels in enumerate(frames, start=self.num_frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame = frame.reformat(format="yuv420p", interpolation=SWSCALE_FLAGS)
+                frame.pts, frame.time_base = number, 1 / Fraction(self.fps)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return buffer.getvalue()
+
+
+def make_seekable(path: Path) -> None:
+    """Replaces the mp4 at ``path`` by one with its index at the front, copying the encoded frames.
+
+    The copy is made beside the file and takes its place at once, so that an interruption leaves the
+    original. Use it on what an interrupted ``VideoWriter`` left behind; sound is not copied.
+    """
+    import av
+
+    path = pathlib.Path(path)
+    copy = path.with_name(path.name + ".part")
+    try:
+        with (
+            av.open(str(path)) as source,
+            av.open(str(copy), "w", format="mp4", options={"movflags": "faststart"}) as target,
+        ):
+            stream = source.streams.video[0]
+            out = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.is_corrupt:  # the fragment during which the writer was stopped
+                    break
+                if packet.dts is not None:  # the last packet is empty
+                    packet.stream = out
+                    target.mux(packet)
+        os.replace(copy, path)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def new_file(path: Path, suffix: str, overwrite: bool) -> pathlib.Path:
+    """A path that may be written: checks its ending, refuses existing files, creates the folder."""
+    path = pathlib.Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"the path must end in {suffix}, got {path}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _encoder(crf: int) -> tuple[str, dict[str, Any]]:
+    """Name and options of the encoder."""
+    import av
+
+    if "libx264" in av.codecs_available:
+        # Without B-frames packets leave in display order, so that writes of any length join exactly.
+        return "libx264", {"crf": str(crf), "bf": "0", **_COLOUR}
+    warnings.warn("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264", stacklevel=3)
+    return "mpeg4", {"flags": "+qscale", "global_quality": str(118 * 3), **_COLOUR}  # 118 = FF_QP2LAMBDA
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The top-level boxes of an mp4 as (type, whole box)."""
+    start = 0
+    while start < len(data):
+        size, kind = struct.unpack_from(">I4s", data, start)
+        yield kind, data[start : start + size]
+        start += size

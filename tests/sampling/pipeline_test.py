@@ -1,0 +1,86 @@
+"""Whole pipelines against diffusers (tests/parity/record_pipelines.py), all draws replayed."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import helios_jax as hx
+
+PARITY = pathlib.Path(__file__).parents[1] / "parity"
+DATA = PARITY / "data" / "pipelines"
+sys.path.insert(0, str(PARITY))
+
+from named_draws import NamedDraws  # noqa: E402
+
+CASES = sorted(path.stem for path in DATA.glob("*.npz"))
+PROMPT = "A red fox trots through fresh snow."
+NEGATIVE = "blurry, static"
+
+
+def checkpoint(kind: str, folder: pathlib.Path) -> pathlib.Path:
+    """A checkpoint of one kind: the recorded weights under that kind's index and scheduler."""
+    for part in (DATA / "checkpoint").iterdir():
+        (folder / part.name).symlink_to(part)
+    shutil.copytree(DATA / kind, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """Loads each kind once."""
+    loaded = {}
+
+    def get(kind: str) -> hx.HeliosPipeline:
+        if kind not in loaded:
+            folder = checkpoint(kind, tmp_path_factory.mktemp(kind))
+            loaded[kind] = hx.HeliosPipeline.from_pretrained(folder, dtype="float32", vae_dtype="float32")
+        return loaded[kind]
+
+    return get
+
+
+def pixels(name: str, frames: int, height: int, width: int) -> np.ndarray:
+    """The clip of the recording script, [F,H,W,3] in [0, 1]."""
+    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    phase = len(name)
+    waves = [np.sin(0.3 * t + (c + 1) * 0.05 * x + phase) * np.cos(0.07 * y - 0.1 * c * t) for c in range(3)]
+    return (0.5 + 0.5 * np.stack(waves, -1)).astype(np.float32)
+
+
+def arguments_of(case: str, recorded: dict) -> dict:
+    """The recorded call in our words."""
+    theirs = recorded["arguments"]
+    height, width = recorded["size"]
+    task = case.split("_")[1]
+    return {
+        "prompt": theirs.get("prompt", PROMPT),
+        "negative_prompt": None if recorded["kind"] == "distilled" else NEGATIVE,
+        "image": pixels(case, 1, height, width)[0] if task == "i2v" else None,
+        "video": pixels(case, recorded["clip_frames"], height, width) if task == "v2v" else None,
+        "num_frames": theirs["num_frames"],
+        "height": height,
+        "width": width,
+        "steps": theirs.get("pyramid_num_inference_steps_list") or theirs["num_inference_steps"],
+        "amplify_first_chunk": theirs.get("is_amplify_first_chunk", False),
+        "skip_first_chunk": theirs.get("is_skip_first_chunk", False),
+        "max_text_tokens": 16,
+        "noise": NamedDraws(recorded["seed"]),
+        "progress": False,
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pipeline_matches_diffusers(case, pipelines):
+    recorded = json.loads((DATA / f"{case}.json").read_text())
+    expected = np.load(DATA / f"{case}.npz")
+    out = pipelines(recorded["kind"])(**arguments_of(case, recorded))
+
+    error = np.linalg.norm(out.latents - expected["latents"]) / np.linalg.norm(expected["latents"])
+    assert error <= 2e-3
+    assert out.frames.shape[1] == expected["num_frames"]
+    kept = out.frames[:, ::12].astype(np.float32)
+    assert np.abs(kept - expected["frames"]).mean() <= 1.0

@@ -1,0 +1,150 @@
+"""Cleaning, tokens and embeddings against diffusers and transformers (recorded)."""
+
+import functools
+import json
+import pathlib
+import shutil
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from helios_jax.config import TextEncoderConfig
+from helios_jax.models.text_encoder import Umt5Encoder
+from helios_jax.sampling import text
+from helios_jax.sampling.text import TextEncoder, Tokenizer, clean_prompt
+
+DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "text_encoder"
+TOKENS = json.loads((DATA / "tokens" / "io.json").read_text())
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(DATA / "tokens")
+
+
+@functools.cache
+def umt5() -> Umt5Encoder:
+    return Umt5Encoder(TextEncoderConfig.tiny(), dtype="float32", rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def text_encoder() -> TextEncoder:
+    return TextEncoder.create(umt5(), tokenizer())
+
+
+@pytest.mark.parametrize(("raw", "cleaned"), json.loads((DATA / "cleaning.json").read_text()))
+def test_cleaning_equals_diffusers(raw, cleaned):
+    assert clean_prompt(raw) == cleaned
+
+
+def test_without_ftfy_one_warning_and_plain_cleaning(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    text._text_fixer.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="ftfy is not installed.*token ids.*may differ"):
+            assert clean_prompt(" itâ€™s  &amp;lt;b ") == "itâ€™s <b"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert clean_prompt("again") == "again"
+    finally:
+        text._text_fixer.cache_clear()
+
+
+@pytest.mark.parametrize("max_tokens", [12, 64])
+@pytest.mark.filterwarnings("ignore:a prompt has")
+def test_tokens_equal_transformers(max_tokens):
+    ids, mask = tokenizer()(TOKENS["texts"], max_tokens)
+    np.testing.assert_array_equal(ids, TOKENS["results"][str(max_tokens)]["ids"])
+    np.testing.assert_array_equal(mask, TOKENS["results"][str(max_tokens)]["mask"])
+    assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
+
+
+def test_empty_text_is_the_end_of_sequence():
+    ids, mask = tokenizer()([""], 4)
+    assert ids.tolist() == [[1, 0, 0, 0]]
+    assert mask.tolist() == [[True, False, False, False]]
+
+
+def test_too_long_text_warns_with_what_is_lost():
+    words = "A red fox runs through deep snow at dawn"
+    (full,), (mask,) = tokenizer()([words], 40)
+    count = int(mask.sum())
+    with pytest.warns(UserWarning, match=rf"has {count} tokens and the limit is {count - 1}.*last 1 .*'n'"):
+        (ids,), _ = tokenizer()([words], count - 1)
+    assert ids.tolist() == [*full[: count - 2], 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer()([words], count)
+
+
+def test_folder_may_be_the_tokenizers_own():
+    own = Tokenizer.from_folder(DATA / "tokens" / "tokenizer")
+    np.testing.assert_array_equal(own(["a fox"], 9)[0], tokenizer()(["a fox"], 9)[0])
+
+
+def test_missing_tokenizer_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"no tokenizer.json in {tmp_path}.*published layout"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "spiece.model").touch()
+    with pytest.raises(FileNotFoundError, match=r"spiece.model.*T5TokenizerFast.*save_pretrained"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_foreign_tokenizer_is_refused(tmp_path):
+    shutil.copytree(DATA / "tokens", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace("</s>", "[SEP]"))
+    with pytest.raises(ValueError, match=r"no token </s>"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_max_tokens_must_hold_the_end():
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        tokenizer()(["x"], 0)
+
+
+def test_embeddings_are_the_hidden_state_then_zeros():
+    prompts = ["a  red fox &amp; snow", ""]
+    embeds = text_encoder()(prompts, max_tokens=24)
+    ids, mask = tokenizer()(["a red fox & snow", ""], 24)
+    hidden = umt5()(jnp.asarray(ids), jnp.asarray(mask))
+    np.testing.assert_allclose(embeds[mask], hidden[mask], atol=1e-5)
+    assert jnp.all(embeds[~mask] == 0)
+    assert jnp.abs(hidden[~mask]).min() > 0
+
+
+def test_second_prompt_does_not_retrace(monkeypatch):
+    traces = []
+    original = Umt5Encoder.__call__
+
+    def counted(self, token_ids, mask):
+        traces.append(token_ids.shape)
+        return original(self, token_ids, mask)
+
+    monkeypatch.setattr(Umt5Encoder, "__call__", counted)
+    fresh = TextEncoder.create(umt5(), tokenizer())
+    first = fresh(["one"], max_tokens=10)
+    second = fresh(["the other"], max_tokens=10)
+    # The same network with other parameters, as after a move between memories, shares the compiled program.
+    moved = jax.tree.map(lambda leaf: leaf + 0, fresh)
+    np.testing.assert_array_equal(moved(["one"], max_tokens=10), first)
+    assert traces == [(1, 10)]
+    assert jnp.abs(first - second).max() > 0.1
+
+
+def test_a_call_without_prompts_is_refused():
+    for prompts in ([], "one bare string"):
+        with pytest.raises(ValueError, match="sequence of at least one text"):
+            text_encoder()(prompts)
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused():
+    config = TextEncoderConfig(vocab_size=16, d_model=8, num_layers=1, num_heads=1, d_kv=8, d_ff=8)
+    with pytest.raises(ValueError, match=r"25\d tokens.*16 embeddings"):
+        TextEncoder.create(Umt5Encoder(config, rngs=nnx.Rngs(0)), tokenizer())
