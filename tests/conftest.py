@@ -1,5 +1,6 @@
 """Test set-up: CPU, shape checks on, and flax.nnx in its tree-safe subset."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,7 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 # Every jaxtyping annotation of the library becomes a check. The hook must precede the first import.
-install_import_hook(["helios_jax", "pallas_kernels"], "beartype.beartype")
+if importlib.util.find_spec("beartype"):
+    install_import_hook(["helios_jax", "pallas_kernels"], "beartype.beartype")
 
 import flax  # noqa: E402
 
