@@ -8,9 +8,11 @@ over chunks after the first two; compile seconds apart; peak device memory.
 """
 
 import argparse
+import collections
 import dataclasses
+import functools
+import itertools
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +21,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app
 from absl.flags import argparse_flags
-from flax import nnx
 
+from helios_jax.checkpoints.random import random_network
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.models import HeliosTransformer, Umt5Encoder, WanVae
-from helios_jax.models.network import Network
-from helios_jax.sampling import chunk as chunks
+from helios_jax.sampling.chunk import StepInfo
 from helios_jax.sampling.noise import KeyNoise
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.stream import decode_chunk
@@ -43,30 +43,15 @@ SIZES = {
 }
 
 
-def random_network(module: type, config: Any, dtype: str, seed: int) -> Network:
-    """A network with random weights, drawn parameter by parameter on the device.
+def draws(seed: int) -> Callable[..., jax.Array]:
+    """Draws parameters on the device, one program per shape."""
+    keys = (jax.random.fold_in(jax.random.key(seed), index) for index in itertools.count())
 
-    Kernels have variance 1 / fan-in, so that activations keep the scale of their input; norm weights are 1 and
-    biases 0.
-    """
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    @functools.partial(jax.jit, static_argnums=(3, 4))
+    def normal(key: jax.Array, mean: float, std: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return (mean + std * jax.random.normal(key, shape, dtype)).astype(dtype)
 
-    def draw(path: tuple, variable: nnx.Variable, index: int) -> jax.Array:
-        name = str(path[-1])
-        if name in ("scale", "gamma"):
-            return jnp.ones(variable.shape, variable.dtype)
-        if name == "bias":
-            return jnp.zeros(variable.shape, variable.dtype)
-        shape = variable.shape
-        stacked = len(shape) == 3 and ("blocks" in path or "block" in path)
-        fan_in = math.prod(shape[stacked:-1]) if name == "kernel" else shape[-1]
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        make = jax.jit(lambda key: jax.random.normal(key, shape, variable.dtype) * fan_in**-0.5)
-        return make(key).astype(variable.dtype)
-
-    flat = nnx.to_flat_state(abstract)
-    filled = [(path, v.replace(draw(path, v, i))) for i, (path, v) in enumerate(flat)]
-    return Network(graph=graph, params=nnx.from_flat_state(filled))
+    return lambda mean, std, shape, dtype: normal(next(keys), mean, std, shape, dtype)
 
 
 def milliseconds(call: Callable[[], Any]) -> tuple[float, float]:
@@ -95,55 +80,44 @@ class Report:
 
 
 def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int, report: Report) -> None:
-    """Network calls per level, VAE decode, text encoder."""
-    latents = {}
+    """Network calls per level and VAE decode."""
+    times: dict[int, list[float]] = collections.defaultdict(list)
+    last = time.perf_counter()
 
-    def keep(info: chunks.StepInfo) -> None:
-        latents[info.level] = jnp.array(info.latents)
+    def on_step(info: StepInfo) -> None:
+        nonlocal last
+        jax.block_until_ready(info.latents)
+        now = time.perf_counter()
+        if info.step > 0:  # the first step of a level includes the transition into it
+            times[info.level].append(now - last)
+        last = now
 
-    steps = (1,) * pipe.scheduler.num_levels if pipe.scheduler.num_levels > 1 else 1
+    levels = pipe.scheduler.num_levels
+    steps = (1 + REPEATS,) * levels if levels > 1 else 1 + REPEATS
     arguments = {"height": height, "width": width, "steps": steps, "amplify_first_chunk": False}
-    stream = pipe.stream(prompt_embeds=embeds, num_frames=FRAMES, on_step=keep, **arguments)
-    start = time.perf_counter()
-    chunk = next(stream)
-    report.add("compile and first chunk, s", time.perf_counter() - start)
-
-    sampler, history = stream._sampler, stream._history
-    solver = chunks.make_solver(pipe.scheduler)
-    text = chunks.project_text(pipe.transformer, embeds)
-    context = chunks.embed_history(pipe.transformer, history, sampler.history)
-    total = 0.0
-    for level, plan in enumerate(stream._plans):
-        state = solver.init(latents[level])
-
-        def step(level: int = level, plan: chunks.LevelPlan = plan, state: Any = state) -> Any:
-            return chunks.denoise_step(
-                pipe.transformer,
-                solver,
-                None,
-                jax.tree.map(jnp.copy, state),
-                text=text,
-                context=context,
-                rope=stream._ropes[level],
-                timestep=plan.timesteps[0],
-                row=plan.rows[0],
-                scale=np.float32(1),
-            )
-
-        ms, _ = milliseconds(step)
-        total += ms
+    for _ in range(2):  # the first time compiles
+        times.clear()
+        start = time.perf_counter()
+        chunk = next(pipe.stream(prompt_embeds=embeds, num_frames=FRAMES, on_step=on_step, **arguments))
+        report.figures.setdefault("compile and first chunk, s", time.perf_counter() - start)
+    report.add("compile and first chunk, s", report.figures["compile and first chunk, s"])
+    medians = [1e3 * statistics.median(times[level]) for level in range(levels)]
+    for level, ms in enumerate(medians):
         report.add(f"network call, level {level}, ms", ms)
-    report.add("network calls, sum of levels, ms", total)
-    final = jnp.asarray(chunk.latents)
-    ms, seconds = milliseconds(lambda: decode_chunk(pipe.vae, final))
+    report.add("network calls, sum of levels, ms", sum(medians))
+    latents = jnp.asarray(chunk.latents)
+    ms, seconds = milliseconds(lambda: decode_chunk(pipe.vae, latents))
     report.add("VAE decode, 33 frames, ms", ms)
     report.add("VAE decode, compile, s", seconds)
-    if pipe.text_encoder is not None:
-        encoder = pipe.text_encoder
-        ids, mask = jnp.ones((1, 512), jnp.int32), jnp.ones((1, 512), bool)
-        ms, seconds = milliseconds(lambda: encode_tokens(encoder, ids, mask))
-        report.add("text encoder, 512 tokens, ms", ms)
-        report.add("text encoder, compile, s", seconds)
+
+
+def bench_text_encoder(config: TextEncoderConfig, report: Report) -> None:
+    """One prompt of 512 tokens."""
+    encoder = random_network(Umt5Encoder, config, "bfloat16", draws(2))
+    ids, mask = jnp.ones((1, 512), jnp.int32), jnp.ones((1, 512), bool)
+    ms, seconds = milliseconds(lambda: encode_tokens(encoder, ids, mask))
+    report.add("text encoder, 512 tokens, ms", ms)
+    report.add("text encoder, compile, s", seconds)
 
 
 def bench_stream(
@@ -177,13 +151,14 @@ def main(args: argparse.Namespace) -> None:
     pipe = HeliosPipeline(
         config=PipelineConfig(is_distilled=True),
         scheduler=scheduler,
-        transformer=random_network(HeliosTransformer, transformer, "bfloat16", 0),
-        vae=random_network(WanVae, vae, args.vae_dtype, 1),
-        text_encoder=random_network(Umt5Encoder, text, "bfloat16", 2) if args.text_encoder else None,
+        transformer=random_network(HeliosTransformer, transformer, "bfloat16", draws(0)),
+        vae=random_network(WanVae, vae, args.vae_dtype, draws(1)),
     )
     embeds = jax.random.normal(jax.random.key(3), (1, 512, transformer.text_dim), jnp.bfloat16)
     jax.block_until_ready(jax.tree.leaves(pipe.transformer))
     report.add("parameters of the transformer", sum(x.size for x in jax.tree.leaves(pipe.transformer)))
+    if args.text_encoder:
+        bench_text_encoder(text, report)
     bench_parts(pipe, embeds, args.height, args.width, report)
     for steps in args.steps:
         bench_stream(pipe, embeds, args.height, args.width, steps, args.chunks, report)

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 from absl import app
 from absl.flags import argparse_flags
 
+from helios_jax.cli import run_command
+
 if TYPE_CHECKING:
     from helios_jax.sampling.pipeline import HeliosPipeline
     from helios_jax.sampling.request import Prompt
@@ -256,12 +258,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Makes the videos; errors of the user become one line on stderr and exit code 1, interruption 130."""
+    """Makes the videos; returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+
+    def work() -> None:
         jobs = plan_jobs(args)
         if not jobs:
-            return 0
+            return
         from helios_jax.sampling.pipeline import HeliosPipeline
 
         start = time.monotonic()
@@ -271,13 +274,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
         for job in jobs:
             sample(pipe, job, args)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"helios-sample: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("helios-sample: interrupted; the frames written so far are in the file", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command("helios-sample", work)
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,9 +11,10 @@ from jaxtyping import install_import_hook
 
 # Every jaxtyping annotation of the library becomes a check. The hook must precede the first import.
 if importlib.util.find_spec("beartype"):
-    install_import_hook(["helios_jax", "pallas_kernels"], "beartype.beartype")
+    sys.path.insert(0, os.path.dirname(__file__))
+    install_import_hook(["helios_jax", "pallas_kernels"], "shape_checks.check")
 
-import flax  # noqa: E402
+import flax
 
 # These defaults of flax will flip; running with them off keeps the library independent of the flip.
 flax.config.update("nnx_graph_mode", False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
+import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax import config as configs
@@ -40,7 +41,8 @@ class Component:
         """The network with shapes and dtypes but no arrays."""
         module, name = self.module
         network = getattr(importlib.import_module(module), name)
-        return nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        # One spelling of the dtype: it is part of the static structure that compiled programs are shared by.
+        return nnx.eval_shape(lambda: network(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
 
 
 COMPONENTS: dict[str, Component] = {

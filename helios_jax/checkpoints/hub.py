@@ -1,8 +1,11 @@
-"""From what a user names to a folder on disk."""
+"""From what a user names to a folder on disk, or to the headers of files on the hub."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path as FilePath
 
+from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
 
 NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*")
@@ -10,8 +13,12 @@ NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "token
 of up to 57 GB (transformer_init, transformer_ode) that it does not."""
 
 
-def local_folder(path: Path) -> FilePath:
+def local_folder(path: Path, *, weights: bool = True) -> FilePath:
     """The checkpoint's folder: ``path`` itself, or a download when it is a hub id ("owner/name").
+
+    Args:
+        path: Folder or hub id.
+        weights: Download the weights too; without them a few hundred kB of settings.
 
     Raises:
         FileNotFoundError: Neither a folder nor a hub id, or the download failed.
@@ -22,11 +29,38 @@ def local_folder(path: Path) -> FilePath:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise FileNotFoundError(f"{path} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Distilled'")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    ignored = None if weights else ["*.safetensors"]
+    with _as_missing(path):
+        return FilePath(snapshot_download(str(path), allow_patterns=list(NEEDED), ignore_patterns=ignored))
+
+
+def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
+    """What the weight files of a component on the hub hold; only their headers are fetched.
+
+    Raises:
+        FileNotFoundError: The repository or the component's weights could not be reached.
+    """
+    import huggingface_hub
+
+    tensors: dict[str, TensorInfo] = {}
+    with _as_missing(repo):
+        names = huggingface_hub.list_repo_files(repo)
+        for name in names:
+            if re.fullmatch(rf"{component}/[^/]+\.safetensors", name):
+                header = huggingface_hub.parse_safetensors_file_metadata(repo, name)
+                for tensor, info in header.tensors.items():
+                    shape, dtype = tuple(info.shape), DTYPES[info.dtype]
+                    tensors[tensor] = TensorInfo(file=FilePath(name), shape=shape, dtype=dtype)
+    return tensors
+
+
+@contextlib.contextmanager
+def _as_missing(repo: Path) -> Iterator[None]:
+    """Turns the hub's errors, all of them ``OSError``, into one that names what was asked for."""
     try:
-        return FilePath(snapshot_download(str(path), allow_patterns=list(NEEDED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        yield
+    except OSError as error:
         raise FileNotFoundError(
-            f"no folder {path}, and the hub repository of that name could not be fetched: {error}"
+            f"no folder {repo}, and the hub repository of that name could not be fetched: {error}"
         ) from error

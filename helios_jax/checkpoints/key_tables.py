@@ -137,7 +137,7 @@ VAE = KeyTable(
         (r"(.*\.(?:to_qkv|proj))\.kernel", r"\1.weight", POINTWISE_2D),
         (r"(.*(?:quant_conv|conv_shortcut))\.kernel", r"\1.weight", POINTWISE_3D),
         (r"(.*)\.kernel", r"\1.weight", CONV_3D),
-        (r"(.*attentions\.\d+\.norm\.gamma)", r"\1", CHANNELS_2D),
+        (r"(.*\.norm\.gamma)", r"\1", CHANNELS_2D),
         (r"(.*\.gamma)", r"\1", CHANNELS_3D),
         (r"(.*)", r"\1", AS_IS),
     ),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import html
 import importlib.util
+import json
 import pathlib
 import warnings
 from collections.abc import Callable
@@ -94,6 +95,30 @@ class Tokenizer:
         if missing := [name for name, token_id in ids.items() if token_id is None]:
             raise ValueError(f"{path} has no token {' or '.join(missing)}: it is not a T5 or UMT5 tokenizer")
         return cls(pieces=pieces, pad_token_id=ids["<pad>"], eos_token_id=ids["</s>"])
+
+    def save(self, folder: Path) -> None:
+        """Writes ``tokenizer/`` of a checkpoint, as this class and transformers read it.
+
+        Args:
+            folder: The checkpoint folder; created if needed.
+
+        Raises:
+            FileExistsError: It already holds a tokenizer.
+        """
+        target = pathlib.Path(folder) / "tokenizer"
+        if (target / "tokenizer.json").exists():
+            raise FileExistsError(f"{target} already holds a tokenizer; choose another folder or remove it first")
+        target.mkdir(parents=True, exist_ok=True)
+        self.pieces.save(str(target / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "T5TokenizerFast",
+            # All extra tokens are in tokenizer.json; none are to be added to them.
+            "extra_ids": 0,
+            "pad_token": self.pieces.id_to_token(self.pad_token_id),
+            "eos_token": self.pieces.id_to_token(self.eos_token_id),
+            "unk_token": "<unk>",
+        }
+        (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
         """Token ids and mask (True: token, False: padding), both of width ``max_tokens``.

@@ -1,0 +1,284 @@
+"""``helios-convert``: looks into checkpoints, converts them and merges LoRA files, without a GPU.
+
+    helios-convert inspect BestWishYsh/Helios-Distilled        what is in it, from the files' headers alone
+    helios-convert to-orbax SRC DST --dtype=bfloat16           published layout -> the layout that loads fastest
+    helios-convert to-diffusers SRC DST                        and back, byte for byte
+    helios-convert merge-lora SRC LORA DST --scale=0.8         a checkpoint with the LoRA merged in
+
+SRC is a folder in either layout or a hub id. Nothing is ever overwritten. One network at a time is in memory.
+"""
+
+import argparse
+import collections
+import dataclasses
+import math
+import os
+import shutil
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from absl import app
+from absl.flags import argparse_flags
+
+from helios_jax.cli import run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+    from flax import nnx
+
+NETWORKS = ("transformer", "text_encoder", "vae")
+
+Layout = Literal["diffusers", "orbax"]
+Edit = Callable[["nnx.Module"], "nnx.Module"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the files of one network say of themselves.
+
+    Attributes:
+        layout: How it is stored.
+        tensors: Number of stored tensors.
+        parameters: Number of parameters by dtype.
+        config: Its ``config.json``.
+    """
+
+    layout: Layout
+    tensors: int
+    parameters: Mapping["np.dtype", int]
+    config: Mapping[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights."""
+        return sum(count * dtype.itemsize for dtype, count in self.parameters.items())
+
+
+def summarise(source: str) -> dict[str, Summary]:
+    """Reads configuration and headers of every network of a checkpoint, and no weights.
+
+    Raises:
+        FileNotFoundError: The checkpoint or a part of it is missing.
+        ValueError: A file is damaged.
+    """
+    from helios_jax.checkpoints.components import read_json
+    from helios_jax.checkpoints.hub import local_folder, remote_tensors
+    from helios_jax.checkpoints.orbax import has_orbax_weights, stored_parameters
+    from helios_jax.checkpoints.tensor_files import TensorFolder
+
+    folder = local_folder(source, weights=False)
+    summaries = {}
+    for name in _networks(folder):
+        inner = folder / name
+        layout: Layout = "orbax" if has_orbax_weights(inner) else "diffusers"
+        if layout == "orbax":
+            stored = stored_parameters(inner)
+        elif Path(source).is_dir():
+            with TensorFolder(inner) as files:
+                stored = files.tensors
+        else:
+            stored = remote_tensors(source, name)
+        parameters: collections.Counter[np.dtype] = collections.Counter()
+        for array in stored.values():
+            parameters[array.dtype] += math.prod(array.shape)
+        config = read_json(inner / "config.json")
+        summaries[name] = Summary(layout=layout, tensors=len(stored), parameters=parameters, config=config)
+    return summaries
+
+
+def convert(
+    source: str,
+    target: Path,
+    layout: Layout | None = None,
+    *,
+    dtype: str | None = None,
+    edits: Mapping[str, Edit] | None = None,
+) -> None:
+    """Writes a checkpoint anew, and a line about every network.
+
+    Args:
+        source: Folder in either layout, or hub id.
+        target: Folder to write; it must not exist or be empty.
+        layout: Layout of the result; ``None``: that of each network in ``source``.
+        dtype: Dtype of the result, except for what is published as fp32-only; ``None`` keeps every stored dtype.
+        edits: Changes to networks, by name; made at the stored precision.
+
+    Raises:
+        FileNotFoundError: The checkpoint or a part of it is missing.
+        FileExistsError: ``target`` holds something.
+        ValueError: Something in it is not supported or does not fit.
+    """
+    from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
+    from helios_jax.checkpoints.hub import local_folder
+    from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax, save_orbax
+
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it first")
+    folder = local_folder(source)
+    loads = {"orbax": load_orbax, "diffusers": load_diffusers}
+    saves = {"orbax": save_orbax, "diffusers": save_diffusers}
+    edits = edits or {}
+    for name in _networks(folder):
+        start = time.monotonic()
+        stored: Layout = "orbax" if has_orbax_weights(folder / name) else "diffusers"
+        network = loads[stored](folder, name, dtype=None if name in edits else dtype)
+        if name in edits:
+            network = _cast(name, edits[name](network), dtype)
+        saves[layout or stored](network, target, name)
+        print(f"{name}: {_describe(network)}, {time.monotonic() - start:.1f} s", flush=True)
+    for name in ("tokenizer", "scheduler"):
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, target / name)
+    # Written last: a folder without it is an unfinished checkpoint.
+    shutil.copy(folder / "model_index.json", target / "model_index.json")
+
+
+def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dtype: str | None = None) -> None:
+    """Writes a checkpoint, in its own layout, with a LoRA file merged into its transformer.
+
+    The merge runs at the stored precision and is rounded to ``dtype`` afterwards. See ``convert`` and
+    ``checkpoints.lora_files.merge_lora_file`` for errors.
+    """
+    from helios_jax.checkpoints.lora_files import merge_lora_file, read_lora
+    from helios_jax.models.network import Network
+
+    read_lora(lora)  # A file that cannot be used is found before anything large is read.
+
+    def merge(transformer: "nnx.Module") -> "nnx.Module":
+        return merge_lora_file(Network.of(transformer), lora, scale, donate=True).module
+
+    convert(source, target, dtype=dtype, edits={"transformer": merge})
+
+
+def _networks(folder: Path) -> list[str]:
+    """The networks of a checkpoint. Raises FileNotFoundError when it is not one."""
+    found = [name for name in NETWORKS if (folder / name).is_dir()]
+    if not found or not (folder / "model_index.json").is_file():
+        inside = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} is not a (finished) checkpoint: model_index.json and {', '.join(NETWORKS)} are needed, "
+            f"found {inside}"
+        )
+    return found
+
+
+def _cast(name: str, network: "nnx.Module", dtype: str | None) -> "nnx.Module":
+    """The network in another dtype, except for what is published as fp32-only; ``None``: as it is."""
+    if dtype is None:
+        return network
+    from flax import nnx
+
+    from helios_jax.checkpoints.components import find_component, with_parameters
+
+    abstract = find_component(name).abstract(network.config, dtype)
+    wanted = dict(nnx.to_flat_state(nnx.state(abstract, nnx.Param)))
+    stored = nnx.to_flat_state(nnx.state(network, nnx.Param))
+    return with_parameters(abstract, {path: array[...].astype(wanted[path].dtype) for path, array in stored})
+
+
+def _describe(network: "nnx.Module") -> str:
+    import jax
+    from flax import nnx
+
+    arrays = jax.tree.leaves(nnx.state(network, nnx.Param))
+    size = sum(array.nbytes for array in arrays)
+    return f"{sum(array.size for array in arrays):,} parameters in {len(arrays)} arrays, {_bytes(size)}"
+
+
+def _bytes(size: int) -> str:
+    power = min(3, max(0, (len(str(size)) - 1) // 3))
+    return f"{size / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def _print_summary(source: str) -> None:
+    from helios_jax.checkpoints.components import read_json
+    from helios_jax.checkpoints.hub import local_folder
+
+    summaries = summarise(source)
+    folder = local_folder(source, weights=False)
+    rows = [("network", "layout", "tensors", "parameters", "size", "dtypes")]
+    for name, summary in summaries.items():
+        count, dtypes = f"{sum(summary.parameters.values()):,}", " + ".join(map(str, summary.parameters))
+        rows.append((name, summary.layout, str(summary.tensors), count, _bytes(summary.bytes), dtypes))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, "<<>>><", widths, strict=True))
+        print("  ".join(cells).rstrip())
+    settings = {
+        "pipeline": read_json(folder / "model_index.json"),
+        "scheduler": read_json(folder / "scheduler" / "scheduler_config.json"),
+        **{name: summary.config for name, summary in summaries.items()},
+    }
+    for name, config in settings.items():
+        # Version marks and references to classes say nothing about the model.
+        values = (f"{key}={value}" for key, value in config.items() if key[0] != "_" and not _is_reference(value))
+        text = " ".join([f"{name}:", *filter(None, [config.get("_class_name")]), *values])
+        print(textwrap.fill(text, 110, subsequent_indent="    ", break_long_words=False))
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, list) and (not value or value[0] is None or isinstance(value[0], str))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; ``argv[0]`` is the program."""
+    parser = argparse_flags.ArgumentParser(
+        prog="helios-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, description: str, *positional: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=description, description=description)
+        for argument in positional:
+            command.add_argument(argument.lower(), metavar=argument, help=_HELP[argument])
+        return command
+
+    def add_dtype(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help=_HELP["dtype"])
+
+    add("inspect", "Shows networks, sizes, dtypes and settings; reads headers only.", "SRC")
+    add_dtype(add("to-orbax", "Writes the checkpoint in Orbax's layout.", "SRC", "DST"))
+    add_dtype(add("to-diffusers", "Writes the checkpoint in the published layout.", "SRC", "DST"))
+    merge = add("merge-lora", "Writes the checkpoint with a LoRA file merged in.", "SRC", "LORA", "DST")
+    merge.add_argument("--scale", type=float, default=1.0, help="strength of the LoRA (default 1)")
+    add_dtype(merge)
+    return parser.parse_args(argv[1:])
+
+
+_HELP = {
+    "SRC": "folder of a checkpoint in either layout, or hub id",
+    "DST": "folder to write; it must not exist or be empty",
+    "LORA": "safetensors file with diffusers, PEFT, Wan or Kohya names",
+    "dtype": "dtype of the result; what is published as fp32-only stays fp32 (default: every stored dtype)",
+}
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs one command; returns the exit code."""
+    # All work is on the host; a GPU would only limit what fits. Set before JAX is imported.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+    def work() -> None:
+        match args.command:
+            case "inspect":
+                _print_summary(args.src)
+            case "to-orbax":
+                convert(args.src, Path(args.dst), "orbax", dtype=args.dtype)
+            case "to-diffusers":
+                convert(args.src, Path(args.dst), "diffusers", dtype=args.dtype)
+            case "merge-lora":
+                merge_lora(args.src, Path(args.lora), Path(args.dst), scale=args.scale, dtype=args.dtype)
+
+    return run_command("helios-convert", work)
+
+
+def run() -> None:
+    """Entry point of ``helios-convert``."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()
