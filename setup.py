@@ -33,8 +33,6 @@ setup(
         "dev": [
             "beartype>=0.20",
             "jupytext>=1.16",
-            "nbclient>=0.10",
-            "ipykernel>=6.29",
             "psutil>=5.9",
             "pyrefly>=0.40",
             "pytest>=8.3",

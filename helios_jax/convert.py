@@ -27,12 +27,13 @@ from helios_jax.cli import run_command
 
 if TYPE_CHECKING:
     import numpy as np
-    from flax import nnx
+
+    from helios_jax.models.network import ConfiguredModule
 
 NETWORKS = ("transformer", "text_encoder", "vae")
 
 Layout = Literal["diffusers", "orbax"]
-Edit = Callable[["nnx.Module"], "nnx.Module"]
+Edit = Callable[["ConfiguredModule"], "ConfiguredModule"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dty
 
     read_lora(lora)  # A file that cannot be used is found before anything large is read.
 
-    def merge(transformer: "nnx.Module") -> "nnx.Module":
+    def merge(transformer: "ConfiguredModule") -> "ConfiguredModule":
         return merge_lora_file(Network.of(transformer), lora, scale, donate=True).module
 
     convert(source, target, dtype=dtype, edits={"transformer": merge})
@@ -165,7 +166,7 @@ def _networks(folder: Path) -> list[str]:
     return found
 
 
-def _cast(name: str, network: "nnx.Module", dtype: str | None) -> "nnx.Module":
+def _cast(name: str, network: "ConfiguredModule", dtype: str | None) -> "ConfiguredModule":
     """The network in another dtype, except for what is published as fp32-only; ``None``: as it is."""
     if dtype is None:
         return network
@@ -179,7 +180,7 @@ def _cast(name: str, network: "nnx.Module", dtype: str | None) -> "nnx.Module":
     return with_parameters(abstract, {path: array[...].astype(wanted[path].dtype) for path, array in stored})
 
 
-def _describe(network: "nnx.Module") -> str:
+def _describe(network: "ConfiguredModule") -> str:
     import jax
     from flax import nnx
 

@@ -162,7 +162,9 @@ def _write_record(job: Job, stream: "Stream", args: argparse.Namespace, num_fram
     from helios_jax import __version__
 
     request = stream.request
-    prompt = job.prompt if isinstance(job.prompt, str) else dataclasses.asdict(job.prompt)
+    from helios_jax.sampling.prompts import PromptSchedule
+
+    prompt = dataclasses.asdict(job.prompt) if isinstance(job.prompt, PromptSchedule) else job.prompt
     record = {
         "prompt": prompt,
         "negative_prompt": args.negative_prompt if request.guided else None,

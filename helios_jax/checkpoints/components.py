@@ -13,6 +13,7 @@ from flax import nnx
 from helios_jax import config as configs
 from helios_jax.checkpoints import key_tables
 from helios_jax.checkpoints.key_tables import ParamPath
+from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, DType, Path
 
 _LISTED = 12
@@ -37,7 +38,7 @@ class Component:
     keys: key_tables.KeyTable
     weights: str
 
-    def abstract(self, config: Any, dtype: DType) -> nnx.Module:
+    def abstract(self, config: Any, dtype: DType) -> ConfiguredModule:
         """The network with shapes and dtypes but no arrays."""
         module, name = self.module
         network = getattr(importlib.import_module(module), name)
@@ -74,7 +75,7 @@ def find_component(name: str) -> Component:
     return COMPONENTS[name]
 
 
-def with_parameters(abstract: nnx.Module, arrays: Mapping[ParamPath, Array]) -> nnx.Module:
+def with_parameters(abstract: ConfiguredModule, arrays: Mapping[ParamPath, Array]) -> ConfiguredModule:
     """The network ``abstract`` with every parameter filled from ``arrays``."""
     graph, state = nnx.split(abstract)
     filled = [(path, variable.replace(arrays[path])) for path, variable in nnx.to_flat_state(state)]

@@ -25,13 +25,14 @@ from helios_jax.checkpoints.components import (
 )
 from helios_jax.checkpoints.key_tables import Entry, ParamPath, published_entries
 from helios_jax.checkpoints.tensor_files import TensorFolder, write_tensors
+from helios_jax.models.network import ConfiguredModule
 from helios_jax.parallel.mesh import parameter_sharding
 from helios_jax.typing import Array, DType, Int, Path
 
 
 def load_diffusers(
     folder: Path, component: str, *, dtype: DType | None = None, mesh: jax.sharding.Mesh | None = None
-) -> nnx.Module:
+) -> ConfiguredModule:
     """Loads one network of a published checkpoint.
 
     Args:
@@ -79,7 +80,7 @@ def load_diffusers(
     return with_parameters(abstract, arrays)
 
 
-def save_diffusers(module: nnx.Module, folder: Path, component: str, *, shard_bytes: int = 10 * 10**9) -> None:
+def save_diffusers(module: ConfiguredModule, folder: Path, component: str, *, shard_bytes: int = 10 * 10**9) -> None:
     """Writes one network in the published layout, as ``folder/component``.
 
     Args:
@@ -140,8 +141,9 @@ def _read_one(
 ) -> Array:
     """Reads one published tensor into an array of ours; every device's part is read on its own."""
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        published = tuple(part or slice(None) for part in entry.layout.published_order(index))
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        whole = [slice(None)] * len(shape)
+        published = tuple(axis or slice(None) for axis in entry.layout.published_order(index or whole))
         tensor = entry.layout.to_ours(read(name, published) if published else read(name, ()))
         return np.asarray(tensor, dtype)
 

@@ -8,13 +8,15 @@ we stack on a leading axis are one path here and one published tensor per layer.
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from helios_jax.typing import AnyArray
 
-ParamPath = tuple[str | int, ...]
+ParamPath = tuple[Any, ...]
+"""Path of a parameter in an nnx state: attribute names and list indices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,9 @@ class Layout:
         """Shape of the published tensor whose array of ours has ``shape``."""
         return self.to_published(np.broadcast_to(np.int8(0), shape)).shape if self.drop or self.perm else tuple(shape)
 
-    def published_order(self, spec: Sequence[object]) -> list[object]:
+    def published_order[T](self, spec: Sequence[T]) -> list[T | None]:
         """Reorders one entry per axis of ours (a slice, a mesh axis) to published axes; dropped ones get None."""
-        ranked = [spec[i] for i in np.argsort(self.perm)] if self.perm else list(spec)
+        ranked: list[T | None] = [spec[i] for i in np.argsort(self.perm)] if self.perm else list(spec)
         for axis in self.drop:
             ranked.insert(axis, None)
         return ranked

@@ -35,7 +35,7 @@ from flax import nnx
 from helios_jax.checkpoints.components import raise_problems, read_json
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, Layout, published_entries
 from helios_jax.checkpoints.tensor_files import TensorFolder
-from helios_jax.models.network import Network
+from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.typing import AnyArray, Array, Float, Path
 
 _PREFIXES = r"(?:(?:base_model|model|diffusion_model|transformer)\.)*"
@@ -133,7 +133,9 @@ def read_lora(path: Path) -> dict[str, LoraDelta]:
     return deltas
 
 
-def merge_lora_file(transformer: Network, path: Path, scale: float = 1.0, *, donate: bool = False) -> Network:
+def merge_lora_file[M: ConfiguredModule](
+    transformer: Network[M], path: Path, scale: float = 1.0, *, donate: bool = False
+) -> Network[M]:
     """Merges a LoRA file into a transformer, on its device(s).
 
     Args:

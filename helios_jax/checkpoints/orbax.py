@@ -7,6 +7,7 @@ under a temporary name and renamed when complete, so that an interrupted save le
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -21,6 +22,7 @@ from helios_jax.checkpoints.components import (
     write_json,
 )
 from helios_jax.checkpoints.key_tables import ParamPath
+from helios_jax.models.network import ConfiguredModule
 from helios_jax.parallel.mesh import parameter_sharding
 from helios_jax.typing import DType, Path
 
@@ -35,7 +37,7 @@ _IN_FLIGHT_BYTES = 2**33
 """Host memory for reads under way; without a limit a restore holds all the weights at once."""
 
 
-def save_orbax(module: nnx.Module, folder: Path, component: str) -> None:
+def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
     """Writes one network as ``folder/component/{config.json, weights/}``.
 
     Args:
@@ -53,14 +55,14 @@ def save_orbax(module: nnx.Module, folder: Path, component: str) -> None:
     write_json(target / "config.json", module.config.to_diffusers())
     options = ocp.Context()
     options.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
-    parameters = {_dotted(path): array[...] for path, array in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+    parameters: Any = {_dotted(path): array[...] for path, array in nnx.to_flat_state(nnx.state(module, nnx.Param))}
     with options:
-        ocp.save(target.resolve() / _WEIGHTS, parameters, checkpointable_name=_ITEM)
+        ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
 
 
 def load_orbax(
     folder: Path, component: str, *, dtype: DType | None = None, mesh: jax.sharding.Mesh | None = None
-) -> nnx.Module:
+) -> ConfiguredModule:
     """Loads one network that ``save_orbax`` wrote.
 
     Args:
@@ -71,7 +73,7 @@ def load_orbax(
         mesh: Mesh to shard the parameters over; ``None`` for one device.
 
     Returns:
-        The network, an ``nnx.Module`` with its parameters on the device(s).
+        The network, an ``ConfiguredModule`` with its parameters on the device(s).
 
     Raises:
         FileNotFoundError: Folder, configuration or weights are missing.
@@ -93,7 +95,7 @@ def load_orbax(
         given={name: array.shape for name, array in stored.items()},
         source="config.json",
     )
-    targets = {
+    targets: Any = {
         _dotted(path): jax.ShapeDtypeStruct(
             variable.shape,
             stored[_dotted(path)].dtype if dtype is None else variable.dtype,
@@ -104,7 +106,7 @@ def load_orbax(
     options = ocp.Context()
     options.memory.read_concurrent_bytes = max(_IN_FLIGHT_BYTES, math.prod(largest.shape) * largest.dtype.itemsize)
     with options:
-        arrays = ocp.load(folder.resolve() / _WEIGHTS, targets, checkpointable_name=_ITEM)
+        arrays: Any = ocp.load(str(folder.resolve() / _WEIGHTS), targets, checkpointable_name=_ITEM)
     return with_parameters(abstract, {path: arrays[_dotted(path)] for path in wanted})
 
 
@@ -127,7 +129,7 @@ def stored_parameters(folder: pathlib.Path) -> Mapping[str, jax.ShapeDtypeStruct
         found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(f"{folder} holds no complete {_WEIGHTS}/ folder in Orbax's format; found {found}")
     try:
-        arrays = ocp.metadata(weights.resolve(), checkpointable_name=_ITEM).metadata
+        arrays: Any = ocp.metadata(str(weights.resolve()), checkpointable_name=_ITEM).metadata
     except (ocp.errors.InvalidLayoutError, ValueError, OSError) as error:
         raise ValueError(f"{weights} is not a complete Orbax checkpoint ({error}); copy it again") from error
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}

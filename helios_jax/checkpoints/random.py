@@ -21,7 +21,7 @@ from helios_jax.config import (
     TransformerConfig,
     VaeConfig,
 )
-from helios_jax.models.network import Network
+from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.typing import DType, Path
 
 Draw = Callable[[float, float, tuple[int, ...], DType], jax.Array]
@@ -76,7 +76,7 @@ def write_random_checkpoint(
     write_json(folder / "model_index.json", index)
 
 
-def random_network(module: type[nnx.Module], config: Any, dtype: DType, draw: Draw) -> Network:
+def random_network(module: Callable[..., ConfiguredModule], config: Any, dtype: DType, draw: Draw) -> Network:
     """A network with weights from ``draw(mean, std, shape, dtype)``, called once per parameter.
 
     Kernels have variance 1 / fan-in, so that activations keep the scale of their input; norm weights are 1, biases 0.

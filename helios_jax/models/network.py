@@ -2,15 +2,28 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 from flax import nnx
 
 
+class ConfiguredModule(nnx.Module):
+    """What the three networks have in common.
+
+    Attributes:
+        config: The configuration that it was built from.
+        dtype: Its compute dtype.
+    """
+
+    config: Any
+    dtype: Any
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["graph"])
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
-    """A split ``nnx.Module``; a pytree whose leaves are its parameters.
+class Network[M: ConfiguredModule]:
+    """A split network; a pytree whose leaves are its parameters.
 
     Two networks of the same configuration share compiled programs, since ``graph`` compares by structure.
 
@@ -19,16 +32,16 @@ class Network:
         params: The parameters.
     """
 
-    graph: nnx.GraphDef
+    graph: nnx.GraphDef[M]
     params: nnx.State
 
     @classmethod
-    def of(cls, module: nnx.Module) -> "Network":
+    def of(cls, module: M) -> "Network[M]":
         """Splits a module."""
         graph, params = nnx.split(module)
         return cls(graph=graph, params=params)
 
     @property
-    def module(self) -> nnx.Module:
+    def module(self) -> M:
         """The module again, around the same arrays."""
         return nnx.merge(self.graph, self.params)

@@ -16,6 +16,7 @@ Sources: T5 (Raffel et al. 2020, arXiv 1910.10683), umT5 (Chung et al. 2023, arX
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from flax import nnx
 
 from helios_jax.config import TextEncoderConfig
 from helios_jax.models.layers import linear, matmul_precision
+from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, Bool, DType, Float, Int
 
 
@@ -128,13 +130,13 @@ class Block(nnx.Module):
 
     def __init__(self, config: TextEncoderConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs) -> None:
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.layer = nnx.List([AttentionLayer(config, **options), FeedForwardLayer(config, **options)])
+        self.layer: Any = nnx.List([AttentionLayer(config, **options), FeedForwardLayer(config, **options)])
 
     def __call__(
         self, x: Float[Array, "B S D"], buckets: Int[Array, "S S"], mask: Bool[Array, "B S"]
     ) -> Float[Array, "B S D"]:
-        attend, feed_forward = self.layer
-        return feed_forward(attend(x, buckets, mask))
+        attention, feed_forward = self.layer
+        return feed_forward(attention(x, buckets, mask))
 
 
 class BlockStack(nnx.Module):
@@ -157,7 +159,7 @@ class BlockStack(nnx.Module):
         return self.final_layer_norm(x)
 
 
-class Umt5Encoder(nnx.Module):
+class Umt5Encoder(ConfiguredModule):
     """UMT5 encoder (``UMT5EncoderModel`` of transformers): token ids to the last hidden state.
 
     Args:

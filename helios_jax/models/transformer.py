@@ -24,6 +24,7 @@ and residual sums in fp32, everything between in the compute dtype.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from helios_jax.models.layers import (
     rms_norm,
     stack_layers,
 )
+from helios_jax.models.network import ConfiguredModule
 from helios_jax.models.rope import RopeTable, apply_rope, flatten_grid, pool_grid, rope_grid
 from helios_jax.typing import Array, DType, Float, Int
 
@@ -77,8 +79,9 @@ class Attention(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, amplify: bool, dtype: DType, param_dtype: DType, rngs: nnx.Rngs):
         dim = config.dim
-        for name in ("to_q", "to_k", "to_v", "to_out"):
-            setattr(self, name, linear(dim, dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs))
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            linear(dim, dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for _ in range(4)
+        )
         self.norm_q = Scale(dim, param_dtype=param_dtype)
         self.norm_k = Scale(dim, param_dtype=param_dtype)
         if amplify:
@@ -225,7 +228,7 @@ class OutputTable(nnx.Module):
         self.scale_shift_table = nnx.Param(jax.random.normal(rngs.params(), (2, dim)) / math.sqrt(dim))
 
 
-class HeliosTransformer(nnx.Module):
+class HeliosTransformer(ConfiguredModule):
     """Predicts the velocity of a noisy chunk from its context, the text and the timestep.
 
     Args:
@@ -245,11 +248,13 @@ class HeliosTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         types = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype or dtype)}
+        pt, ph, pw = config.patch_size
         self.patch_embedding = PatchEmbed(config.patch_size, config.in_channels, config.dim, **types, rngs=rngs)
         if config.has_multi_term_memory_patch:
-            for name, factor in (("patch_short", 1), ("patch_mid", 2), ("patch_long", 4)):
-                patch = tuple(factor * p for p in config.patch_size)
-                setattr(self, name, PatchEmbed(patch, config.in_channels, config.dim, **types, rngs=rngs))
+            self.patch_short, self.patch_mid, self.patch_long = (
+                PatchEmbed((factor * pt, factor * ph, factor * pw), config.in_channels, config.dim, **types, rngs=rngs)
+                for factor in (1, 2, 4)
+            )
         self.condition_embedder = ConditionEmbedder(config, **types, rngs=rngs)
         self.blocks = stack_layers(lambda rngs: Block(config, **types, rngs=rngs), config.num_layers, rngs)
         self.norm_out = OutputTable(config.dim, rngs=rngs)
@@ -281,7 +286,7 @@ class HeliosTransformer(nnx.Module):
         return Context(tokens=tokens, rows=rows)
 
     def rope(
-        self, history: HistoryConfig | None, full: tuple[int, int], current: tuple[int, int], frames: int
+        self, history: HistoryConfig | None, full: Sequence[int], current: Sequence[int], frames: int
     ) -> RopeTable:
         """Rotary table of all tokens.
 
@@ -295,7 +300,7 @@ class HeliosTransformer(nnx.Module):
         config = self.config
         _, ph, pw = config.patch_size
 
-        def grid(indices: tuple[int, ...], size: tuple[int, int]) -> Float[Array, "T H W 2 K2"]:
+        def grid(indices: Sequence[int], size: Sequence[int]) -> Float[Array, "T H W 2 K2"]:
             return rope_grid(indices, size[0] // ph, size[1] // pw, config.rope_dim, config.rope_theta)
 
         if history is None:

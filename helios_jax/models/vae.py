@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.config import VaeConfig
+from helios_jax.models.network import ConfiguredModule
 from helios_jax.models.vae_layers import (
     AttentionBlock,
     Cache,
@@ -116,7 +117,7 @@ class Decoder(nnx.Module):
         return self.conv_out(norm_silu(self.norm_out, x), cache)
 
 
-class WanVae(nnx.Module):
+class WanVae(ConfiguredModule):
     """The VAE; attribute paths are the published parameter names (``weight`` is ``kernel`` here).
 
     Args:

@@ -1,10 +1,11 @@
 """Meshes and the sharding of parameters.
 
 Parameters are sharded in the manner of fully sharded data parallelism: each one along its largest axis that the
-mesh divides, over all mesh axes together. The compiler gathers a layer's weights when the layer runs.
+mesh divides, over all mesh axes together; how the parts meet in a computation is the compiler's choice.
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -32,11 +33,19 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.shardin
     if not candidates or math.prod(shape) < MIN_SHARDED_SIZE:
         return NamedSharding(auto_mesh(mesh), PartitionSpec())
     largest = max(candidates, key=lambda axis: shape[axis])
-    spec = [None] * len(shape)
+    spec: list[Any] = [None] * len(shape)
     spec[largest] = mesh.axis_names
     return NamedSharding(auto_mesh(mesh), PartitionSpec(*spec))
 
 
-def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
-    """The sharding of values that every device holds."""
-    return parameter_sharding((), mesh)
+def replicated_beside(tree: Any) -> jax.sharding.Sharding:
+    """The sharding of values that every device of the arrays in ``tree`` holds.
+
+    What is placed so before a compiled program sees it enters as what comes out of that program, committed to the
+    same devices: otherwise the first call and those after it would compile one program each.
+    """
+    sharding = jax.tree.leaves(tree)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    (device,) = sharding.device_set
+    return SingleDeviceSharding(device)

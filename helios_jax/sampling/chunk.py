@@ -30,7 +30,8 @@ from helios_jax.diffusion.pyramid import (
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
 from helios_jax.models.network import Network
 from helios_jax.models.rope import RopeTable
-from helios_jax.models.transformer import Context, TextContext
+from helios_jax.models.transformer import Context, HeliosTransformer, TextContext
+from helios_jax.parallel.mesh import replicated_beside
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.typing import AnyArray, Array, DType, Float
 
@@ -130,11 +131,16 @@ class ChunkSampler:
         history: Layout of the context.
     """
 
-    transformer: Network
+    transformer: Network[HeliosTransformer]
     scheduler: SchedulerConfig
     guidance: Guidance | None
     scale: float
     history: HistoryConfig
+
+    @property
+    def placement(self) -> jax.sharding.Sharding:
+        """Where samples, noise and history live: whole, on every device of the network."""
+        return replicated_beside(self.transformer.params)
 
     def sample(
         self,
@@ -162,15 +168,16 @@ class ChunkSampler:
             Clean latents in model space, in the dtype that the solver ends in.
         """
         solver = make_solver(self.scheduler)
-        dtype = self.transformer.module.dtype
+        dtype, placement = self.transformer.module.dtype, self.placement
         context = embed_history(self.transformer, history, self.history)
         batch, _, height, width, channels = history.frames.shape
-        draw = noise.normal(f"chunk{chunk}/initial", (batch, self.history.chunk_frames, height, width, channels))
+        shape = (batch, self.history.chunk_frames, height, width, channels)
+        draw = jax.device_put(noise.normal(f"chunk{chunk}/initial", shape), placement)
         state = begin_first_level(solver, draw, len(plans) - 1)
         for level, plan in enumerate(plans):
             if plan.transition is not None:
                 shape = (batch, self.history.chunk_frames, *plan.size, channels)
-                draw = noise.normal(f"chunk{chunk}/block{level}", shape)
+                draw = jax.device_put(noise.normal(f"chunk{chunk}/block{level}", shape), placement)
                 state = begin_level(solver, state, draw, plan.transition, self.scheduler.gamma, dtype)
             for step, row in enumerate(plan.rows):
                 if self.guidance is not None and self.guidance.is_zero_init(level, step):
@@ -180,6 +187,7 @@ class ChunkSampler:
                         self.transformer,
                         solver,
                         self.guidance,
+                        placement,
                         state,
                         text=text,
                         context=context,
@@ -202,20 +210,20 @@ class ChunkSampler:
 
 
 @jax.jit
-def project_text(transformer: Network, embeds: Float[AnyArray, "B S E"]) -> TextContext:
+def project_text(transformer: Network[HeliosTransformer], embeds: Float[AnyArray, "B S E"]) -> TextContext:
     """Keys and values of the text for all blocks; once per prompt."""
-    return transformer.module.text_context(embeds)
+    return transformer.module.text_context(jnp.asarray(embeds))
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def embed_history(transformer: Network, history: History, config: HistoryConfig) -> Context:
+def embed_history(transformer: Network[HeliosTransformer], history: History, config: HistoryConfig) -> Context:
     """History tokens; once per chunk."""
     return transformer.module.context(history.tiers(config))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def rope_table(
-    transformer: Network, config: HistoryConfig, full: tuple[int, int], current: tuple[int, int]
+    transformer: Network[HeliosTransformer], config: HistoryConfig, full: tuple[int, int], current: tuple[int, int]
 ) -> RopeTable:
     """Rotary table of one level; once per size."""
     return transformer.module.rope(config, full, current, config.chunk_frames)
@@ -244,11 +252,12 @@ def begin_level(
     return solver.init(renoise(solver.finish(state, dtype), noise, *transition, dtype))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3), donate_argnums=4)
 def denoise_step(
-    transformer: Network,
+    transformer: Network[HeliosTransformer],
     solver: Solver,
     guidance: Guidance | None,
+    placement: jax.sharding.Sharding,
     state: SolverState,
     *,
     text: TextContext,
@@ -258,7 +267,11 @@ def denoise_step(
     row: Float[AnyArray, " K"],
     scale: Float[AnyArray, ""],
 ) -> SolverState:
-    """One step of the solver with one network call; guidance runs both prompts as one batch."""
+    """One step of the solver with one network call; guidance runs both prompts as one batch.
+
+    The state leaves as it came, in ``placement``: on a mesh the compiler would else spread it like the parameters,
+    and the next step would not fit the program of this one.
+    """
     model = transformer.module
     batch = state.x.shape[0]
     if guidance is None:
@@ -272,14 +285,15 @@ def denoise_step(
             context=doubled,
             rope=rope,
         )
-        velocity = guidance(*jnp.split(both, 2), scale)
-    return solver.step(state, velocity, row)
+        cond, uncond = jnp.split(both, 2)
+        velocity = guidance(cond, uncond, jnp.asarray(scale))
+    return jax.lax.with_sharding_constraint(solver.step(state, velocity, jnp.asarray(row)), placement)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=1)
 def zero_step(solver: Solver, state: SolverState, row: Float[AnyArray, " K"], dtype: DType) -> SolverState:
     """One step of the solver with velocity zero: zero-init skips the network."""
-    return solver.step(state, jnp.zeros(state.x.shape, dtype), row)
+    return solver.step(state, jnp.zeros(state.x.shape, dtype), jnp.asarray(row))
 
 
 @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)

@@ -19,8 +19,8 @@ import numpy as np
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.context import History
 from helios_jax.models.network import Network
-from helios_jax.models.vae import normalize
-from helios_jax.sampling.media import to_signed
+from helios_jax.models.vae import WanVae, normalize
+from helios_jax.sampling.media import Frames, to_signed
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.request import Request
 from helios_jax.typing import AnyArray, Array, Float
@@ -42,7 +42,7 @@ class Conditioner:
         slice_frames: Latent frames that the VAE encodes at a time; ``None``: all of a piece.
     """
 
-    vae: Network
+    vae: Network[WanVae]
     history: HistoryConfig
     noise: NoiseSource
     batch: int
@@ -71,7 +71,7 @@ class Conditioner:
         empty = self.from_nothing(*anchor.shape[2:4])
         return empty.replace_tail(self._noisy("still", last, self.video_sigmas)).with_anchor(anchor)
 
-    def from_video(self, video: AnyArray) -> History:
+    def from_video(self, video: Frames) -> History:
         """Video-to-video, from frames [F,H,W,3], uint8 or [-1, 1].
 
         Pieces that the buffer would forget at once are not encoded.
@@ -115,13 +115,13 @@ class Conditioner:
         """Mixes noise in; the sigma is drawn uniformly from ``sigmas``."""
         low, high = sigmas
         draw = self.noise.uniform(f"{name}/sigma", (latents.shape[1],) if per_frame else ())
-        sigma = (np.asarray(draw) * np.float32(high - low) + np.float32(low)).reshape(-1, 1, 1, 1)
+        sigma = jnp.reshape(draw * np.float32(high - low) + np.float32(low), (-1, 1, 1, 1))
         return sigma * self.noise.normal(f"{name}/noise", latents.shape) + (1 - sigma) * latents
 
 
 @functools.partial(jax.jit, static_argnames="slice_frames")
 def encode_posterior(
-    vae: Network,
+    vae: Network[WanVae],
     video: Float[AnyArray, "1 F H W P"],
     noise: Float[AnyArray, "B T h w C"],
     *,
@@ -129,5 +129,5 @@ def encode_posterior(
 ) -> Float[Array, "B T h w C"]:
     """A sample of the VAE's posterior, mean + std noise, normalised to model space."""
     module = vae.module
-    mean, logvar = module.encode(video, slice_frames)
+    mean, logvar = module.encode(jnp.asarray(video), slice_frames)
     return normalize(module.config, mean + jnp.exp(0.5 * logvar) * noise)

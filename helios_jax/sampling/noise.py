@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.typing import AnyArray, Array, Float, Int, Key
+from helios_jax.typing import AnyArray, Array, Float, Key
 
 
 @runtime_checkable
@@ -88,12 +88,12 @@ def _fold(name: str) -> np.uint32:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _normal(key: Key[Array, ""], fold: Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+def _normal(key: Key[Array, ""], fold: Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     stream = jax.random.fold_in(key, fold)
     samples = jax.vmap(lambda index: jax.random.fold_in(stream, index))(jnp.arange(shape[0]))
     return jax.vmap(lambda sample: jax.random.normal(sample, shape[1:], jnp.float32))(samples)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _uniform(key: Key[Array, ""], fold: Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+def _uniform(key: Key[Array, ""], fold: Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     return jax.random.uniform(jax.random.fold_in(key, fold), shape, jnp.float32)

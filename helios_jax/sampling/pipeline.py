@@ -20,6 +20,8 @@ import numpy as np
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.models.network import Network
+from helios_jax.models.transformer import HeliosTransformer
+from helios_jax.models.vae import WanVae
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo
 from helios_jax.sampling.conditioning import Conditioner, SigmaRange
 from helios_jax.sampling.noise import KeyNoise, NoiseSource
@@ -58,8 +60,8 @@ class HeliosPipeline:
 
     config: PipelineConfig
     scheduler: SchedulerConfig
-    transformer: Network
-    vae: Network
+    transformer: Network[HeliosTransformer]
+    vae: Network[WanVae]
     text_encoder: TextEncoder | None = None
 
     @classmethod
@@ -124,9 +126,9 @@ class HeliosPipeline:
         Returns:
             Frames and latents of all chunks, in host memory.
         """
-        stream = self.stream(prompt, negative_prompt, progress=progress, **arguments)
-        if stream.request.num_chunks is None:
+        if arguments.get("num_frames", ...) is None:
             raise ValueError("num_frames=None never ends: use stream()")
+        stream = self.stream(prompt, negative_prompt, progress=progress, **arguments)
         chunks = list(stream)
         frames = np.concatenate([chunk.frames for chunk in chunks], axis=1)
         return SampleOutput(
@@ -212,6 +214,8 @@ class HeliosPipeline:
             amplify_first_chunk=amplify_first_chunk,
             skip_first_chunk=skip_first_chunk,
             keep_first_frame=keep_first_frame,
+            max_text_tokens=max_text_tokens,
+            vae_slice_frames=vae_slice_frames,
         )
         noise = KeyNoise(key=jax.random.key(seed)) if noise is None else noise
         text = Text(
@@ -265,7 +269,7 @@ class HeliosPipeline:
         if embeds is not None:
             return EmbeddingTimeline(jnp.asarray(embeds, self.transformer.module.dtype))
         if isinstance(prompt, PromptSchedule):
-            return prompt.timeline([self.text_encoder([text], max_tokens) for text in prompt.prompts])
+            return prompt.timeline([self._encode(text, request, max_tokens) for text in prompt.prompts])
         return EmbeddingTimeline(self._encode(prompt, request, max_tokens))
 
     def _negative(
@@ -275,8 +279,10 @@ class HeliosPipeline:
             return None
         if embeds is not None:
             return jnp.asarray(embeds, self.transformer.module.dtype)
-        return self._encode(prompt or "", request, max_tokens)
+        return self._encode(prompt, request, max_tokens)
 
-    def _encode(self, prompt: str | Sequence[str], request: Request, max_tokens: int) -> Float[Array, "B S E"]:
-        texts = [prompt] * request.batch if isinstance(prompt, str) else list(prompt)
+    def _encode(self, prompt: str | Sequence[str] | None, request: Request, max_tokens: int) -> Float[Array, "B S E"]:
+        """Embeddings of one text for the whole batch or of one text per video; no text is the empty one."""
+        assert self.text_encoder is not None, "the request was checked"
+        texts = [prompt or ""] * request.batch if prompt is None or isinstance(prompt, str) else list(prompt)
         return self.text_encoder(texts, max_tokens)

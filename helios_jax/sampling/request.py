@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from helios_jax._warnings import warn_user
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
 from helios_jax.sampling.media import load_image, load_video
@@ -43,8 +43,8 @@ class Request:
     guidance_scale: float
     amplify_first_chunk: bool
     skip_first_chunk: bool
-    image: AnyArray | None
-    video: AnyArray | None
+    image: np.ndarray | None
+    video: np.ndarray | None
     history: HistoryConfig
 
     @property
@@ -94,6 +94,8 @@ class RequestDefaults:
         amplify_first_chunk: bool | None,
         skip_first_chunk: bool,
         keep_first_frame: bool,
+        max_text_tokens: int,
+        vae_slice_frames: int | None,
     ) -> Request:
         """Checks a call and fills its defaults.
 
@@ -108,19 +110,31 @@ class RequestDefaults:
         if not math.isfinite(scale):
             raise ValueError(f"guidance_scale={guidance_scale} must be a finite number")
         if distilled and scale > 1:
-            warnings.warn(
+            warn_user(
                 f"guidance_scale={scale} on a distilled model: guidance is applied, doubles the cost, and is not what "
                 "the model was distilled for; 1.0 is recommended",
-                stacklevel=4,
             )
         batch = _batch_size(prompt, prompt_embeds)
         self._check_text(prompt, prompt_embeds, "prompt", batch, has_text_encoder)
         if scale > 1:
             self._check_text(negative_prompt, negative_prompt_embeds, "negative_prompt", batch, has_text_encoder)
+            tokens, negative_tokens = (
+                max_text_tokens if embeds is None else np.shape(embeds)[1]
+                for embeds in (prompt_embeds, negative_prompt_embeds)
+            )
+            if tokens != negative_tokens:
+                raise ValueError(
+                    f"the prompt is {tokens} tokens long and the negative prompt {negative_tokens}, but guidance runs "
+                    "both as one batch: give embeddings of one length, and max_text_tokens of that length for texts"
+                )
         if image is not None and video is not None:
             raise ValueError("image and video are both given; use image for I2V or video for V2V")
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames={num_frames} must be at least 1 (None streams without end)")
+        if max_text_tokens < 1:
+            raise ValueError(f"max_text_tokens={max_text_tokens} must be at least 1, the end of the text")
+        if vae_slice_frames is not None and vae_slice_frames < 1:
+            raise ValueError(f"vae_slice_frames={vae_slice_frames} must be at least 1 (None: a whole chunk at once)")
         history = HistoryConfig(keep_first_frame=keep_first_frame)
         window = self.window(history)
         clip = None
@@ -178,9 +192,11 @@ class RequestDefaults:
 
 
 def _batch_size(prompt: Prompt | None, embeds: AnyArray | None) -> int:
-    if prompt is None and embeds is None:
-        raise ValueError("give prompt or prompt_embeds; for a video without text use prompt=''")
     if prompt is None:
+        if embeds is None:
+            raise ValueError("give prompt or prompt_embeds; for a video without text use prompt=''")
+        if np.ndim(embeds) != 3:
+            raise ValueError(f"prompt_embeds has shape {np.shape(embeds)}; [batch, tokens, width] is needed")
         return np.shape(embeds)[0]
     if isinstance(prompt, str | PromptSchedule):
         return 1

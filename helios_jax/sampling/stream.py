@@ -12,7 +12,7 @@ import numpy as np
 from helios_jax.context import History
 from helios_jax.models.network import Network
 from helios_jax.models.transformer import TextContext
-from helios_jax.models.vae import decode_frames
+from helios_jax.models.vae import WanVae, decode_frames
 from helios_jax.sampling.chunk import (
     ChunkSampler,
     LevelPlan,
@@ -81,7 +81,7 @@ class Stream:
         *,
         request: Request,
         sampler: ChunkSampler,
-        vae: Network,
+        vae: Network[WanVae],
         text: Text,
         history: History,
         noise: NoiseSource,
@@ -95,13 +95,14 @@ class Stream:
         self._sampler = sampler
         self._vae = vae
         self._text = text
-        self._history = history
+        self._history = jax.device_put(history, sampler.placement)
         self._noise = noise
         self._integer_timesteps = integer_timesteps
         self._slice_frames = slice_frames
         self._on_step = on_step or (lambda _: None)
         self._on_chunk = on_chunk or (lambda _: None)
         self._embeds: Array | None = None
+        self._next_text = 0
         full = history.frames.shape[2:4]
         self._plans = self._plan(amplify=False)
         self._first_plans = self._plan(amplify=request.amplify_first_chunk)
@@ -157,7 +158,7 @@ class Stream:
             ValueError: Wrong number of texts or shape of embeddings, or no text encoder to encode a text with.
         """
         if isinstance(prompt, jax.Array | np.ndarray):
-            embeds = jnp.asarray(prompt)
+            embeds = jnp.asarray(prompt, self._sampler.transformer.module.dtype)
         elif self._text.encode is None:
             raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
         else:
@@ -179,8 +180,11 @@ class Stream:
         )
 
     def _project_text(self) -> TextContext:
-        """Text keys and values; projected anew only when the embeddings changed."""
+        """Text keys and values of this chunk; projected anew only when the embeddings changed."""
+        if self._next_text > self.index:  # the chunk was interrupted and is sampled again
+            return self._projected
         embeds = self._text.timeline.next()
+        self._next_text = self.index + 1
         if embeds is not self._embeds:
             both = embeds if self._text.negative is None else jnp.concatenate([embeds, self._text.negative])
             self._projected = project_text(self._sampler.transformer, both)
@@ -196,7 +200,7 @@ class Stream:
 
 @functools.partial(jax.jit, static_argnames="slice_frames")
 def decode_chunk(
-    vae: Network, latents: Float[Array, "B T h w C"], *, slice_frames: int | None = None
+    vae: Network[WanVae], latents: Float[Array, "B T h w C"], *, slice_frames: int | None = None
 ) -> UInt8[Array, "B F H W 3"]:
     """Pixels of one chunk. Every chunk is decoded from an empty causal cache, as the model was trained."""
     return decode_frames(vae.module, latents, slice_frames)

@@ -10,7 +10,6 @@ import html
 import importlib.util
 import json
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from helios_jax._warnings import warn_user
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.typing import Array, Bool, Float, Int, Path, Sequence
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 def _text_fixer() -> Callable[[str], str]:
     """ftfy's repair of broken unicode; without the package the identity, with one warning."""
     if importlib.util.find_spec("ftfy") is None:
-        warnings.warn(
+        warn_user(
             "the package ftfy is not installed: prompts are cleaned without its unicode repair, so the token ids "
             "of text with broken unicode or typographic quotes may differ from those of the published pipeline; "
             "'pip install ftfy' removes the difference",
-            stacklevel=3,
         )
         return str
     import ftfy
@@ -91,10 +90,11 @@ class Tokenizer:
         # The file may carry the settings of its last use; ours are applied in __call__.
         pieces.no_truncation()
         pieces.no_padding()
-        ids = {name: pieces.token_to_id(name) for name in ("<pad>", "</s>")}
-        if missing := [name for name, token_id in ids.items() if token_id is None]:
+        pad, eos = pieces.token_to_id("<pad>"), pieces.token_to_id("</s>")
+        if pad is None or eos is None:
+            missing = [name for name, token_id in (("<pad>", pad), ("</s>", eos)) if token_id is None]
             raise ValueError(f"{path} has no token {' or '.join(missing)}: it is not a T5 or UMT5 tokenizer")
-        return cls(pieces=pieces, pad_token_id=ids["<pad>"], eos_token_id=ids["</s>"])
+        return cls(pieces=pieces, pad_token_id=pad, eos_token_id=eos)
 
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer/`` of a checkpoint, as this class and transformers read it.
@@ -137,10 +137,9 @@ class Tokenizer:
         ):
             kept = encoding.ids[: max_tokens - 1]
             if lost := len(encoding) - len(kept):
-                warnings.warn(
+                warn_user(
                     f"a prompt has {len(encoding) + 1} tokens and the limit is {max_tokens}: the last {lost} before "
                     f"the end are dropped, from {text[encoding.offsets[len(kept)][0] :]!r:.120}",
-                    stacklevel=2,
                 )
             ids[row, : len(kept) + 1] = [*kept, self.eos_token_id]
             mask[row, : len(kept) + 1] = True
@@ -148,7 +147,9 @@ class Tokenizer:
 
 
 @jax.jit
-def encode_tokens(encoder: Network, token_ids: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
+def encode_tokens(
+    encoder: Network[Umt5Encoder], token_ids: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B S D"]:
     """Last hidden state of the encoder, exactly zero at padded positions.
 
     The transformer attends to all S positions, so the zeros are part of what it was trained on.
@@ -167,7 +168,7 @@ class TextEncoder:
         tokenizer: The checkpoint's tokenizer.
     """
 
-    encoder: Network
+    encoder: Network[Umt5Encoder]
     tokenizer: Tokenizer
 
     @classmethod

@@ -10,13 +10,13 @@ import io
 import os
 import pathlib
 import struct
-import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from helios_jax._warnings import warn_user
 from helios_jax.sampling.media import SWSCALE_FLAGS, uint8_frames
 from helios_jax.typing import AnyArray, Path, UInt8
 
@@ -165,7 +165,7 @@ def _encoder(crf: int) -> tuple[str, dict[str, Any]]:
     if "libx264" in av.codecs_available:
         # Without B-frames packets leave in display order, so that writes of any length join exactly.
         return "libx264", {"crf": str(crf), "bf": "0", **_COLOUR}
-    warnings.warn("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264", stacklevel=3)
+    warn_user("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264")
     return "mpeg4", {"flags": "+qscale", "global_quality": str(118 * 3), **_COLOUR}  # 118 = FF_QP2LAMBDA
 
 

@@ -178,7 +178,7 @@ def run(pipe, case: str, seed: int, output_type: str) -> np.ndarray:
     if task == "v2v":
         arguments["video"] = torch.from_numpy(pixels(case, frames, height, width)).permute(0, 3, 1, 2)[None]
     if kind != "distilled":
-        arguments["negative_prompt"] = NEGATIVE
+        arguments.setdefault("negative_prompt", NEGATIVE)
 
     vae_module.randn_tensor = replay.posterior
     saved = {}

@@ -2,13 +2,10 @@
 
 import json
 import pathlib
-import shutil
 import sys
 
 import numpy as np
 import pytest
-
-import helios_jax as hx
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 DATA = PARITY / "data" / "pipelines"
@@ -19,28 +16,6 @@ from named_draws import NamedDraws  # noqa: E402
 CASES = sorted(path.stem for path in DATA.glob("*.npz"))
 PROMPT = "A red fox trots through fresh snow."
 NEGATIVE = "blurry, static"
-
-
-def checkpoint(kind: str, folder: pathlib.Path) -> pathlib.Path:
-    """A checkpoint of one kind: the recorded weights under that kind's index and scheduler."""
-    for part in (DATA / "checkpoint").iterdir():
-        (folder / part.name).symlink_to(part)
-    shutil.copytree(DATA / kind, folder, dirs_exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipelines(tmp_path_factory):
-    """Loads each kind once."""
-    loaded = {}
-
-    def get(kind: str) -> hx.HeliosPipeline:
-        if kind not in loaded:
-            folder = checkpoint(kind, tmp_path_factory.mktemp(kind))
-            loaded[kind] = hx.HeliosPipeline.from_pretrained(folder, dtype="float32", vae_dtype="float32")
-        return loaded[kind]
-
-    return get
 
 
 def pixels(name: str, frames: int, height: int, width: int) -> np.ndarray:

@@ -1,0 +1,19 @@
+"""Configurations: one frozen dataclass per component, one constructor per published size.
+
+Field names are ours; ``from_diffusers`` and ``to_diffusers`` translate the JSON files of the published folder layout
+(diffusers 0.42.1). Keys that this library does not know are ignored on reading only when diffusers itself gives
+them no effect on inference; a setting that would change the result and is not supported raises ``ValueError``.
+"""
+
+from helios_jax.config.networks import TextEncoderConfig, TransformerConfig, VaeConfig, patch_tokens
+from helios_jax.config.sampling import HistoryConfig, PipelineConfig, SchedulerConfig
+
+__all__ = [
+    "HistoryConfig",
+    "PipelineConfig",
+    "SchedulerConfig",
+    "TextEncoderConfig",
+    "TransformerConfig",
+    "VaeConfig",
+    "patch_tokens",
+]

@@ -1,0 +1,81 @@
+"""What every implementation of attention must satisfy; subclasses name the implementation and the types."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.attention import attention, attention_packed, attention_reference
+
+
+def draw(seed: int, *shapes: Sequence[int], dtype: str) -> list[jax.Array]:
+    """Normal arrays."""
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
+
+
+def relative_error(got: jax.Array, want: jax.Array) -> float:
+    """Norm of the difference over the norm of the reference, in fp64; NaN stays NaN."""
+    got, want = (np.asarray(x, np.float64) for x in (got, want))
+    assert got.shape == want.shape
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+class AttentionCases:
+    """Subclass, set the attributes, and name it ``Test...``."""
+
+    implementation: str | None
+    dtype = "bfloat16"
+    error = 4e-3
+    """Allowed relative error: bf16 rounding of P and of the output."""
+    head_dims = (128, 64)
+
+    @pytest.mark.parametrize(
+        ("length", "kv_length"), [(128, 128), (256, 512), (64, 8), (200, 136), (77, 99), (1, 1), (130, 1000)]
+    )
+    def test_lengths(self, length: int, kv_length: int) -> None:
+        for head_dim in self.head_dims:
+            shapes = ((2, length, 3, head_dim), *2 * [(2, kv_length, 3, head_dim)])
+            q, k, v = draw(length + kv_length, *shapes, dtype=self.dtype)
+            out, lse = attention(q, k, v, implementation=self.implementation, return_lse=True)
+            want, want_lse = attention_reference(q, k, v)
+            assert (out.dtype, lse.dtype) == (q.dtype, jnp.float32)
+            assert relative_error(out, want) < self.error
+            np.testing.assert_allclose(lse, want_lse, atol=1e-4)
+
+    def test_padded_keys_do_not_count(self) -> None:
+        q, k, v = draw(1, *3 * [(1, 144, 2, self.head_dims[0])], dtype=self.dtype)
+        k, v = k.at[:, 139:].multiply(100), v.at[:, 139:].multiply(100)
+        out = attention(q, k, v, kv_length=139, implementation=self.implementation)
+        want, _ = attention_reference(q, k[:, :139], v[:, :139])
+        assert relative_error(out, want) < self.error
+
+    def test_scale_and_large_logits(self) -> None:
+        q, k, v = draw(2, *3 * [(1, 192, 2, self.head_dims[0])], dtype=self.dtype)
+        out = attention(8 * q, k, v, scale=0.5, implementation=self.implementation)
+        want, _ = attention_reference(8 * q, k, v, scale=0.5)
+        assert relative_error(out, want) < self.error
+
+    def test_packed_heads(self) -> None:
+        (qkv,) = draw(3, (2, 136, 9, self.head_dims[0]), dtype=self.dtype)
+        call = {"num_heads": 3, "implementation": self.implementation}
+        out = attention_packed(qkv, qkv, qkv, first_heads=(0, 3, 6), **call)
+        want, _ = attention_reference(qkv[:, :, :3], qkv[:, :, 3:6], qkv[:, :, 6:])
+        assert relative_error(out, want) < self.error
+
+    def test_gradients(self) -> None:
+        qkv, weight = draw(4, (1, 136, 6, self.head_dims[0]), (1, 136, 2, self.head_dims[0]), dtype=self.dtype)
+
+        def loss(qkv: jax.Array) -> jax.Array:
+            call = {"num_heads": 2, "first_heads": (0, 2, 4), "kv_length": 130, "implementation": self.implementation}
+            return jnp.vdot(attention_packed(qkv, qkv, qkv, **call).astype(jnp.float32), weight.astype(jnp.float32))
+
+        def want(qkv: jax.Array) -> jax.Array:
+            out, _ = attention_reference(qkv[:, :, :2], qkv[:, :, 2:4], qkv[:, :, 4:], kv_length=130)
+            return jnp.vdot(out, weight.astype(jnp.float32))
+
+        got, want = jax.jit(jax.grad(loss))(qkv), jax.grad(want)(qkv.astype(jnp.float32))
+        assert not jnp.any(got[:, 130:, 2:])
+        assert relative_error(got, want) < 3 * self.error

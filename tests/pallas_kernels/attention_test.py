@@ -1,0 +1,69 @@
+"""Attention on the CPU: the plain JAX implementation, the choice of implementations, and bad arguments."""
+
+import jax.numpy as jnp
+import pytest
+from attention_cases import AttentionCases, draw, relative_error
+
+from pallas_kernels.attention import AttentionConfig, attention, attention_packed, attention_reference, api, xla
+
+
+class TestXla(AttentionCases):
+    implementation = "xla"
+    dtype = "float32"
+    error = 1e-5
+    head_dims = (24,)
+
+
+def test_the_default_runs_anywhere():
+    q, k, v = draw(0, *3 * [(1, 40, 2, 64)], dtype="bfloat16")
+    want, _ = attention_reference(q, k, v)
+    assert relative_error(attention(q, k, v), want) < 4e-3
+
+
+def test_long_sequences_go_block_by_block(monkeypatch):
+    q, k, v = draw(0, (2, 50, 3, 8), (2, 40, 3, 8), (2, 40, 3, 8), dtype="float32")
+    monkeypatch.setattr(xla, "_BLOCK_LOGITS", 2 * 3 * 40 * 12)
+    out, lse = attention(q, k, v, implementation="xla", return_lse=True)
+    want, want_lse = attention_reference(q, k, v)
+    assert relative_error(out, want) < 1e-6
+    assert relative_error(lse, want_lse) < 1e-6
+
+
+@pytest.mark.parametrize("implementation", ["pallas", "cudnn"])
+def test_an_implementation_that_cannot_run_says_why(implementation):
+    q = jnp.zeros((1, 8, 1, 128), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match=f"{implementation}.*needs a GPU"):
+        attention(q, q, q, implementation=implementation)
+
+
+def test_unknown_implementation():
+    q = jnp.zeros((1, 8, 1, 128))
+    with pytest.raises(ValueError, match="unknown attention implementation 'triton'"):
+        api._choose(
+            "triton", q, api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
+        )
+
+
+@pytest.mark.parametrize("kv_length", [0, 9, -1])
+def test_kv_length_out_of_range(kv_length):
+    q = jnp.zeros((1, 8, 1, 128))
+    with pytest.raises(ValueError, match=r"kv_length must be in 1\.\.8"):
+        attention(q, q, q, kv_length=kv_length)
+
+
+def test_mixed_types():
+    q = jnp.zeros((1, 8, 1, 128))
+    with pytest.raises(ValueError, match="one dtype"):
+        attention(q, q, q.astype(jnp.bfloat16))
+
+
+def test_heads_that_are_not_there():
+    q = jnp.zeros((1, 8, 4, 128))
+    with pytest.raises(ValueError, match="v has 4 heads, needed are 2 from head 3 on"):
+        attention_packed(q, q, q, num_heads=2, first_heads=(0, 2, 3))
+
+
+@pytest.mark.parametrize(("field", "value"), [("block_kv", 100), ("block_kv", 288), ("stages", 1)])
+def test_bad_configuration(field, value):
+    with pytest.raises(ValueError, match=field):
+        AttentionConfig(**{field: value})

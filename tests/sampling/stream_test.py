@@ -1,0 +1,207 @@
+"""What a stream promises: constant memory, the frames of a whole call, prompts that change, and callbacks."""
+
+import dataclasses
+import gc
+import itertools
+import time
+import tracemalloc
+
+import jax
+import numpy as np
+import psutil
+import pytest
+
+import helios_jax as hx
+from helios_jax.diffusion import level_schedule
+
+SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8}
+FOX, DOG = "a fox", "a dog"
+
+
+def take(stream, chunks: int) -> np.ndarray:
+    """Latents of the next chunks, [chunks, B, T, h, w, C]."""
+    return np.stack([chunk.latents for chunk in itertools.islice(stream, chunks)])
+
+
+def test_memory_is_that_of_the_first_chunks(distilled):
+    """Chunks 3 to 199: not a byte more on the device, nothing kept by Python, and a flat process."""
+    stream, process = distilled.stream(FOX, num_frames=None, **SMALL), psutil.Process()
+    on_device, in_python, resident = [], [], []
+    try:
+        for chunk in stream:
+            if chunk.index % 14 == 3:
+                tracemalloc.start()
+                gc.collect()
+                on_device.append(sum(array.nbytes for array in jax.live_arrays()))
+                in_python.append(tracemalloc.get_traced_memory()[0])
+                resident.append(process.memory_info().rss)
+            if chunk.index == 199:
+                break
+    finally:
+        tracemalloc.stop()
+    assert len(on_device) == 15
+    assert set(on_device) == {on_device[0]}
+    # 196 kept latents would be 7 MB, 196 kept chunks of frames 80 MB. Allocators keep a few MB of freed blocks.
+    assert in_python[-1] - in_python[0] < 196 * chunk.latents.nbytes / 10
+    assert resident[-1] - resident[0] < 196 * chunk.frames.nbytes / 5
+
+
+@pytest.mark.parametrize(("wanted", "chunks", "frames"), [(1, 1, 33), (33, 1, 33), (34, 2, 65), (99, 3, 97)])
+def test_call_is_the_whole_stream_cut_to_4k_plus_1(distilled, wanted, chunks, frames):
+    out = distilled(FOX, num_frames=wanted, progress=False, **SMALL)
+    streamed = list(distilled.stream(FOX, num_frames=wanted, **SMALL))
+    assert [chunk.index for chunk in streamed] == list(range(chunks))
+    assert all(chunk.frames.shape == (1, 33, 64, 64, 3) and chunk.frames.dtype == np.uint8 for chunk in streamed)
+    assert all(chunk.latents.shape == (1, 9, 8, 8, 16) and chunk.latents.dtype == np.float32 for chunk in streamed)
+    np.testing.assert_array_equal(out.frames, np.concatenate([c.frames for c in streamed], 1)[:, :frames])
+    np.testing.assert_array_equal(out.latents, np.concatenate([c.latents for c in streamed], 1))
+
+
+def test_stream_without_end_goes_on(distilled):
+    stream = distilled.stream(FOX, num_frames=None, **SMALL)
+    bounded = distilled.stream(FOX, num_frames=99, **SMALL)
+    np.testing.assert_array_equal(take(stream, 3), take(bounded, 3))
+    assert next(stream).index == 3
+    assert next(bounded, None) is None
+
+
+def test_chunks_continue_each_other(distilled):
+    """The second chunk depends on the first: it is not what its noise alone would give."""
+    noise = hx.KeyNoise(key=jax.random.key(0))
+
+    class SameForEveryChunk:
+        def normal(self, name, shape):
+            return noise.normal("chunk0" + name[6:], shape)
+
+        uniform = noise.uniform
+
+    stream = distilled.stream(FOX, num_frames=66, noise=SameForEveryChunk(), amplify_first_chunk=False, **SMALL)
+    first, second = take(stream, 2)
+    assert np.abs(first - second).max() > 0.01
+
+
+def test_seed_decides_the_video(distilled):
+    first, again, other = (take(distilled.stream(FOX, num_frames=66, seed=s, **SMALL), 2) for s in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).mean() > 0.1
+
+
+def test_sample_of_a_batch_is_what_it_would_be_alone(distilled):
+    pair = distilled([FOX, DOG], num_frames=66, progress=False, **SMALL)
+    alone = distilled(FOX, num_frames=66, progress=False, **SMALL)
+    assert pair.frames.shape == (2, 65, 64, 64, 3)
+    np.testing.assert_allclose(pair.latents[0], alone.latents[0], atol=1e-4)
+    assert np.abs(pair.frames[0].astype(int) - alone.frames[0]).max() <= 1
+    assert np.abs(pair.latents[1] - alone.latents[0]).mean() > 0.1
+
+
+@pytest.mark.parametrize("blend", [0, 1, 3])
+def test_live_prompt_equals_schedule(distilled, blend):
+    schedule = hx.PromptSchedule(prompts=[FOX, DOG], chunks_per_prompt=(2, 3), blend_chunks=blend)
+    written = take(distilled.stream(schedule, num_frames=None, **SMALL), 5)
+    stream = distilled.stream(FOX, num_frames=None, **SMALL)
+    before = take(stream, 2)
+    stream.set_prompt(DOG, blend_chunks=blend)
+    np.testing.assert_array_equal(np.concatenate([before, take(stream, 3)]), written)
+
+    unchanged = take(distilled.stream(FOX, num_frames=None, **SMALL), 5)
+    differs = [bool((written[i] != unchanged[i]).any()) for i in range(5)]
+    # The first chunk of a blend still shows the old prompt.
+    assert differs == [False, False, blend < 2, True, True]
+
+
+def test_schedule_through_a_call(distilled):
+    schedule = hx.PromptSchedule(prompts=[FOX, DOG], chunks_per_prompt=1, blend_chunks=0)
+    out = distilled(schedule, num_frames=66, progress=False, **SMALL)
+    written = np.concatenate(take(distilled.stream(schedule, num_frames=66, **SMALL), 2), axis=1)
+    np.testing.assert_array_equal(out.latents, written)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, np.asarray, lambda x: np.asarray(x, np.float64)])
+def test_embeddings_in_place_of_text(distilled, convert):
+    fox, dog = (convert(distilled.text_encoder([text], 8)) for text in (FOX, DOG))
+    with_text = distilled.stream(FOX, num_frames=66, **SMALL)
+    with_embeds = dataclasses.replace(distilled, text_encoder=None).stream(prompt_embeds=fox, num_frames=66, **SMALL)
+    np.testing.assert_array_equal(next(with_text).latents, next(with_embeds).latents)
+    with_text.set_prompt(DOG, blend_chunks=0)
+    with_embeds.set_prompt(dog, blend_chunks=0)
+    np.testing.assert_array_equal(next(with_text).latents, next(with_embeds).latents)
+    with pytest.raises(ValueError, match="without a text encoder: set_prompt needs embeddings"):
+        with_embeds.set_prompt(DOG)
+
+
+def test_embeddings_are_rounded_to_the_models_dtype(bfloat16):
+    """fp32 embeddings, such as another program saves, suit a bf16 model at the start and in between."""
+    embeds = np.asarray(bfloat16.text_encoder([FOX], 8), np.float32)
+    stream = bfloat16.stream(prompt_embeds=embeds, num_frames=None, **SMALL)
+    stream.set_prompt(embeds, blend_chunks=0)
+    np.testing.assert_array_equal(take(stream, 1), take(bfloat16.stream(FOX, num_frames=None, **SMALL), 1))
+
+
+def test_new_prompt_must_fit_the_batch(distilled):
+    stream = distilled.stream(FOX, num_frames=None, **SMALL)
+    with pytest.raises(ValueError, match="set_prompt got 2 texts for a batch of 1"):
+        stream.set_prompt([FOX, DOG])
+    with pytest.raises(ValueError, match=r"embeddings are float32\[2, 8, 24\], those in use float32\[1, 8, 24\]"):
+        stream.set_prompt(np.zeros((2, 8, 24), np.float32))
+    with pytest.raises(ValueError, match="blend_chunks=-1"):
+        stream.set_prompt(DOG, blend_chunks=-1)
+    unchanged = take(distilled.stream(FOX, num_frames=None, **SMALL), 1)
+    np.testing.assert_array_equal(take(stream, 1), unchanged)
+
+
+def test_steps_are_reported_as_they_are_taken(distilled):
+    """The network is told the integer part of the published table; the first chunk takes twice the steps."""
+    seen, finished = [], []
+    arguments = SMALL | {"steps": (2, 2, 2), "num_frames": 66}
+    stream = distilled.stream(FOX, on_step=seen.append, on_chunk=lambda c: finished.append((c, len(seen))), **arguments)
+    chunks = list(stream)
+    # Tokens behind mu: 9 frames of 1x1, 2x2 and 4x4 patches; a level counts those of the level below.
+    schedules = {
+        amplify: [
+            level_schedule(distilled.scheduler, level, 2, num_tokens=tokens, amplify=amplify).timesteps
+            for level, tokens in enumerate((9, 9, 36))
+        ]
+        for amplify in (True, False)
+    }
+    expected = [
+        (chunk, level, step, len(schedules[chunk == 0][level]), float(np.floor(t)))
+        for chunk in (0, 1)
+        for level in range(3)
+        for step, t in enumerate(schedules[chunk == 0][level])
+    ]
+    assert [(i.chunk, i.level, i.step, i.steps, i.timestep) for i in seen] == expected
+    assert len(seen) == stream.num_steps == 12 + 6
+    assert all(chunk is given for chunk, (given, _) in zip(chunks, finished, strict=True))
+    assert [steps for _, steps in finished] == [12, 18]
+
+
+def test_step_callback_sees_the_sample(distilled):
+    last = {}
+    stream = distilled.stream(
+        FOX, num_frames=33, on_step=lambda i: last.update({i.level: np.array(i.latents)}), **SMALL
+    )
+    chunk = next(stream)
+    assert [last[level].shape for level in range(3)] == [(1, 9, side, side, 16) for side in (2, 4, 8)]
+    np.testing.assert_array_equal(last[2], chunk.latents)
+
+
+def test_progress_shows_frames_per_second(distilled, capsys):
+    distilled(FOX, num_frames=66, **SMALL)
+    shown = capsys.readouterr().err.rsplit("\r", 1)[-1]
+    assert "chunk 2: 100%" in shown
+    assert "9/9" in shown
+    assert "frames/s" in shown
+    distilled(FOX, num_frames=33, progress=False, **SMALL)
+    list(distilled.stream(FOX, num_frames=33, **SMALL))
+    assert capsys.readouterr().err == ""
+
+
+def test_seconds_are_wall_time(distilled):
+    """From the request for a chunk to its frames, the time of the steps included."""
+    stream = distilled.stream(
+        FOX, num_frames=33, on_step=lambda _: time.sleep(0.05), amplify_first_chunk=False, **SMALL
+    )
+    start = time.perf_counter()
+    chunk = next(stream)
+    assert 3 * 0.05 <= chunk.seconds <= time.perf_counter() - start
