@@ -14,11 +14,11 @@ help:
 	@echo "make test-gpu                              tests/gpu, on a machine with an NVIDIA GPU"
 	@echo "make lint | format | types                 ruff check | ruff format | pyrefly"
 
-$(BIN)/.installed: setup.py pyproject.toml scripts/find_python.sh
+$(BIN)/.installed: setup.py pyproject.toml constraints.txt scripts/find_python.sh
 	@python=$$(bash scripts/find_python.sh) && echo "environment: $$($$python --version) in $(VENV)" && \
 	  { [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
 	    { rm -rf $(VENV) && $$python -m venv $(VENV); }; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
 env: $(BIN)/.installed
@@ -30,7 +30,8 @@ test: env
 	@$(BIN)/python -m pytest -n $(JOBS) tests
 
 test-gpu: env
-	@$(BIN)/python -m pytest tests/gpu
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,gpu]' -c constraints.txt
+	@JAX_PLATFORMS=cuda $(BIN)/python -m pytest tests/gpu
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

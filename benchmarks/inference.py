@@ -23,10 +23,13 @@ import jax
 import jax.numpy as jnp
 from absl import app
 from absl.flags import argparse_flags
+from flax import nnx
 
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.models import HeliosTransformer, Umt5Encoder, WanVae
+from helios_jax.models.network import Network
+from helios_jax.models.vae import denormalize
 from helios_jax.sampling.chunk import StepInfo
 from helios_jax.sampling.noise import KeyNoise
 from helios_jax.sampling.pipeline import HeliosPipeline
@@ -79,8 +82,8 @@ class Report:
         print(f"{name:48s} {value:.2f}" if isinstance(value, float) else f"{name:48s} {value}", flush=True)
 
 
-def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int, report: Report) -> None:
-    """Network calls per level and VAE decode."""
+def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int, report: Report) -> jax.Array:
+    """Network calls per level and VAE decode; returns the latents of a chunk."""
     times: dict[int, list[float]] = collections.defaultdict(list)
     last = time.perf_counter()
 
@@ -109,6 +112,22 @@ def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int
     ms, seconds = milliseconds(lambda: decode_chunk(pipe.vae, latents))
     report.add("VAE decode, 33 frames, ms", ms)
     report.add("VAE decode, compile, s", seconds)
+    return latents
+
+
+def vae_psnr(vae: Network[WanVae], latents: jax.Array) -> float:
+    """PSNR in dB of the decoded pixels against the same weights in full fp32."""
+    config = vae.module.config
+    exact = functools.partial(WanVae, config, dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: exact(rngs=nnx.Rngs(0))))
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), vae.params)
+
+    @jax.jit
+    def decode(network: Network[WanVae]) -> jax.Array:
+        return network.module.decode(denormalize(config, latents), 3).astype(jnp.float32)
+
+    error = decode(vae) - decode(Network(graph=graph, params=params))
+    return float(10 * jnp.log10(4 / jnp.mean(error**2)))
 
 
 def bench_text_encoder(config: TextEncoderConfig, report: Report) -> None:
@@ -159,12 +178,13 @@ def main(args: argparse.Namespace) -> None:
     report.add("parameters of the transformer", sum(x.size for x in jax.tree.leaves(pipe.transformer)))
     if args.text_encoder:
         bench_text_encoder(text, report)
-    bench_parts(pipe, embeds, args.height, args.width, report)
+    latents = bench_parts(pipe, embeds, args.height, args.width, report)
     for steps in args.steps:
         bench_stream(pipe, embeds, args.height, args.width, steps, args.chunks, report)
     stats = device.memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         report.add("peak device memory, GB", stats["peak_bytes_in_use"] / 1e9)
+    report.add("VAE decode, PSNR to fp32, dB", vae_psnr(pipe.vae, latents))
     args.out.write_text(json.dumps(report.figures, indent=1) + "\n")
 
 

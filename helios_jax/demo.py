@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app
+from absl import app, logging
 from absl.flags import argparse_flags
 
 HEIGHT, WIDTH = 192, 320
@@ -36,6 +36,7 @@ def write_clip(path: Path, num_frames: int = 48) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Writes checkpoint and clip, then samples."""
+    logging.set_verbosity(logging.WARNING)
     from helios_jax import sample
     from helios_jax.checkpoints.random import write_random_checkpoint
 

@@ -100,7 +100,7 @@ def save_diffusers(module: ConfiguredModule, folder: Path, component: str, *, sh
     def read(name: str) -> np.ndarray:
         entry = entries[name]
         array = flat[entry.path]
-        return entry.layout.to_published(np.asarray(array if entry.layer is None else array[entry.layer]))
+        return entry.layout.to_published(np.asarray(entry.of(array)))
 
     tensors = ((name, entry.shape, np.dtype(flat[entry.path].dtype)) for name, entry in entries.items())
     write_tensors(target, parts.weights, tensors, read, shard_bytes)
@@ -125,14 +125,18 @@ def _read_parameters(
     arrays: dict[ParamPath, Array] = {}
     for name, entry in entries.items():
         target = targets[entry.path]
-        if entry.layer is None:
+        if entry.is_whole:
             arrays[entry.path] = _read_one(name, entry, target.shape, target.dtype, target.sharding, read)
             continue
         if entry.path not in arrays:
             arrays[entry.path] = jnp.zeros(target.shape, target.dtype, device=target.sharding)
-        layer_sharding = _without_layer_axis(target.sharding)
-        layer = _read_one(name, entry, target.shape[1:], None, layer_sharding, read)
-        arrays[entry.path] = _set_layer(arrays[entry.path], layer, entry.layer)
+        shape, sharding = target.shape, target.sharding
+        if entry.layer is not None:
+            shape, sharding = shape[1:], _without_layer_axis(sharding)
+        if entry.columns is not None:
+            shape = (*shape[:-1], entry.columns.stop - entry.columns.start)
+        tensor = _read_one(name, entry, shape, None, sharding, read)
+        arrays[entry.path] = _set_part(arrays[entry.path], tensor, entry.layer, entry.columns)
     return arrays
 
 
@@ -150,10 +154,13 @@ def _read_one(
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stacked: Array, layer: Array, index: Int[Array, ""] | int) -> Array:
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _set_part(parameter: Array, tensor: Array, layer: Int[Array, ""] | int | None, columns: slice | None) -> Array:
     # Rounding to the parameter's dtype happens on the device, where it is free.
-    return stacked.at[index].set(layer.astype(stacked.dtype))
+    place = (
+        parameter.at[..., columns or slice(None)] if layer is None else parameter.at[layer, ..., columns or slice(None)]
+    )
+    return place.set(tensor.astype(parameter.dtype))
 
 
 def _without_layer_axis(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

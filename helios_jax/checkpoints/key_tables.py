@@ -2,7 +2,8 @@
 
 Our modules mirror the published (diffusers, transformers) names, so a component needs only a short table of
 ``(pattern over our dotted path, published name, layout)``: the first pattern that matches wins. Layers that
-we stack on a leading axis are one path here and one published tensor per layer.
+we stack on a leading axis are one path here and one published tensor per layer; projections that we fuse lie side by
+side on the last axis of one parameter and have one published name each.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from helios_jax.typing import AnyArray
+from helios_jax.typing import AnyArray, Array
 
 ParamPath = tuple[Any, ...]
 """Path of a parameter in an nnx state: attribute names and list indices."""
@@ -64,7 +65,7 @@ CHANNELS_2D = Layout(drop=(1, 2))
 CHANNELS_3D = Layout(drop=(1, 2, 3))
 TABLE = Layout(drop=(0,))
 
-Rules = tuple[tuple[str, str, Layout], ...]
+Rules = tuple[tuple[str, str | tuple[str, ...], Layout], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ class KeyTable:
     """The rules of one component.
 
     Attributes:
-        rules: ``(pattern, published name, layout)``; patterns are matched against the whole dotted path.
+        rules: ``(pattern, published name, layout)``; patterns are matched against the whole dotted path. Several
+            names are equal parts of the parameter's last axis.
         stacked: Path prefix whose parameters carry a leading layer axis; the layer's number follows the
             prefix in published names.
         aliases: Other published names, pattern -> name, that mean the same tensor.
@@ -103,12 +105,24 @@ class Entry:
         layer: Index on the parameter's leading axis; ``None`` when the parameter is not stacked.
         layout: How the tensor is laid out.
         shape: Published shape.
+        columns: Where the tensor lies on the parameter's last axis; ``None``: it is all of it.
     """
 
     path: ParamPath
     layer: int | None
     layout: Layout
     shape: tuple[int, ...]
+    columns: slice | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is the whole parameter."""
+        return self.layer is None and self.columns is None
+
+    def of(self, parameter: Array) -> Array:
+        """The tensor's part of its parameter, in our layout."""
+        part = parameter if self.layer is None else parameter[self.layer]
+        return part if self.columns is None else part[..., self.columns]
 
 
 TRANSFORMER = KeyTable(
@@ -119,6 +133,8 @@ TRANSFORMER = KeyTable(
         (r"(.*)\.ffn\.proj_in\.bias", r"\1.ffn.net.0.proj.bias", AS_IS),
         (r"(.*)\.ffn\.proj_out\.kernel", r"\1.ffn.net.2.weight", LINEAR),
         (r"(.*)\.ffn\.proj_out\.bias", r"\1.ffn.net.2.bias", AS_IS),
+        (r"(.*)\.to_qkv\.kernel", (r"\1.to_q.weight", r"\1.to_k.weight", r"\1.to_v.weight"), LINEAR),
+        (r"(.*)\.to_qkv\.bias", (r"\1.to_q.bias", r"\1.to_k.bias", r"\1.to_v.bias"), AS_IS),
         (r"(.*)\.to_out\.kernel", r"\1.to_out.0.weight", LINEAR),
         (r"(.*)\.to_out\.bias", r"\1.to_out.0.bias", AS_IS),
         (r"(.*scale_shift_table)", r"\1", TABLE),
@@ -175,19 +191,26 @@ def published_entries(module: nnx.Module, table: KeyTable) -> dict[str, Entry]:
 def _entries(module: nnx.Module, table: KeyTable) -> Iterator[tuple[str, Entry]]:
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         dotted = ".".join(map(str, path))
-        name, layout = _published_name(dotted, table.rules)
-        if table.stacked is None or not dotted.startswith(table.stacked + "."):
-            shape = layout.published_shape(variable.shape)
-            yield name, Entry(path=path, layer=None, layout=layout, shape=shape)
-            continue
-        rest = name.removeprefix(table.stacked)
-        shape = layout.published_shape(variable.shape[1:])
-        for layer in range(variable.shape[0]):
-            yield f"{table.stacked}.{layer}{rest}", Entry(path=path, layer=layer, layout=layout, shape=shape)
+        names, layout = _published_names(dotted, table.rules)
+        stacked = table.stacked is not None and dotted.startswith(table.stacked + ".")
+        *rest, width = variable.shape[1:] if stacked else variable.shape
+        size = width // len(names)
+        for part, name in enumerate(names):
+            columns = slice(part * size, (part + 1) * size) if len(names) > 1 else None
+            entry = Entry(
+                path=path, layer=None, layout=layout, shape=layout.published_shape((*rest, size)), columns=columns
+            )
+            if not stacked:
+                yield name, entry
+                continue
+            for layer in range(variable.shape[0]):
+                published = f"{table.stacked}.{layer}{name.removeprefix(str(table.stacked))}"
+                yield published, dataclasses.replace(entry, layer=layer)
 
 
-def _published_name(dotted: str, rules: Rules) -> tuple[str, Layout]:
-    for pattern, name, layout in rules:
+def _published_names(dotted: str, rules: Rules) -> tuple[list[str], Layout]:
+    for pattern, names, layout in rules:
         if re.fullmatch(pattern, dotted):
-            return re.sub(f"^{pattern}$", name, dotted), layout
+            names = (names,) if isinstance(names, str) else names
+            return [re.sub(f"^{pattern}$", name, dotted) for name in names], layout
     raise KeyError(f"no rule of the key table matches the parameter {dotted!r}")

@@ -166,19 +166,26 @@ def merge_lora_file[M: ConfiguredModule](
         # Parked parameters (host memory) visit the device one at a time. Unless donated, _add gets a copy.
         array = jax.device_put(array, home.with_memory_kind("device"), may_alias=None if donate else False)
         for entry, delta in changes:
-            array = _add(array, entry.layer, delta.factors, np.float32(scale * delta.weight), entry.layout)
+            weight = np.float32(scale * delta.weight)
+            array = _add(array, entry.layer, delta.factors, weight, entry.layout, entry.columns)
         state[parameter] = state[parameter].replace(jax.device_put(array, home))
     return dataclasses.replace(transformer, params=nnx.from_flat_state(list(state.items())))
 
 
-@functools.partial(jax.jit, static_argnames="layout", donate_argnames="parameter")
+@functools.partial(jax.jit, static_argnames=("layout", "columns"), donate_argnames="parameter")
 def _add(
-    parameter: Array, layer: int | Array | None, factors: tuple[AnyArray, ...], weight: AnyArray, layout: Layout
+    parameter: Array,
+    layer: int | Array | None,
+    factors: tuple[AnyArray, ...],
+    weight: AnyArray,
+    layout: Layout,
+    columns: slice | None = None,
 ) -> Array:
-    """Adds an update to a parameter or to one layer of a stack, in place: one layer's product is alive at a time."""
-    old = parameter if layer is None else parameter[layer]
+    """Adds an update to (a layer, columns of) a parameter in place: one tensor's product is alive at a time."""
+    place = (..., columns or slice(None)) if layer is None else (layer, ..., columns or slice(None))
+    old = parameter[place]
     new = (old.astype(jnp.float32) + weight * layout.to_ours(_product(*factors))).astype(old.dtype)
-    return new if layer is None else parameter.at[layer].set(new)
+    return parameter.at[place].set(new)
 
 
 def _product(up: AnyArray, down: AnyArray | None = None) -> Float[Array, "..."]:

@@ -1,4 +1,4 @@
-"""Layers shared by the networks: dtype-aware linear layers, fp32 norms, patch embedding.
+"""Layers shared by the networks: dtype-aware linear layers, norms, patch embedding.
 
 Numerics (design rule): norms, modulation, gates and softmax run in fp32; matrix products run in the
 compute dtype with fp32 accumulation. With compute dtype fp32 the products ask for full fp32
@@ -41,13 +41,6 @@ def linear(
     )
 
 
-def layer_norm(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
-    """LayerNorm over the last axis without affine parameters; computes in and returns fp32."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
-
-
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """RMSNorm over the last axis with weight; computes in fp32 and rounds once, to the dtype of ``x``."""
     x32 = x.astype(jnp.float32)
@@ -63,15 +56,11 @@ class Scale(nnx.Module):
 
 
 class LayerNormAffine(nnx.Module):
-    """LayerNorm with fp32 scale and bias; input and output share a dtype."""
+    """Scale and bias of an affine LayerNorm, fp32."""
 
-    def __init__(self, features: int, eps: float) -> None:
+    def __init__(self, features: int) -> None:
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.eps = eps
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return (layer_norm(x, self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class PatchEmbed(nnx.Module):

@@ -4,8 +4,8 @@ A token at frame index t, row y and column x of its own stream's token grid is r
 
     angle_j = p * theta^(-2 j / n),   j = 0 .. n/2 - 1,   p in (t, y, x),                          (1)
 
-with n the channels given to that axis (44, 42, 42 of the 128 of a head in the published model).
-Channels rotate in interleaved pairs: (even, odd) -> (even cos - odd sin, even sin + odd cos).    (2)
+with n the channels given to that axis (44, 42, 42 of the 128 of a head in the published model). The rotation itself
+is ``pallas_kernels.qk_norm_rope``.
 
 The mid and long history tiers see the grid of the short tier through average pooling of cos and sin
 over 2x2x2 and 4x4x4 cells, so their pairs both rotate and shrink; they are not renormalised
@@ -55,12 +55,3 @@ def pool_grid(grid: Float[Array, "T H W 2 K2"], cell: int) -> Float[Array, "T2 H
 def flatten_grid(grid: Float[Array, "T H W 2 K2"]) -> RopeTable:
     """Token order: frame, row, column."""
     return grid.reshape(-1, *grid.shape[3:])
-
-
-def apply_rope(x: Float[Array, "B S N K"], table: RopeTable) -> Float[Array, "B S N K"]:
-    """Rotates channel pairs as in equation (2), in fp32, rounding once to the dtype of ``x``."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = table[:, None, 0], table[:, None, 1]
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)

@@ -23,6 +23,7 @@ and residual sums in fp32, everything between in the compute dtype.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -32,20 +33,24 @@ from flax import nnx
 
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.context import Tiers
-from helios_jax.models.attention import attention
 from helios_jax.models.layers import (
     LayerNormAffine,
     PatchEmbed,
     Scale,
     from_patches,
-    layer_norm,
     linear,
     rms_norm,
     stack_layers,
 )
 from helios_jax.models.network import ConfiguredModule
-from helios_jax.models.rope import RopeTable, apply_rope, flatten_grid, pool_grid, rope_grid
+from helios_jax.models.rope import RopeTable, flatten_grid, pool_grid, rope_grid
 from helios_jax.typing import Array, DType, Float, Int
+from pallas_kernels.adaln import residual_norm
+from pallas_kernels.attention import attention, attention_packed
+from pallas_kernels.qk_norm_rope import qk_norm_rope
+
+_TOKEN_MULTIPLE = 8
+"""The token stream is padded to a multiple of this inside the network."""
 
 _MAX_HISTORY_SCALE = 10.0
 """Upper limit of the learned amplification of history keys."""
@@ -74,43 +79,67 @@ class Context:
     rows: Float[Array, "1 6 D"]
 
 
-class Attention(nnx.Module):
-    """Projections and norms of one attention layer."""
+class SelfAttention(nnx.Module):
+    """Attention of all tokens to all tokens, equation (1). Queries, keys and values are one projection."""
 
-    def __init__(self, config: TransformerConfig, *, amplify: bool, dtype: DType, param_dtype: DType, rngs: nnx.Rngs):
-        dim = config.dim
-        self.to_q, self.to_k, self.to_v, self.to_out = (
-            linear(dim, dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for _ in range(4)
-        )
+    def __init__(self, config: TransformerConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs):
+        dim, types = config.dim, {"dtype": dtype, "param_dtype": param_dtype}
+        self.to_qkv = linear(dim, 3 * dim, **types, rngs=rngs)
+        self.to_out = linear(dim, dim, **types, rngs=rngs)
         self.norm_q = Scale(dim, param_dtype=param_dtype)
         self.norm_k = Scale(dim, param_dtype=param_dtype)
-        if amplify:
+        if config.is_amplify_history:
             heads = config.num_heads if config.history_scale_mode == "per_head" else 1
             self.history_key_scale = nnx.Param(jnp.ones((heads,), jnp.float32))
-        self.num_heads = config.num_heads
-        self.eps = config.eps
+        self.config = config
 
-    def q(self, x: Float[Array, "B S D"]) -> Float[Array, "B S N K"]:
-        """Normalised queries."""
-        return self._heads(rms_norm(self.to_q(x), self.norm_q.scale[...], self.eps))
+    def __call__(
+        self, x: Float[Array, "B S D"], rope: RopeTable, num_history: int, num_tokens: int
+    ) -> Float[Array, "B S D"]:
+        config, dim = self.config, x.shape[-1]
+        qkv = self.to_qkv(x)
+        q, k = qk_norm_rope(
+            qkv, qkv, self.norm_q.scale[...], self.norm_k.scale[...], rope, q_start=0, k_start=dim, eps=config.eps
+        )
+        if config.is_amplify_history:
+            k = self._amplify(k, num_history)
+        heads = qkv.reshape(*x.shape[:2], 3 * config.num_heads, config.head_dim)
+        out = attention_packed(
+            q,
+            k,
+            heads,
+            num_heads=config.num_heads,
+            first_heads=(0, 0, 2 * config.num_heads),
+            kv_length=num_tokens,
+        )
+        return self.to_out(out.reshape(x.shape))
 
-    def k(self, x: Float[Array, "B S D"]) -> Float[Array, "B S N K"]:
-        """Normalised keys."""
-        return self._heads(rms_norm(self.to_k(x), self.norm_k.scale[...], self.eps))
-
-    def v(self, x: Float[Array, "B S D"]) -> Float[Array, "B S N K"]:
-        """Values."""
-        return self._heads(self.to_v(x))
-
-    def out(self, x: Float[Array, "B S N K"]) -> Float[Array, "B S D"]:
-        """Joins the heads and projects."""
-        return self.to_out(x.reshape(*x.shape[:2], -1))
-
-    def amplify(self, k: Float[Array, "B S N K"], num_history: int) -> Float[Array, "B S N K"]:
-        """Scales the first ``num_history`` keys by the learned factor in (1, 10)."""
+    def _amplify(self, k: Float[Array, "B S N K"], num_history: int) -> Float[Array, "B S N K"]:
+        """Scales the history's keys by the learned factor in (1, 10)."""
         factor = 1.0 + jax.nn.sigmoid(self.history_key_scale[...]) * (_MAX_HISTORY_SCALE - 1.0)
         history = jnp.arange(k.shape[1])[:, None, None] < num_history
         return (k.astype(jnp.float32) * jnp.where(history, factor[:, None], 1.0)).astype(k.dtype)
+
+
+class CrossAttention(nnx.Module):
+    """Attention to the text, equation (2). Its keys and values are made once per prompt."""
+
+    def __init__(self, config: TransformerConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs):
+        dim, types = config.dim, {"dtype": dtype, "param_dtype": param_dtype}
+        self.to_q, self.to_k, self.to_v, self.to_out = (linear(dim, dim, **types, rngs=rngs) for _ in range(4))
+        self.norm_q = Scale(dim, param_dtype=param_dtype)
+        self.norm_k = Scale(dim, param_dtype=param_dtype)
+        self.num_heads = config.num_heads
+        self.eps = config.eps
+
+    def project(self, text: Float[Array, "B S D"]) -> TextContext:
+        """Keys and values."""
+        k = rms_norm(self.to_k(text), self.norm_k.scale[...], self.eps)
+        return TextContext(k=self._heads(k), v=self._heads(self.to_v(text)))
+
+    def __call__(self, x: Float[Array, "B S D"], text: TextContext) -> Float[Array, "B S D"]:
+        q = rms_norm(self.to_q(x), self.norm_q.scale[...], self.eps)
+        return self.to_out(attention(self._heads(q), text.k, text.v).reshape(x.shape))
 
     def _heads(self, x: Float[Array, "B S D"]) -> Float[Array, "B S N K"]:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -127,58 +156,71 @@ class FeedForward(nnx.Module):
         return self.proj_out(jax.nn.gelu(self.proj_in(x), approximate=True))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Residual:
+    """The residual stream between blocks: x + gate * update, not yet summed.
+
+    The sum is left to the next norm, which reads the stream anyway.
+
+    Attributes:
+        x: The stream before the last sub-layer.
+        update: Output of the last sub-layer.
+        gate: Its gates, fp32, a row for history and one for current tokens, or one for both.
+    """
+
+    x: Float[Array, "B S D"]
+    update: Float[Array, "B S D"]
+    gate: Float[Array, "B R D"]
+
+
 class Block(nnx.Module):
     """One transformer block, equations (1) to (3)."""
 
     def __init__(self, config: TransformerConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs):
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.attn1 = Attention(config, amplify=config.is_amplify_history, **types)
-        self.attn2 = Attention(config, amplify=False, **types)
+        self.attn1 = SelfAttention(config, **types)
+        self.attn2 = CrossAttention(config, **types)
         self.ffn = FeedForward(config, **types)
         if config.cross_attn_norm:
-            self.norm2 = LayerNormAffine(config.dim, config.eps)
+            self.norm2 = LayerNormAffine(config.dim)
         self.scale_shift_table = nnx.Param(jax.random.normal(rngs.params(), (6, config.dim)) / math.sqrt(config.dim))
         self.config = config
 
     def __call__(
         self,
-        x: Float[Array, "B S D"],
+        residual: Residual,
         *,
-        text_k: Float[Array, "B S2 N K"],
-        text_v: Float[Array, "B S2 N K"],
-        history_rows: Float[Array, "B2 6 D"],
-        current_rows: Float[Array, "B 6 D"],
+        text: TextContext,
+        rows: Float[Array, "B R 6 D"],
         rope: RopeTable,
         num_history: int,
-    ) -> Float[Array, "B S D"]:
+        num_tokens: int,
+    ) -> Residual:
         config = self.config
-        is_current = (jnp.arange(x.shape[1]) >= num_history)[:, None]
-        table = self.scale_shift_table[...]
+        norm = functools.partial(residual_norm, num_history=num_history, eps=config.eps)
+        modulation = self.scale_shift_table[...] + rows.astype(jnp.float32)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = jnp.unstack(modulation, axis=2)
 
-        def row(i: int) -> Float[Array, "B S D"]:
-            # Never materialised: XLA fuses the selection into the element-wise pass that uses it.
-            history, current = (rows[:, i, None].astype(jnp.float32) for rows in (history_rows, current_rows))
-            return jnp.where(is_current, table[i] + current, table[i] + history)
+        x, y = norm(residual.x, residual.update, gate=residual.gate, scale=1 + scale, shift=shift)
+        update = self.attn1(y, rope, num_history, num_tokens)
 
-        def modulate(x: Array, shift: int, scale: int) -> Array:
-            return (layer_norm(x, config.eps) * (1 + row(scale)) + row(shift)).astype(x.dtype)
+        # Text is for current tokens; history passes through.
+        text_for_all = not config.guidance_cross_attn
+        weight, bias = self._norm2_rows()
+        x, y = norm(x, update, gate=gate, scale=weight, shift=bias, norm_history=text_for_all)
+        if not config.cross_attn_norm:
+            y = x if text_for_all else x[:, num_history:]
+        update = self.attn2(y, text)
 
-        def add_gated(x: Array, update: Array, gate: int) -> Array:
-            return (x.astype(jnp.float32) + update.astype(jnp.float32) * row(gate)).astype(x.dtype)
+        x, y = norm(x, update, gate=None, scale=1 + ffn_scale, shift=ffn_shift)
+        return Residual(x=x, update=self.ffn(y), gate=ffn_gate)
 
-        y = modulate(x, shift=0, scale=1)
-        q, k = apply_rope(self.attn1.q(y), rope), apply_rope(self.attn1.k(y), rope)
-        if config.is_amplify_history:
-            k = self.attn1.amplify(k, num_history)
-        x = add_gated(x, self.attn1.out(attention(q, k, self.attn1.v(y))), gate=2)
-
-        untouched = num_history if config.guidance_cross_attn else 0
-        current = x[:, untouched:]
-        y = self.norm2(current) if config.cross_attn_norm else current
-        current = current + self.attn2.out(attention(self.attn2.q(y), text_k, text_v))
-        x = jnp.concatenate([x[:, :untouched], current], axis=1)
-
-        return add_gated(x, self.ffn(modulate(x, shift=3, scale=4)), gate=5)
+    def _norm2_rows(self) -> tuple[Float[Array, "1 1 D"], Float[Array, "1 1 D"]]:
+        """Weight and bias of the affine norm in front of cross-attention."""
+        if self.config.cross_attn_norm:
+            return self.norm2.scale[...][None, None], self.norm2.bias[...][None, None]
+        return jnp.ones((1, 1, self.config.dim)), jnp.zeros((1, 1, self.config.dim))
 
 
 class TwoLayer(nnx.Module):
@@ -269,8 +311,7 @@ class HeliosTransformer(ConfiguredModule):
         graph, state = nnx.split(self.blocks.attn2)
 
         def project(_: None, layer: nnx.State) -> tuple[None, TextContext]:
-            attn = nnx.merge(graph, layer)
-            return None, TextContext(k=attn.k(text), v=attn.v(text))
+            return None, nnx.merge(graph, layer).project(text)
 
         return jax.lax.scan(project, None, state)[1]
 
@@ -330,36 +371,42 @@ class HeliosTransformer(ConfiguredModule):
         patches = self.patch_embedding(latents.astype(self.dtype))
         x = _flatten(patches)
         embedding, rows = self.condition_embedder.time(timestep.astype(jnp.float32))
+        rows = rows[:, None]
         num_history = 0
-        history_rows = rows
         if context is not None:
             num_history = context.tokens.shape[1]
             x = jnp.concatenate([context.tokens, x], axis=1)
             if config.zero_history_timestep:
-                history_rows = context.rows
+                rows = jnp.concatenate([jnp.broadcast_to(context.rows[:, None], rows.shape), rows], axis=1)
+
+        # The kernels want a multiple of 8 tokens. The ones added stay finite, are not attended to, and are dropped.
+        num_tokens = x.shape[1]
+        padding = -num_tokens % _TOKEN_MULTIPLE
+        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+        rope = jnp.pad(rope, ((0, padding), (0, 0), (0, 0)))
 
         graph, layers = nnx.split(self.blocks)
 
-        def run(x: Array, layer: tuple[nnx.State, TextContext]) -> tuple[Array, None]:
+        def run(residual: Residual, layer: tuple[nnx.State, TextContext]) -> tuple[Residual, None]:
             state, text = layer
             block = nnx.merge(graph, state)
-            x = block(
-                x,
-                text_k=text.k,
-                text_v=text.v,
-                history_rows=history_rows,
-                current_rows=rows,
-                rope=rope,
-                num_history=num_history,
-            )
-            return x, None
+            options = {"rope": rope, "num_history": num_history, "num_tokens": num_tokens}
+            return block(residual, text=text, rows=rows, **options), None
 
-        x, _ = jax.lax.scan(run, x, (layers, text))
+        start = Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(rows[:, :, 0], jnp.float32))
+        end, _ = jax.lax.scan(run, start, (layers, text))
 
-        x = x[:, num_history:]
-        shift, scale = jnp.split(self.norm_out.scale_shift_table[...] + embedding[:, None].astype(jnp.float32), 2, 1)
-        x = self.proj_out((layer_norm(x, config.eps) * (1 + scale) + shift).astype(self.dtype))
-        return from_patches(x.reshape(*patches.shape[:-1], -1), config.patch_size)
+        modulation = self.norm_out.scale_shift_table[...] + embedding[:, None, None].astype(jnp.float32)
+        shift, scale = jnp.unstack(modulation, axis=2)
+        _, y = residual_norm(
+            end.x[:, num_history:num_tokens],
+            end.update[:, num_history:num_tokens],
+            gate=end.gate[:, -1:],
+            scale=1 + scale,
+            shift=shift,
+            eps=config.eps,
+        )
+        return from_patches(self.proj_out(y).reshape(*patches.shape[:-1], -1), config.patch_size)
 
     def __call__(
         self,

@@ -91,9 +91,12 @@ def test_bfloat16_rounds_to_nearest_and_keeps_fp32_exceptions_exact():
     folder = DATA / "transformer" / "published" / "transformer"
     model = parameters(hx.load_diffusers(folder, "transformer", dtype="bfloat16"))
     stored = load_file(folder / "diffusion_pytorch_model.safetensors")
-    # One parameter of each kind: stacked, single, patch kernel.
+    # One parameter of each kind: stacked, fused, single, patch kernel.
     rounded = {
-        "blocks.attn1.to_q.kernel": np.stack([stored[f"blocks.{i}.attn1.to_q.weight"].T for i in range(3)]),
+        "blocks.attn2.to_q.kernel": np.stack([stored[f"blocks.{i}.attn2.to_q.weight"].T for i in range(3)]),
+        "blocks.attn1.to_qkv.kernel": np.stack(
+            [np.concatenate([stored[f"blocks.{i}.attn1.to_{x}.weight"].T for x in "qkv"], axis=1) for i in range(3)]
+        ),
         "proj_out.kernel": stored["proj_out.weight"].T,
         "patch_mid.kernel": stored["patch_mid.weight"].transpose(2, 3, 4, 1, 0),
     }
@@ -126,7 +129,7 @@ def test_without_dtype_every_stored_dtype_is_kept(tmp_path):
     assert model.dtype == jnp.bfloat16  # that of patch_long, the largest tensor
     kinds = {name: array.dtype for name, array in parameters(model).items()}
     assert kinds["blocks.ffn.proj_in.kernel"] == jnp.bfloat16
-    assert kinds["blocks.attn1.to_q.kernel"] == jnp.float32
+    assert kinds["blocks.attn1.to_qkv.kernel"] == jnp.float32
     hx.save_diffusers(model, tmp_path, "transformer")
     assert raw_tensors(tmp_path / "transformer") == raw_tensors(folder)
 

@@ -199,11 +199,11 @@ def test_a_bias_of_b_is_scaled_like_its_product(tmp_path):
 
 def test_bfloat16_weights_are_rounded_once():
     base = network("bfloat16")
-    merged = parameters(merge_lora_file(base, LORA / "diffusers.safetensors", 0.7))["blocks.attn1.to_q.kernel"]
+    merged = parameters(merge_lora_file(base, LORA / "diffusers.safetensors", 0.7))["blocks.attn2.to_q.kernel"]
     assert merged.dtype == jnp.bfloat16
-    stored = np.asarray(parameters(base)["blocks.attn1.to_q.kernel"], np.float64)
+    stored = np.asarray(parameters(base)["blocks.attn2.to_q.kernel"], np.float64)
     for block in range(DEPTH):
-        factors = recorded_factors()[f"blocks.{block}.attn1.to_q"]
+        factors = recorded_factors()[f"blocks.{block}.attn2.to_q"]
         delta = 5 / factors["A"].shape[0] * factors["B"].astype(np.float64) @ factors["A"]
         exact = stored[block] + 0.7 * delta.T
         spacing = 2.0 ** (np.floor(np.log2(np.abs(exact))) - 7)
@@ -236,7 +236,7 @@ def test_the_given_network_stays_valid_unless_donated():
     shared = {name for name, array in parameters(base).items() if parameters(merged)[name] is array}
     assert "blocks.norm2.scale" in shared
     assert "patch_long.kernel" in shared
-    assert "blocks.attn1.to_q.kernel" not in shared
+    assert "blocks.attn1.to_qkv.kernel" not in shared
     donated = merge_lora_file(base, LORA / "wan.safetensors", donate=True)
     jax.tree.map(np.testing.assert_array_equal, parameters(donated), parameters(merged))
     assert {name for name, array in parameters(base).items() if not array.is_deleted()} == shared

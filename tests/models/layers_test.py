@@ -13,7 +13,6 @@ from helios_jax.models.layers import (
     PatchEmbed,
     Scale,
     from_patches,
-    layer_norm,
     linear,
     matmul_precision,
     pad_to_multiple,
@@ -27,30 +26,6 @@ def normal(seed: int, *shape: int, dtype: str = "float32"):
     return (3 * jax.random.normal(jax.random.key(seed), shape) + 1).astype(dtype)
 
 
-def exact_layer_norm(x, eps: float) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
-
-
-@pytest.mark.parametrize("eps", [1e-6, 0.5])
-def test_layer_norm(eps):
-    x = normal(0, 2, 5, 48)
-    np.testing.assert_allclose(layer_norm(x, eps), exact_layer_norm(x, eps), atol=3e-6)
-
-
-def test_layer_norm_computes_in_fp32():
-    x = normal(0, 2, 48, dtype="bfloat16")
-    out = layer_norm(x, 1e-6)
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, exact_layer_norm(x, 1e-6), atol=3e-6)
-
-
-def test_layer_norm_of_a_large_mean():
-    """Mean squares minus squared mean would lose every digit here."""
-    x = 1000 + 0.1 * normal(0, 4, 256)
-    np.testing.assert_allclose(layer_norm(x, 1e-6), exact_layer_norm(x, 1e-6), atol=2e-3)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rms_norm(dtype):
     x, scale = normal(0, 2, 5, 48, dtype=dtype), normal(1, 48, dtype=dtype)
@@ -62,14 +37,11 @@ def test_rms_norm(dtype):
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=1e-6 if dtype == "float32" else 2**-8)
 
 
-def test_layer_norm_with_parameters():
-    norm = LayerNormAffine(48, 1e-6)
-    norm.scale[...], norm.bias[...] = normal(1, 48), normal(2, 48)
-    x = normal(0, 2, 48)
-    exact = exact_layer_norm(x, 1e-6) * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
-    np.testing.assert_allclose(norm(x), exact, atol=2e-5)
-    assert norm(x.astype("bfloat16")).dtype == jnp.bfloat16
+def test_affine_parameters_are_fp32():
+    norm = LayerNormAffine(48)
     assert {norm.scale.dtype, norm.bias.dtype} == {jnp.dtype("float32")}
+    np.testing.assert_array_equal(norm.scale[...], np.ones(48))
+    np.testing.assert_array_equal(norm.bias[...], np.zeros(48))
 
 
 def test_scale_is_one_at_first():

@@ -2,12 +2,11 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helios_jax.models.rope import apply_rope, flatten_grid, pool_grid, rope_grid
+from helios_jax.models.rope import flatten_grid, pool_grid, rope_grid
 
 DIM = (4, 6, 6)
 FRAMES, HEIGHT, WIDTH = (3, 7, 8), 4, 5
@@ -48,37 +47,6 @@ def test_theta():
 def test_tokens_are_in_frame_row_column_order():
     table = as_complex(flatten_grid(rope_grid(FRAMES, HEIGHT, WIDTH, DIM, 10000.0)))
     np.testing.assert_allclose(table, grid_of_phases().reshape(-1, 8), atol=2e-6)
-
-
-def test_rotation_is_a_complex_product_of_interleaved_pairs():
-    table = flatten_grid(rope_grid(FRAMES, HEIGHT, WIDTH, DIM, 10000.0))
-    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 60, 3, 16)))
-    rotated = (x[..., ::2] + 1j * x[..., 1::2]) * grid_of_phases().reshape(60, 1, 8)
-    out = np.asarray(apply_rope(jnp.asarray(x), table))
-    np.testing.assert_allclose(out[..., ::2], rotated.real, atol=1e-5)
-    np.testing.assert_allclose(out[..., 1::2], rotated.imag, atol=1e-5)
-
-
-def test_bfloat16_is_rounded_once():
-    table = flatten_grid(rope_grid(FRAMES, HEIGHT, WIDTH, DIM, 10000.0))
-    x = jax.random.normal(jax.random.key(0), (1, 60, 1, 16)).astype("bfloat16")
-    np.testing.assert_array_equal(apply_rope(x, table), apply_rope(x.astype("float32"), table).astype("bfloat16"))
-
-
-def test_products_depend_on_differences_of_positions():
-    """<R(p) q, R(p') k> is unchanged when both positions move by the same (frames, rows, columns)."""
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
-
-    def product(first, second):
-        table = as_table([phases(first), phases(second)])
-        return float(jnp.vdot(apply_rope(q, table[:1]), apply_rope(k, table[1:])))
-
-    def as_table(rows):
-        return jnp.asarray(np.stack([np.real(rows), np.imag(rows)], axis=1), jnp.float32)
-
-    reference = product((3, 1, 2), (8, 4, 0))
-    assert product((13, 6, 4), (18, 9, 2)) == pytest.approx(reference, abs=1e-5)
-    assert product((3, 1, 2), (9, 4, 0)) != pytest.approx(reference, abs=1e-2)
 
 
 @pytest.mark.parametrize("cell", [2, 4])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from attention_cases import AttentionCases, draw, relative_error
 
-from pallas_kernels.attention import AttentionConfig, attention, attention_packed, attention_reference, api, xla
+from pallas_kernels.attention import AttentionConfig, api, attention, attention_packed, attention_reference, xla
 
 
 class TestXla(AttentionCases):

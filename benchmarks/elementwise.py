@@ -1,0 +1,134 @@
+"""Time of the fused element-wise passes of a block beside XLA's own fusion, at the shapes of the 14B model.
+
+    python benchmarks/elementwise.py --out=elementwise.json
+
+Times are those of the device (CUPTI, sum over the kernels of a call, median of 12 calls): a call takes less time than
+the host needs to launch it. Every call moves several times the size of the L2 cache, and inputs are random. The last
+columns are the bytes that must move over the time of the kernel, and the same for a plain copy of as many bytes.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app
+from absl.flags import argparse_flags
+from jax.experimental.mosaic.gpu import profiler
+
+from pallas_kernels.adaln import residual_norm
+from pallas_kernels.qk_norm_rope import qk_norm_rope
+
+DIM, HEAD_DIM, HISTORY = 5120, 128, 2400
+LEVELS = (2940, 4560, 11040)
+CALLS = 12
+
+
+def microseconds(call: Callable, *operands: Any) -> float:
+    """Device time of a call."""
+    _, times = profiler.measure(jax.jit(call), iterations=CALLS)(*operands)
+    return 1e3 * statistics.median(times)
+
+
+def normal(seed: int, *shape: int, dtype: str = "bfloat16") -> jax.Array:
+    """Random operand."""
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def row(shape: str, moved: int, call: Callable, *operands: Any) -> dict[str, Any]:
+    """One line of a table; ``moved`` counts rows of D bf16 channels read and written."""
+    times = {name: microseconds(lambda *x, name=name: call(*x, name), *operands) for name in ("pallas", "xla")}
+    copied = normal(9, moved // 2, DIM)
+    copy = microseconds(lambda x: x + 1, copied)
+    moved_bytes = 2 * DIM * moved
+    rates = {"GB/s": moved_bytes / times["pallas"] / 1e3, "copy GB/s": moved_bytes / copy / 1e3}
+    return {"shape": shape, "unit": "us", **times, **rates}
+
+
+def adaln_rows() -> list[dict[str, Any]]:
+    """The residual sum and norm in front of self-attention, cross-attention and FFN."""
+    gate, scale, shift = (normal(i, 1, 2, DIM, dtype="float32") for i in range(3))
+    rows = []
+    for tokens in LEVELS:
+        current = tokens - HISTORY
+        x, update = normal(3, 1, tokens, DIM), normal(4, 1, tokens, DIM)
+        for name, updated, normed in (
+            ("self-attention", tokens, tokens),
+            ("cross-attention", tokens, current),
+            ("ffn", current, tokens),
+        ):
+
+            def call(x, update, implementation, updated=updated, normed=normed, tokens=tokens):
+                rows = 2 if normed == tokens else 1  # the norm before cross-attention has a weight and a bias
+                return residual_norm(
+                    x,
+                    update,
+                    gate=gate if updated == tokens else None,
+                    scale=scale[:, :rows],
+                    shift=shift[:, :rows],
+                    num_history=HISTORY,
+                    norm_history=normed == tokens,
+                    implementation=implementation,
+                )
+
+            moved = 2 * tokens + updated + normed
+            rows.append(row(f"{name} {tokens}", moved, call, x, jnp.array(update[:, :updated])))
+    return rows
+
+
+def qk_norm_rope_rows() -> list[dict[str, Any]]:
+    """Norm and rotation of queries and keys, as two arrays and out of one fused projection."""
+    q_scale, k_scale = normal(0, DIM), normal(1, DIM)
+    rows = []
+    for tokens in LEVELS:
+        q, k = normal(2, 1, tokens, DIM), normal(3, 1, tokens, DIM)
+        table = normal(4, tokens, 2, HEAD_DIM // 2, dtype="float32")
+
+        def separate(q, k, table, implementation):
+            return qk_norm_rope(q, k, q_scale, k_scale, table, implementation=implementation)
+
+        def fused(qkv, table, implementation):
+            return qk_norm_rope(qkv, qkv, q_scale, k_scale, table, k_start=DIM, implementation=implementation)
+
+        rows.append(row(f"separate {tokens}", 4 * tokens, separate, q, k, table))
+        rows.append(row(f"fused {tokens}", 4 * tokens, fused, jnp.concatenate([q, k, k], axis=-1), table))
+    return rows
+
+
+OPS = {"adaln": adaln_rows, "qk_norm_rope": qk_norm_rope_rows}
+
+
+def show(op: str, rows: list[dict[str, Any]]) -> None:
+    """Prints a table."""
+    names = [name for name in rows[0] if name not in ("shape", "unit")]
+    print(f"\n{op}, {rows[0]['unit']}")
+    print(f"{'shape':24s}" + "".join(f"{name:>12s}" for name in names))
+    for line in rows:
+        print(f"{line['shape']:24s}" + "".join(f"{line[name]:12.1f}" for name in names), flush=True)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs the chosen ops."""
+    report = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    for op in args.op:
+        report[op] = OPS[op]()
+        show(op, report[op])
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", action="append", choices=sorted(OPS), help="may be repeated; all by default")
+    parser.add_argument("--out", type=Path, default=Path("elementwise.json"))
+    args = parser.parse_args(argv[1:])
+    args.op = args.op or sorted(OPS)
+    return args
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

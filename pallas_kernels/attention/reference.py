@@ -1,0 +1,21 @@
+"""Softmax attention as its definition reads, in fp32: what every implementation is tested against."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def attention_reference(
+    q: Float[Array, "B S N K"],
+    k: Float[Array, "B S2 N K"],
+    v: Float[Array, "B S2 N K"],
+    *,
+    scale: float | None = None,
+    kv_length: int | None = None,
+) -> tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
+    """Attention over the first ``kv_length`` keys and the natural log of the sum of exponentials, both fp32."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k[:, :kv_length], v[:, :kv_length]))
+    logits = jnp.einsum("bsnk,btnk->bnst", q, k, precision="highest")
+    logits *= q.shape[-1] ** -0.5 if scale is None else scale
+    out = jnp.einsum("bnst,btnk->bsnk", jax.nn.softmax(logits), v, precision="highest")
+    return out, jax.nn.logsumexp(logits, axis=-1)

@@ -1,0 +1,70 @@
+"""The Hopper kernel in Pallas' GPU interpreter: barriers, copies, masks and numerics as written, without a GPU.
+
+Every case runs in a process of its own: simulated threads that wait for each other forever cannot be ended otherwise.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TIMEOUT = 120
+
+PROGRAM = """
+import json, sys
+import jax.numpy as jnp
+import numpy as np
+from pallas_kernels import compat
+from pallas_kernels.attention import AttentionConfig, attention_reference
+from pallas_kernels.attention.hopper import attention_hopper
+
+case = json.loads(sys.argv[1])
+rng = np.random.default_rng(0)
+arrays = {}
+for name, shape in (("q", case["q"]), ("k", case["kv"]), ("v", case["kv"])):
+    arrays[name] = jnp.asarray(rng.standard_normal(shape, np.float32), "bfloat16")
+heads, first, kv_length = case["num_heads"], case["first_heads"], case["kv_length"]
+out, lse = attention_hopper(
+    **arrays, num_heads=heads, first_heads=tuple(first), scale=0.1, kv_length=kv_length, return_lse=True,
+    config=AttentionConfig(**case["config"]), num_blocks=case["num_blocks"],
+    interpret=compat.InterpretGPUParams(detect_races=True, out_of_bounds_reads="uninitialized"),
+)
+q, k, v = (x[:, :, f : f + heads] for x, f in zip(arrays.values(), first))
+want, want_lse = attention_reference(q, k, v, scale=0.1, kv_length=kv_length)
+errors = [float(jnp.abs(out - want).max()), float(jnp.abs(lse - want_lse).max())]
+print(json.dumps(errors))
+"""
+
+
+def case(q, kv, *, kv_length=None, num_heads=None, first_heads=(0, 0, 0), num_blocks=1, **config):
+    heads = q[2] if num_heads is None else num_heads
+    length = kv[1] if kv_length is None else kv_length
+    return dict(
+        q=q, kv=kv, kv_length=length, num_heads=heads, first_heads=first_heads, num_blocks=num_blocks, config=config
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case((1, 128, 1, 64), (1, 128, 1, 64), block_kv=32), id="more blocks than slots"),
+        pytest.param(
+            case((2, 200, 2, 128), (2, 104, 2, 128), kv_length=99, num_blocks=3, block_kv=64),
+            id="ragged queries and keys, several tiles a block",
+        ),
+        pytest.param(case((1, 8, 1, 64), (1, 8, 1, 64), kv_length=1, block_kv=160), id="one key"),
+        pytest.param(
+            case((1, 136, 6, 64), (1, 136, 6, 64), num_heads=2, first_heads=(0, 2, 4), block_kv=64, stages=3),
+            id="packed heads, three slots",
+        ),
+    ],
+)
+def test_kernel_in_the_interpreter(case):
+    command = [sys.executable, "-c", PROGRAM, json.dumps(case)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "RACE DETECTED" not in result.stdout + result.stderr, result.stdout[:4000]
+    error, lse_error = json.loads(result.stdout.splitlines()[-1])
+    assert error < 1e-2
+    assert lse_error < 1e-5
