@@ -1,23 +1,16 @@
-"""Time of the fused element-wise passes of a block beside XLA's own fusion, at the shapes of the 14B model.
-
-    python benchmarks/elementwise.py --out=elementwise.json
+"""The fused element-wise passes of a block beside XLA's own fusion, in device time.
 
 Times are those of the device (CUPTI, sum over the kernels of a call, median of 12 calls): a call takes less time than
 the host needs to launch it. Every call moves several times the size of the L2 cache, and inputs are random. The last
 columns are the bytes that must move over the time of the kernel, and the same for a plain copy of as many bytes.
 """
 
-import argparse
-import json
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app
-from absl.flags import argparse_flags
 from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels.adaln import residual_norm
@@ -97,38 +90,3 @@ def qk_norm_rope_rows() -> list[dict[str, Any]]:
         rows.append(row(f"separate {tokens}", 4 * tokens, separate, q, k, table))
         rows.append(row(f"fused {tokens}", 4 * tokens, fused, jnp.concatenate([q, k, k], axis=-1), table))
     return rows
-
-
-OPS = {"adaln": adaln_rows, "qk_norm_rope": qk_norm_rope_rows}
-
-
-def show(op: str, rows: list[dict[str, Any]]) -> None:
-    """Prints a table."""
-    names = [name for name in rows[0] if name not in ("shape", "unit")]
-    print(f"\n{op}, {rows[0]['unit']}")
-    print(f"{'shape':24s}" + "".join(f"{name:>12s}" for name in names))
-    for line in rows:
-        print(f"{line['shape']:24s}" + "".join(f"{line[name]:12.1f}" for name in names), flush=True)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Runs the chosen ops."""
-    report = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    for op in args.op:
-        report[op] = OPS[op]()
-        show(op, report[op])
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", action="append", choices=sorted(OPS), help="may be repeated; all by default")
-    parser.add_argument("--out", type=Path, default=Path("elementwise.json"))
-    args = parser.parse_args(argv[1:])
-    args.op = args.op or sorted(OPS)
-    return args
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
