@@ -10,6 +10,7 @@ from helios_jax._lazy import lazy_exports
 if TYPE_CHECKING:
     from helios_jax import checkpoints, config, context, diffusion, models, parallel, sampling
     from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
+    from helios_jax.compilation import use_compilation_caches
     from helios_jax.sampling.noise import KeyNoise, NoiseSource, RecordedNoise
     from helios_jax.sampling.pipeline import HeliosPipeline
     from helios_jax.sampling.prompts import PromptSchedule
@@ -30,6 +31,7 @@ __all__ = [
     "parallel",
     "sampling",
     "save_diffusers",
+    "use_compilation_caches",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -42,6 +44,7 @@ __getattr__, __dir__ = lazy_exports(
         "RecordedNoise": "helios_jax.sampling.noise",
         "load_diffusers": "helios_jax.checkpoints.diffusers",
         "save_diffusers": "helios_jax.checkpoints.diffusers",
+        "use_compilation_caches": "helios_jax.compilation",
         **{
             name: f"helios_jax.{name}"
             for name in ("checkpoints", "config", "context", "diffusion", "models", "parallel", "sampling")

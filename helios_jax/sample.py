@@ -5,12 +5,16 @@
     helios-sample --model=CKPT --video=car.mp4 --prompt="A yellow car on a mountain road." --out=longer.mp4
     helios-sample --model=CKPT --prompt_file=prompts.csv --out=folder/
     helios-sample --model=CKPT --prompt="Waves on a beach." --out=endless.mp4 --stream
+    helios-sample --model=CKPT --warmup
 
 Every video comes with a contact sheet (.png) and what made it (.json). Frames are on disk as soon as their chunk
 is done: an interrupted run leaves a playable file. A prompt file makes one video per line (.txt) or per id (.csv
 with the columns id, prompt and, for prompts that follow one another in one video, prompt_index); a second run
 goes on with those that are not finished. With --stream the video has no end unless --num_frames is given, and each
 line typed on standard input becomes the prompt from the next chunk on.
+
+Compiled programs are kept on disk, so that a second run starts in seconds. --warmup compiles for the given size before
+anything else and reports the time; without a prompt it does nothing more.
 """
 
 import argparse
@@ -71,6 +75,10 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
         FileExistsError: A single video whose file exists.
     """
     if args.prompt_file is None:
+        if args.prompt is None and args.warmup:
+            return []
+        if args.out is None:
+            raise ValueError("give --out, the mp4 (or, with --prompt_file, the folder) to write")
         if args.prompt is None:
             raise ValueError("give --prompt or --prompt_file; for a video without text use --prompt=''")
         if args.out.suffix != ".mp4":
@@ -231,7 +239,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     flag = argparse.BooleanOptionalAction
     add("model", "checkpoint folder in either layout, or hub id", required=True)
-    add("out", "mp4 to write; with --prompt_file a folder", type=Path, required=True)
+    add("out", "mp4 to write; with --prompt_file a folder", type=Path)
     add("prompt", "text of the video")
     add("prompt_file", "txt or csv with the texts of many videos", type=Path)
     add("negative_prompt", "used with guidance only (default: the published one)", default=NEGATIVE_PROMPT)
@@ -255,6 +263,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("vae_slice_frames", "latent frames the VAE handles at a time, to save memory", type=int)
     add("fps", "frames per second of the file (default 24)", type=int, default=24)
     add("stream", "no end unless --num_frames is given; lines on standard input are new prompts", action="store_true")
+    add("warmup", "compile before sampling; with no prompt, only compile", action="store_true")
+    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=Path)
     add("overwrite", "replace files that exist", action="store_true")
     return parser.parse_args(argv[1:])
 
@@ -265,15 +275,27 @@ def main(args: argparse.Namespace) -> int:
 
     def work() -> None:
         jobs = plan_jobs(args)
-        if not jobs:
+        if not jobs and not args.warmup:
             return
+        from helios_jax.compilation import use_compilation_caches
         from helios_jax.sampling.pipeline import HeliosPipeline
 
+        use_compilation_caches(args.cache)
         start = time.monotonic()
         pipe = HeliosPipeline.from_pretrained(args.model, dtype=args.dtype, vae_dtype=args.vae_dtype)
         for path, scale in args.lora:
             pipe.load_lora(path, scale)
         print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
+        if args.warmup:
+            seconds = pipe.compile(
+                height=args.height,
+                width=args.width,
+                guidance_scale=args.guidance_scale,
+                max_text_tokens=args.max_text_tokens,
+                conditioning="image" if args.image else "video" if args.video else None,
+                vae_slice_frames=args.vae_slice_frames,
+            )
+            print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
         for job in jobs:
             sample(pipe, job, args)
 

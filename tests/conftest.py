@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="helios_jax_tests_")  # the user's caches stay as they are
 
 from jaxtyping import install_import_hook
 

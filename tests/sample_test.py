@@ -101,6 +101,11 @@ def test_schedule_decides_the_length(model, tmp_path):
     assert json.loads(job.record.read_text())["frames"] == 65
 
 
+def test_warmup_alone_compiles_and_stops(model, capsys):
+    assert run(model, "--warmup", *SMALL) == 0
+    assert "compiled for 64x64 in" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_a_playable_file(model, tmp_path, how):
     out = tmp_path / "long.mp4"
@@ -148,6 +153,7 @@ def test_stream_takes_prompts_from_standard_input(model, tmp_path):
     ("arguments", "message"),
     [
         ((), "give --prompt or --prompt_file"),
+        (("--warmup", "--prompt=a", "--out=folder"), "must end in .mp4"),
         (("--prompt=a", "--out=folder"), "must end in .mp4"),
         (("--prompt_file=a.csv", "--prompt=b"), "drop --prompt and --stream"),
         (("--prompt_file=a.csv", "--out=a.mp4"), "must be a folder"),

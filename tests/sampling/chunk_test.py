@@ -173,3 +173,15 @@ def test_noise_in_device_memory_survives(pipelines):
         arguments = {"num_frames": 66, "steps": steps, "guidance_scale": 1.0, "progress": False, **SMALL}
         first, second = (pipelines(kind)("a fox", noise=noise, **arguments).latents for _ in range(2))
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["distilled", "mid"])
+def test_compile_in_advance_leaves_nothing_to_compile(pipelines, compiled, kind):
+    pipe, size = pipelines(kind), {"height": 128, "width": 192, "max_text_tokens": 16}
+    assert pipe.compile(**size) > 0
+    assert compiled.count("jit(denoise_step)") == 3
+    compiled.clear()
+    stream = pipe.stream("a fox", num_frames=99, seed=5, **size)
+    for _ in range(3):
+        next(stream)
+    assert compiled == []
