@@ -152,10 +152,10 @@ def test_parameters_are_sharded(report, mesh):
     assert found["bytes_per_device"] < 0.2 * found["bytes"]
     sharded = found["sharded"]
     assert sharded["blocks.ffn.proj_in.kernel"] == [None, None, axes]
-    assert sharded["blocks.attn1.to_q.kernel"] == [None, axes, None]
+    assert sharded["blocks.attn1.to_qkv.kernel"] == [None, None, axes]
     assert sharded["patch_embedding.kernel"] == [None, None, None, None, axes]
     assert sharded["proj_out.kernel"] == [None, axes]
-    assert len(sharded) == 40
+    assert len(sharded) == 36
     assert report["one"]["sharded"] == {}
 
 
