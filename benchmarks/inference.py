@@ -151,6 +151,7 @@ def bench_stream(
             width=width,
             steps=steps,
             amplify_first_chunk=False,
+            lookahead=1,
             noise=KeyNoise(key=jax.random.key(1)),
         )
         seconds = [chunk.seconds for chunk in stream]

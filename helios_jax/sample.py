@@ -129,6 +129,7 @@ def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace) -> None:
         seed=args.seed,
         max_text_tokens=args.max_text_tokens,
         vae_slice_frames=args.vae_slice_frames,
+        lookahead=0 if args.stream else 1,
         progress=sys.stderr.isatty(),
     )
     _set_aside(job.path)

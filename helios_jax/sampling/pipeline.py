@@ -47,7 +47,7 @@ class SampleOutput:
     latents: Float[np.ndarray, "B T h w C"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(kw_only=True, eq=False)
 class HeliosPipeline:
     """A Helios checkpoint on the device(s).
 
@@ -111,7 +111,7 @@ class HeliosPipeline:
         """
         from helios_jax.checkpoints.lora_files import merge_lora_file
 
-        object.__setattr__(self, "transformer", merge_lora_file(self.transformer, path, scale))
+        self.transformer = merge_lora_file(self.transformer, path, scale)
         return self
 
     def __call__(
@@ -129,8 +129,8 @@ class HeliosPipeline:
         """
         if arguments.get("num_frames", ...) is None:
             raise ValueError("num_frames=None never ends: use stream()")
-        stream = self.stream(prompt, negative_prompt, progress=progress, **arguments)
-        chunks = list(stream)
+        arguments.setdefault("lookahead", 1)
+        chunks = list(self.stream(prompt, negative_prompt, progress=progress, **arguments))
         frames = np.concatenate([chunk.frames for chunk in chunks], axis=1)
         return SampleOutput(
             frames=frames[:, : (frames.shape[1] - 1) // 4 * 4 + 1],
@@ -160,6 +160,7 @@ class HeliosPipeline:
         noise: NoiseSource | None = None,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        lookahead: int = 0,
         progress: bool = False,
         on_step: Callable[[StepInfo], None] | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
@@ -188,6 +189,8 @@ class HeliosPipeline:
             noise: Draws from elsewhere, in place of ``seed``.
             max_text_tokens: Length that texts are padded or cut to.
             vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
+            lookahead: 1 lets the device work on the next chunk while the frames of one travel; a prompt set live then
+                shows one chunk later.
             progress: Show a progress bar with frames per second.
             on_step: Called after each step has been dispatched.
             on_chunk: Called with each chunk.
@@ -249,6 +252,7 @@ class HeliosPipeline:
             noise=noise,
             integer_timesteps=self.config.is_pyramid,
             slice_frames=vae_slice_frames,
+            lookahead=lookahead,
             on_step=bar.on_step(on_step),
             on_chunk=bar.on_chunk(on_chunk),
         )

@@ -1,5 +1,6 @@
 """A video being generated: an iterator over chunks whose memory does not grow and whose prompt may change."""
 
+import collections
 import dataclasses
 import functools
 import time
@@ -36,13 +37,24 @@ class Chunk:
         index: Number of the chunk, from 0.
         frames: uint8 [B,33,H,W,3].
         latents: float32 [B,9,h,w,C], model space.
-        seconds: Wall time from the request for the chunk to its frames in host memory.
+        seconds: Wall time until its frames were in host memory, from the start of its work or from when the chunk
+            before it was there, whichever is later.
     """
 
     index: int
     frames: UInt8[np.ndarray, "B F H W 3"]
     latents: Float[np.ndarray, "B T h w C"]
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Pending:
+    """A chunk whose work has been handed to the device."""
+
+    index: int
+    pixels: Array
+    latents: Array
+    started: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +84,9 @@ class Stream:
         noise: Where draws come from.
         integer_timesteps: The network sees floor(t).
         slice_frames: Latent frames that the VAE decodes at a time; ``None``: the whole chunk.
+        lookahead: Chunks handed to the device before the frames of a chunk are waited for. With 0 the device idles
+            while frames travel, and a new prompt shows in the very next chunk; with 1 it never idles, and a new
+            prompt shows one chunk later.
         on_step: Called after each step has been dispatched.
         on_chunk: Called with each chunk before it is yielded.
     """
@@ -87,11 +102,15 @@ class Stream:
         noise: NoiseSource,
         integer_timesteps: bool,
         slice_frames: int | None = None,
+        lookahead: int = 0,
         on_step: Callable[[StepInfo], None] | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> None:
         self.request = request
         self.index = 0
+        self._lookahead = lookahead
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._last_done = 0.0
         self._sampler = sampler
         self._vae = vae
         self._text = text
@@ -112,9 +131,27 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        if self.request.num_chunks is not None and self.index >= self.request.num_chunks:
+        end = self.request.num_chunks
+        while len(self._pending) <= self._lookahead and (end is None or self.index < end):
+            self._pending.append(self._dispatch())
+        if not self._pending:
             raise StopIteration
-        start = time.perf_counter()
+        pending = self._pending.popleft()
+        frames, latents = jax.device_get((pending.pixels, pending.latents))
+        start = max(pending.started, self._last_done)
+        self._last_done = time.perf_counter()
+        chunk = Chunk(
+            index=pending.index,
+            frames=frames,
+            latents=np.asarray(latents, np.float32),
+            seconds=self._last_done - start,
+        )
+        self._on_chunk(chunk)
+        return chunk
+
+    def _dispatch(self) -> _Pending:
+        """Hands the next chunk to the device, down to the copy of its frames to the host."""
+        started = time.perf_counter()
         index = self.index
         latents = self._sampler.sample(
             index,
@@ -127,16 +164,10 @@ class Stream:
         )
         pixels = decode_chunk(self._vae, latents, slice_frames=self._slice_frames)
         self._history = remember(self._history, latents, self._anchors(index))
+        pixels.copy_to_host_async()
+        latents.copy_to_host_async()
         self.index += 1
-        frames, latents = jax.device_get((pixels, latents))
-        chunk = Chunk(
-            index=index,
-            frames=frames,
-            latents=np.asarray(latents, np.float32),
-            seconds=time.perf_counter() - start,
-        )
-        self._on_chunk(chunk)
-        return chunk
+        return _Pending(index=index, pixels=pixels, latents=latents, started=started)
 
     @property
     def num_steps(self) -> int | None:
@@ -147,7 +178,7 @@ class Stream:
         return first + later * (self.request.num_chunks - 1)
 
     def set_prompt(self, prompt: str | Sequence[str] | AnyArray, *, blend_chunks: int = 3) -> None:
-        """Changes the prompt from the next chunk on.
+        """Changes the prompt from the next chunk on that has not been handed to the device.
 
         Args:
             prompt: A text (for every video of the batch), one text per video, or embeddings [B,S,E].

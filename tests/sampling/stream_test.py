@@ -205,3 +205,21 @@ def test_seconds_are_wall_time(distilled):
     start = time.perf_counter()
     chunk = next(stream)
     assert 3 * 0.05 <= chunk.seconds <= time.perf_counter() - start
+
+
+def test_lookahead_hands_the_next_chunk_out_first(distilled):
+    """With a lookahead of 1 the steps of chunk 1 are dispatched when chunk 0 comes out; a prompt shows one later."""
+    dispatched = []
+    stream = distilled.stream(
+        FOX, num_frames=132, lookahead=1, on_step=lambda info: dispatched.append(info.chunk), **SMALL
+    )
+    first = next(stream)
+    assert (first.index, max(dispatched)) == (0, 1)
+    stream.set_prompt(DOG, blend_chunks=0)
+    ahead = np.concatenate([first.latents[None], take(stream, 3)])
+    assert next(stream, None) is None
+
+    later = distilled.stream(FOX, num_frames=132, **SMALL)
+    expected = [take(later, 2)]
+    later.set_prompt(DOG, blend_chunks=0)
+    np.testing.assert_array_equal(ahead, np.concatenate([*expected, take(later, 2)]))
