@@ -13,7 +13,7 @@ with the columns id, prompt and, for prompts that follow one another in one vide
 goes on with those that are not finished. With --stream the video has no end unless --num_frames is given, and each
 line typed on standard input becomes the prompt from the next chunk on.
 
-Compiled programs are kept on disk, so that a second run starts in seconds. --warmup compiles for the given size before
+On a GPU, compiled programs are kept on disk for later runs. --warmup compiles for the given size before
 anything else and reports the time; without a prompt it does nothing more.
 """
 

@@ -5,8 +5,8 @@
     (3)  zero-init:   v = 0 in the first steps of the first level
 
 (2) and (3) are arXiv 2503.18886. Each product and sum is rounded to the dtype of the velocities, as
-diffusers 0.42.1 does; a is computed in fp32. The scale g is a traced scalar and (3) a factor of 0 or 1,
-so that neither compiles a second program.
+diffusers 0.42.1 does; a is computed in fp32. The scale g is a traced scalar, so that another one compiles nothing.
+Where (3) holds the caller skips the network.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Guidance(Protocol):
         ...
 
     def __call__(
-        self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar, keep: Scalar = 1.0
+        self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar
     ) -> Float[Array, "B *shape"]:
         """The guided velocity.
 
@@ -38,7 +38,6 @@ class Guidance(Protocol):
             cond: Velocity predicted with the prompt.
             uncond: Velocity predicted with the negative prompt.
             scale: g.
-            keep: 0.0 where ``is_zero_init``, else 1.0.
 
         Returns:
             The velocity, in the dtype of ``cond``.
@@ -62,11 +61,11 @@ class ClassifierFree:
         return False
 
     def __call__(
-        self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar, keep: Scalar = 1.0
+        self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar
     ) -> Float[Array, "B *shape"]:
         """Equation (1)."""
         c, u = cond.astype(jnp.float32), uncond.astype(jnp.float32)
-        return (keep * _extrapolate(c, u, scale, cond.dtype)).astype(cond.dtype)
+        return _extrapolate(c, u, scale, cond.dtype).astype(cond.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,14 +84,14 @@ class CfgZeroStar:
         return level == 0 and step <= self.zero_steps
 
     def __call__(
-        self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar, keep: Scalar = 1.0
+        self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar
     ) -> Float[Array, "B *shape"]:
-        """Equation (2), times ``keep``."""
+        """Equation (2)."""
         c, u = cond.astype(jnp.float32), uncond.astype(jnp.float32)
         axes = tuple(range(1, c.ndim))
         projection = (c * u).sum(axes, keepdims=True) / ((u * u).sum(axes, keepdims=True) + 1e-8)
         u = round_to(round_to(projection, cond.dtype) * u, cond.dtype)
-        return (keep * _extrapolate(c, u, scale, cond.dtype)).astype(cond.dtype)
+        return _extrapolate(c, u, scale, cond.dtype).astype(cond.dtype)
 
 
 def make_guidance(config: PipelineConfig) -> Guidance:

@@ -16,6 +16,7 @@ the window and equal for every chunk, which is why positions never grow with the
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 
 from helios_jax.models.layers import pad_to_multiple
 from helios_jax.typing import Array, Float
@@ -39,8 +40,10 @@ def rope_grid(
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-2)
 
 
-def _frequencies(channels: int, theta: float) -> Float[Array, " K2"]:
-    return 1.0 / theta ** (jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
+def _frequencies(channels: int, theta: float) -> Float[np.ndarray, " K2"]:
+    """theta^(-2 j / n) with fp32 exponents as published, on the host: compilers' powers differ in the last place."""
+    exponents = np.arange(0, channels, 2, dtype=np.float32) / np.float32(channels)
+    return np.float32(1) / (theta ** exponents.astype(np.float64)).astype(np.float32)
 
 
 def pool_grid(grid: Float[Array, "T H W 2 K2"], cell: int) -> Float[Array, "T2 H2 W2 2 K2"]:

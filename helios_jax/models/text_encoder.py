@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from helios_jax.config import TextEncoderConfig
-from helios_jax.models.layers import linear, matmul_precision
+from helios_jax.models.layers import linear, matmul_precision, stack_layers
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, Bool, DType, Float, Int
 
@@ -143,12 +143,8 @@ class BlockStack(nnx.Module):
     """L blocks with parameters stacked on a leading axis, run by one ``scan``, and the last norm."""
 
     def __init__(self, config: TextEncoderConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs) -> None:
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap
-        def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-        self.block = stacked(rngs)
+        types = {"dtype": dtype, "param_dtype": param_dtype}
+        self.block = stack_layers(lambda rngs: Block(config, **types, rngs=rngs), config.num_layers, rngs)
         self.final_layer_norm = T5Norm(config.d_model, config.eps, param_dtype=param_dtype)
 
     def __call__(

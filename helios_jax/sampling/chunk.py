@@ -79,13 +79,7 @@ def plan_chunk(
     solver = make_solver(scheduler)
     plans = []
     for level, count in enumerate(steps):
-        schedule = level_schedule(
-            scheduler,
-            level,
-            count,
-            num_tokens=tokens[level] if scheduler.use_dynamic_shifting else None,
-            amplify=amplify,
-        )
+        schedule = level_schedule(scheduler, level, count, num_tokens=tokens[level], amplify=amplify)
         timesteps = np.floor(schedule.timesteps) if integer_timesteps else schedule.timesteps
         plans.append(
             LevelPlan(

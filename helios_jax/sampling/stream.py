@@ -164,9 +164,9 @@ class Stream:
         )
         pixels = decode_chunk(self._vae, latents, slice_frames=self._slice_frames)
         self._history = remember(self._history, latents, self._anchors(index))
+        self.index += 1
         pixels.copy_to_host_async()
         latents.copy_to_host_async()
-        self.index += 1
         return _Pending(index=index, pixels=pixels, latents=latents, started=started)
 
     @property

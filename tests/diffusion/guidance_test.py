@@ -50,13 +50,13 @@ def test_zero_init_is_two_steps_of_the_first_level():
 
 
 @pytest.mark.parametrize("guidance", [ClassifierFree(), CfgZeroStar()])
-def test_scale_and_keep_do_not_retrace(guidance):
+def test_another_scale_does_not_retrace(guidance):
     c, u = jax.random.normal(jax.random.key(2), (2, 1, 2, 2, 2, 2))
     combine = jax.jit(guidance)
-    full, none = (combine(c, u, jnp.float32(g), jnp.float32(keep)) for g, keep in ((3.0, 1.0), (5.0, 0.0)))
+    weak, strong = (combine(c, u, jnp.float32(scale)) for scale in (3.0, 5.0))
     assert combine._cache_size() == 1
-    assert (np.asarray(full) != 0).all()
-    assert (np.asarray(none) == 0).all()
+    # Both kinds are linear in the scale.
+    np.testing.assert_allclose(strong - weak, weak - combine(c, u, jnp.float32(1.0)), atol=1e-5)
 
 
 def test_make_guidance():

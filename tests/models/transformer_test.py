@@ -42,12 +42,12 @@ def relative_error(ours, recorded: np.ndarray) -> float:
 @pytest.mark.parametrize("case", ["published", "ragged", "amplify", "plain"])
 def test_forward_matches_diffusers(case):
     model, inputs, tiers, arrays = load(case, "float32")
-    assert relative_error(run(model, *inputs, tiers), arrays["output"]) <= 2e-5
+    assert relative_error(run(model, *inputs, tiers), arrays["output"]) <= 1e-5
 
 
 def test_forward_without_history_matches_diffusers():
     model, inputs, _, arrays = load("published", "float32")
-    assert relative_error(run(model, *inputs), arrays["output_without_history"]) <= 2e-5
+    assert relative_error(run(model, *inputs), arrays["output_without_history"]) <= 1e-5
 
 
 def test_bfloat16_forward_is_as_close_as_rounding_allows():
