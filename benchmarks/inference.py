@@ -4,16 +4,23 @@
 
 Prints a table and writes JSON: milliseconds per network call at each level, per VAE decode and per text encoding;
 seconds to the first chunk; frames per second end to end (text encoded once, VAE and uint8 transfer included), median
-over chunks after the first two; compile seconds apart; peak device memory.
+over chunks after the first two; compile seconds apart; peak device memory; the rate of the network's matrix products
+and attention beside that of one large matrix product repeated for a second, the ceiling of a chip at its power limit.
+
+With torch and diffusers installed, ``peer_diffusers.py`` runs first on the same device and is shown beside.
 """
 
 import argparse
 import collections
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,28 +79,62 @@ def milliseconds(call: Callable[[], Any]) -> tuple[float, float]:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """Collects figures and prints them as they come."""
+    """Collects figures, prints them and writes them to a file as they come."""
 
+    out: Path
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, value: Any) -> None:
         """Records one figure."""
         self.figures[name] = value
         print(f"{name:48s} {value:.2f}" if isinstance(value, float) else f"{name:48s} {value}", flush=True)
+        self.out.write_text(json.dumps(self.figures, indent=1) + "\n")
+
+
+def call_flop(config: TransformerConfig, history: int, current: int, text: int) -> float:
+    """Floating-point operations of the products and the attention of one network call, text projected before."""
+    tokens, dim = history + current, config.dim
+    linear = tokens * (4 * dim + 2 * config.ffn_dim) + current * 2 * dim
+    attention = 2 * tokens * tokens + 2 * current * text
+    return 2.0 * config.num_layers * dim * (linear + attention)
+
+
+def matmul_ceiling() -> float:
+    """TFLOP/s of a large bf16 matrix product, repeated for about a second."""
+    m, k, n = 11040, 5120, 13824
+    a, b = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i, shape in enumerate(((m, k), (k, n))))
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, b))
+    repeats = 400
+    start = time.perf_counter()
+    for _ in range(repeats):
+        out = product(a, b)
+    jax.block_until_ready(out)
+    return 2 * m * k * n * repeats / (time.perf_counter() - start) / 1e12
+
+
+def bench_peer(chunks: int) -> dict[str, Any]:
+    """Figures of the PyTorch peer, in a process of its own, since both want the device's memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "peer.json"
+        script = Path(__file__).with_name("peer_diffusers.py")
+        done = subprocess.run([sys.executable, script, f"--chunks={chunks}", f"--out={out}"], check=False)
+        figures = json.loads(out.read_text()) if out.exists() else {}
+    if done.returncode:
+        print(f"the peer ended with exit status {done.returncode}; figures so far are kept", flush=True)
+    return figures
 
 
 def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int, report: Report) -> jax.Array:
     """Network calls per level and VAE decode; returns the latents of a chunk."""
     times: dict[int, list[float]] = collections.defaultdict(list)
-    last = time.perf_counter()
 
     def on_step(info: StepInfo) -> None:
-        nonlocal last
-        jax.block_until_ready(info.latents)
-        now = time.perf_counter()
-        if info.step > 0:  # the first step of a level includes the transition into it
-            times[info.level].append(now - last)
-        last = now
+        # Calls follow each other without the host in between, as they do in a chunk; the first one includes the
+        # transition into the level.
+        if info.step in (0, info.steps - 1):
+            jax.block_until_ready(info.latents)
+            times[info.level].append(time.perf_counter())
 
     levels = pipe.scheduler.num_levels
     steps = (1 + REPEATS,) * levels if levels > 1 else 1 + REPEATS
@@ -104,10 +145,17 @@ def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int
         chunk = next(pipe.stream(prompt_embeds=embeds, num_frames=FRAMES, on_step=on_step, **arguments))
         report.figures.setdefault("compile and first chunk, s", time.perf_counter() - start)
     report.add("compile and first chunk, s", report.figures["compile and first chunk, s"])
-    medians = [1e3 * statistics.median(times[level]) for level in range(levels)]
-    for level, ms in enumerate(medians):
+    means = [1e3 * (times[level][1] - times[level][0]) / REPEATS for level in range(levels)]
+    for level, ms in enumerate(means):
         report.add(f"network call, level {level}, ms", ms)
-    report.add("network calls, sum of levels, ms", sum(medians))
+    report.add("network calls, sum of levels, ms", sum(means))
+    if levels == 3 and (height, width) == (384, 640):
+        config = pipe.transformer.module.config
+        flop = sum(call_flop(config, 2400, current, embeds.shape[1]) for current in (540, 2160, 8640))
+        rate, ceiling = flop / sum(means) / 1e9, matmul_ceiling()
+        report.add("network calls, TFLOP/s", rate)
+        report.add("large matrix product, TFLOP/s", ceiling)
+        report.add("network calls, share of it", rate / ceiling)
     latents = jnp.asarray(chunk.latents)
     ms, seconds = milliseconds(lambda: decode_chunk(pipe.vae, latents))
     report.add("VAE decode, 33 frames, ms", ms)
@@ -162,7 +210,8 @@ def bench_stream(
 
 def main(args: argparse.Namespace) -> None:
     """Runs everything."""
-    report = Report()
+    peer = bench_peer(args.chunks) if args.peer else {}
+    report = Report(out=args.out)
     device = jax.devices()[0]
     report.add("device", device.device_kind)
     report.add("jax", jax.__version__)
@@ -186,7 +235,11 @@ def main(args: argparse.Namespace) -> None:
     if "peak_bytes_in_use" in stats:
         report.add("peak device memory, GB", stats["peak_bytes_in_use"] / 1e9)
     report.add("VAE decode, PSNR to fp32, dB", vae_psnr(pipe.vae, latents))
-    args.out.write_text(json.dumps(report.figures, indent=1) + "\n")
+    if peer:
+        print(f"\n{'':48s}{'helios_jax':>12s}{'diffusers':>12s}")
+        for name in [name for name in report.figures if name in peer]:
+            print(f"{name:48s}{report.figures[name]:12.2f}{peer[name]:12.2f}")
+    report.add("peer", peer)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -201,9 +254,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--vae_dtype", default="bfloat16")
     parser.add_argument("--text_encoder", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=None, help="by default if installed")
     parser.add_argument("--out", type=Path, default=Path("inference.json"))
     args = parser.parse_args(argv[1:])
     args.steps = args.steps or [(1, 1, 1), (2, 2, 2)]
+    if args.peer is None:
+        args.peer = args.size == "14b" and all(map(importlib.util.find_spec, ("torch", "diffusers")))
     return args
 
 

@@ -1,4 +1,4 @@
-"""The fused element-wise passes of a block beside XLA's own fusion, in device time.
+"""The fused element-wise passes of a block and of the VAE beside XLA's own fusion, in device time.
 
 Times are those of the device (CUPTI, sum over the kernels of a call, median of 12 calls): a call takes less time than
 the host needs to launch it. Every call moves several times the size of the L2 cache, and inputs are random. The last
@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels.adaln import residual_norm
+from pallas_kernels.norm_silu_taps import norm_silu_taps
 from pallas_kernels.qk_norm_rope import qk_norm_rope
 
 DIM, HEAD_DIM, HISTORY = 5120, 128, 2400
 LEVELS = (2940, 4560, 11040)
+DECODER_LEVELS = ((33, 384, 640, 96), (33, 192, 320, 192), (17, 96, 160, 384), (9, 48, 80, 384))
 CALLS = 12
 
 
@@ -33,12 +35,10 @@ def normal(seed: int, *shape: int, dtype: str = "bfloat16") -> jax.Array:
 
 
 def row(shape: str, moved: int, call: Callable, *operands: Any) -> dict[str, Any]:
-    """One line of a table; ``moved`` counts rows of D bf16 channels read and written."""
+    """One line of a table; ``moved`` counts bf16 numbers read and written."""
     times = {name: microseconds(lambda *x, name=name: call(*x, name), *operands) for name in ("pallas", "xla")}
-    copied = normal(9, moved // 2, DIM)
-    copy = microseconds(lambda x: x + 1, copied)
-    moved_bytes = 2 * DIM * moved
-    rates = {"GB/s": moved_bytes / times["pallas"] / 1e3, "copy GB/s": moved_bytes / copy / 1e3}
+    copy = microseconds(lambda x: x + 1, normal(9, moved // 2))
+    rates = {"GB/s": 2 * moved / times["pallas"] / 1e3, "copy GB/s": 2 * moved / copy / 1e3}
     return {"shape": shape, "unit": "us", **times, **rates}
 
 
@@ -68,7 +68,7 @@ def adaln_rows() -> list[dict[str, Any]]:
                     implementation=implementation,
                 )
 
-            moved = 2 * tokens + updated + normed
+            moved = (2 * tokens + updated + normed) * DIM
             rows.append(row(f"{name} {tokens}", moved, call, x, jnp.array(update[:, :updated])))
     return rows
 
@@ -87,6 +87,19 @@ def qk_norm_rope_rows() -> list[dict[str, Any]]:
         def fused(qkv, table, implementation):
             return qk_norm_rope(qkv, qkv, q_scale, k_scale, table, k_start=DIM, implementation=implementation)
 
-        rows.append(row(f"separate {tokens}", 4 * tokens, separate, q, k, table))
-        rows.append(row(f"fused {tokens}", 4 * tokens, fused, jnp.concatenate([q, k, k], axis=-1), table))
+        rows.append(row(f"separate {tokens}", 4 * tokens * DIM, separate, q, k, table))
+        rows.append(row(f"fused {tokens}", 4 * tokens * DIM, fused, jnp.concatenate([q, k, k], axis=-1), table))
+    return rows
+
+
+def norm_silu_taps_rows() -> list[dict[str, Any]]:
+    """Norm, activation and taps of the VAE's decoder, 33 frames of 384 x 640."""
+
+    def call(x, gamma, implementation):
+        return norm_silu_taps(x, gamma, implementation=implementation)
+
+    rows = []
+    for shape in DECODER_LEVELS:
+        x, gamma = normal(0, 1, *shape), normal(1, shape[-1])
+        rows.append(row("x".join(map(str, shape)), 4 * x.size, call, x, gamma))
     return rows

@@ -1,4 +1,4 @@
-"""Speed of each kernel beside the alternatives, at the shapes of the 14B model.
+"""Speed of each kernel beside the alternatives, at the shapes of the 14B model and its VAE.
 
     python benchmarks/kernels.py --op=attention --out=kernels.json
 
@@ -15,12 +15,15 @@ import jax
 from absl import app
 from absl.flags import argparse_flags
 from kernel_attention import attention_rows
-from kernel_elementwise import adaln_rows, qk_norm_rope_rows
+from kernel_elementwise import adaln_rows, norm_silu_taps_rows, qk_norm_rope_rows
+from kernel_linear import linear_rows
 
 OPS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "attention": attention_rows,
     "adaln": adaln_rows,
     "qk_norm_rope": qk_norm_rope_rows,
+    "linear": linear_rows,
+    "norm_silu_taps": norm_silu_taps_rows,
 }
 
 

@@ -4,11 +4,13 @@ The dialect is experimental and its names move between JAX releases: kernels imp
 else, so that a change of JAX is a change of this file.
 """
 
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mosaic
 from jax.experimental.pallas.mosaic_gpu import (
     ACC,
     SMEM,
@@ -29,12 +31,15 @@ from jax.experimental.pallas.mosaic_gpu import (
     kernel,
     layout_cast,
     load,
+    planar_snake,
     set_max_registers,
     wait_smem_to_gmem,
     wgmma,
     wgmma_accumulator_load,
+    wgmma_wait,
 )
 from jax.extend import backend
+from jaxlib.mlir import ir
 
 __all__ = [
     "ACC",
@@ -49,6 +54,7 @@ __all__ = [
     "barrier_wait",
     "broadcasted_iota",
     "commit_smem",
+    "compiler_splits_work",
     "copy_gmem_to_smem",
     "copy_smem_to_gmem",
     "force_gpu_interpret_mode",
@@ -58,11 +64,13 @@ __all__ = [
     "load",
     "multiprocessors",
     "pl",
+    "planar_snake",
     "set_max_registers",
     "tiled_smem",
     "wait_smem_to_gmem",
     "wgmma",
     "wgmma_accumulator_load",
+    "wgmma_wait",
 ]
 
 Ref = Any
@@ -73,6 +81,39 @@ def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int = 128) -> 
     """Shared memory in the tiled and swizzled order that TMA writes and wgmma reads; ``swizzle`` in bytes."""
     tiling = TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize))
     return SMEM(shape, dtype, transforms=(tiling, SwizzleTransform(swizzle)))
+
+
+def compiler_splits_work() -> bool:
+    """Whether the function being traced will run on a mesh of several devices that the compiler divides it among.
+
+    It cannot divide a kernel. Inside ``jax.shard_map`` every device runs its own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and not mesh.are_all_axes_manual
+
+
+def _leave_kernels_unnumbered() -> None:
+    """Makes a kernel's code independent of how many were compiled before it in the process.
+
+    Mosaic names every module after its kernel and a running number, for the files that it can dump. The name is part
+    of what XLA's cache of compiled programs looks at, so that a process which compiles in another order than the one
+    before it would find nothing there.
+    """
+    find_options = getattr(mosaic.dialect, "get_or_set_dump_options", None)
+    if find_options is None or "MOSAIC_GPU_DUMP_TO" in os.environ:
+        return
+
+    def find_options_of_unnumbered(module: Any) -> Any:
+        attributes = module.operation.attributes
+        if _MODULE_NAME not in attributes:
+            attributes[_MODULE_NAME] = ir.StringAttr.get("kernel", module.context)
+        return find_options(module)
+
+    mosaic.dialect.get_or_set_dump_options = find_options_of_unnumbered
+
+
+_MODULE_NAME = "mosaic_gpu.dump_basename"
+_leave_kernels_unnumbered()
 
 
 def is_hopper() -> bool:

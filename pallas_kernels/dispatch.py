@@ -35,6 +35,12 @@ def _missing_hardware() -> str | None:
     if jax.default_backend() == "gpu":
         from pallas_kernels import compat
 
+        if compat.compiler_splits_work():
+            return SPLIT
         if compat.is_hopper():
             return None
     return "it needs a GPU of compute capability 9.0 as the default device"
+
+
+SPLIT = "XLA cannot divide a kernel among the devices of a mesh; call it inside jax.shard_map"
+"""Why a kernel cannot run under a mesh of several devices."""

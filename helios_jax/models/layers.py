@@ -13,11 +13,36 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.typing import Array, DType, Float
+from pallas_kernels.linear import Activation
+from pallas_kernels.linear import linear as fused_linear
 
 
 def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
     """Full precision for fp32 products (parity), the hardware default otherwise."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def adapter_output(layer: nnx.Module, x: Float[Array, "*B D"], dtype: DType) -> Float[Array, "*B D2"]:
+    """What the adapter of a layer adds to its output, scale (x A) B; see ``helios_jax.models.lora``."""
+    a, b = layer.lora_a[...].astype(dtype), layer.lora_b[...].astype(dtype)
+    precision = matmul_precision(dtype)
+    fused = b.ndim == 3  # one adapter for each of the equal parts of the output
+    a = a.reshape(x.shape[-1], *b.shape[:-1])
+    hidden = jnp.tensordot(x.astype(dtype), a, 1, precision=precision)
+    out = jnp.einsum("...pr,pro->...po" if fused else "...r,ro->...o", hidden, b, precision=precision)
+    return layer.lora_scale * out.reshape(*x.shape[:-1], -1)
+
+
+class Linear(nnx.Linear):
+    """A linear layer that may carry a low-rank adapter."""
+
+    def __call__(self, x: Float[Array, "*B D"], activation: Activation | None = None) -> Float[Array, "*B D2"]:
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        operands = (x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
+        if not hasattr(self, "lora_a"):
+            return fused_linear(*operands, activation=activation)
+        out = fused_linear(*operands) + adapter_output(self, x, self.dtype)
+        return out if activation is None else jax.nn.gelu(out, approximate=True)
 
 
 def linear(
@@ -28,9 +53,9 @@ def linear(
     dtype: DType,
     param_dtype: DType | None = None,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer with kernel [in, out], computing in ``dtype``; parameters in ``param_dtype`` or ``dtype``."""
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=bias,
@@ -66,6 +91,8 @@ class LayerNormAffine(nnx.Module):
 class PatchEmbed(nnx.Module):
     """A convolution whose kernel equals its stride, computed as one matrix product over patches.
 
+    It may carry a low-rank adapter, whose first factor is a convolution of the same kind.
+
     Clips whose sides are not multiples of the patch are padded at the end by repeating the last
     frame, row or column (diffusers ``pad_for_3d_conv``).
     """
@@ -91,7 +118,8 @@ class PatchEmbed(nnx.Module):
         patches = to_patches(pad_to_multiple(x, self.patch), self.patch).astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
         out = jnp.matmul(patches, kernel, precision=matmul_precision(self.dtype))
-        return out + self.bias[...].astype(self.dtype)
+        out = out + self.bias[...].astype(self.dtype)
+        return out + adapter_output(self, patches, self.dtype) if hasattr(self, "lora_a") else out
 
 
 def pad_to_multiple(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Float[Array, "B T2 H2 W2 C"]:

@@ -45,6 +45,7 @@ from helios_jax.models.layers import (
 )
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.models.rope import RopeTable, flatten_grid, pool_grid, rope_grid
+from helios_jax.parallel.memory import Remat, checkpointed, storable
 from helios_jax.typing import Array, DType, Float, Int
 from pallas_kernels.adaln import residual_norm
 from pallas_kernels.attention import attention, attention_packed
@@ -95,8 +96,9 @@ class SelfAttention(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: Float[Array, "B S D"], rope: RopeTable, num_history: int, num_tokens: int
-    ) -> Float[Array, "B S D"]:
+        self, x: Float[Array, "B S D"], rope: RopeTable, num_history: int, num_tokens: int, first_query: int = 0
+    ) -> Float[Array, "B S2 D"]:
+        """Attention of the tokens from ``first_query`` on to all of the first ``num_tokens``."""
         config, dim = self.config, x.shape[-1]
         qkv = self.to_qkv(x)
         q, k = qk_norm_rope(
@@ -106,14 +108,14 @@ class SelfAttention(nnx.Module):
             k = self._amplify(k, num_history)
         heads = qkv.reshape(*x.shape[:2], 3 * config.num_heads, config.head_dim)
         out = attention_packed(
-            q,
+            q[:, first_query:],
             k,
             heads,
             num_heads=config.num_heads,
             first_heads=(0, 0, 2 * config.num_heads),
             kv_length=num_tokens,
         )
-        return self.to_out(out.reshape(x.shape))
+        return self.to_out(storable(out.reshape(*out.shape[:2], dim)))
 
     def _amplify(self, k: Float[Array, "B S N K"], num_history: int) -> Float[Array, "B S N K"]:
         """Scales the history's keys by the learned factor in (1, 10)."""
@@ -154,7 +156,7 @@ class FeedForward(nnx.Module):
         self.proj_out = linear(config.ffn_dim, config.dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        return self.proj_out(jax.nn.gelu(self.proj_in(x), approximate=True))
+        return self.proj_out(self.proj_in(x, activation="gelu"))
 
 
 @jax.tree_util.register_dataclass
@@ -197,14 +199,24 @@ class Block(nnx.Module):
         rope: RopeTable,
         num_history: int,
         num_tokens: int,
+        is_last: bool = False,
     ) -> Residual:
+        """Runs the block on ``num_history`` tokens of history and those behind.
+
+        After the last block only current tokens are read: there history serves as keys and values, and nothing else of
+        it is computed or returned.
+        """
         config = self.config
         norm = functools.partial(residual_norm, num_history=num_history, eps=config.eps)
         modulation = self.scale_shift_table[...] + rows.astype(jnp.float32)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = jnp.unstack(modulation, axis=2)
 
         x, y = norm(residual.x, residual.update, gate=residual.gate, scale=1 + scale, shift=shift)
-        update = self.attn1(y, rope, num_history, num_tokens)
+        update = self.attn1(y, rope, num_history, num_tokens, first_query=num_history if is_last else 0)
+        if is_last:
+            x, num_history = x[:, num_history:], 0
+            gate, ffn_shift, ffn_scale, ffn_gate = (row[:, -1:] for row in (gate, ffn_shift, ffn_scale, ffn_gate))
+            norm = functools.partial(residual_norm, eps=config.eps)
 
         # Text is for current tokens; history passes through.
         text_for_all = not config.guidance_cross_attn
@@ -252,8 +264,7 @@ class ConditionEmbedder(nnx.Module):
 
     def text(self, embeds: Float[Array, "B S E"]) -> Float[Array, "B S D"]:
         """Text at model width. Padding is embedded and attended to like text: part of the model."""
-        hidden = self.text_embedder.linear_1(embeds.astype(self.dtype))
-        return self.text_embedder.linear_2(jax.nn.gelu(hidden, approximate=True))
+        return self.text_embedder.linear_2(self.text_embedder.linear_1(embeds, activation="gelu"))
 
 
 def timestep_features(timestep: Float[Array, " B"], features: int) -> Float[Array, "B E"]:
@@ -371,11 +382,22 @@ class HeliosTransformer(ConfiguredModule):
         text: TextContext,
         context: Context | None,
         rope: RopeTable,
+        remat: Remat | None = None,
     ) -> Float[Array, "B T H W C2"]:
-        """One network call: the velocity of ``latents`` at ``timestep`` (0..1000), in the compute dtype."""
+        """One network call: the velocity of ``latents`` at ``timestep`` (0..1000), in the compute dtype.
+
+        Args:
+            latents: Noisy chunk, at the size of its level.
+            timestep: Timestep of each sample.
+            text: From ``text_context``.
+            context: From ``context``; ``None`` for a clip without history.
+            rope: From ``rope``.
+            remat: What a gradient computes again, see ``Remat``; ``None`` for sampling.
+        """
         config = self.config
         patches = self.patch_embedding(latents.astype(self.dtype))
         x = _flatten(patches)
+        num_current = x.shape[1]
         embedding, rows = self.condition_embedder.time(timestep.astype(jnp.float32))
         rows = rows[:, None]
         num_history = 0
@@ -392,15 +414,26 @@ class HeliosTransformer(ConfiguredModule):
         rope = jnp.pad(rope, ((0, padding), (0, 0), (0, 0)))
 
         graph, layers = nnx.split(self.blocks)
-
-        def run(residual: Residual, layer: tuple[nnx.State, TextContext]) -> tuple[Residual, None]:
-            state, text = layer
-            block = nnx.merge(graph, state)
-            options = {"rope": rope, "num_history": num_history, "num_tokens": num_tokens}
-            return block(residual, text=text, rows=rows, **options), None
-
+        options = {"rope": rope, "num_history": num_history, "num_tokens": num_tokens}
         start = Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(rows[:, :, 0], jnp.float32))
-        end, _ = jax.lax.scan(run, start, (layers, text))
+
+        def run(
+            residual: Residual, layer: tuple[nnx.State, TextContext], *, is_last: bool = False
+        ) -> tuple[Residual, None]:
+            state, text = layer
+            return nnx.merge(graph, state)(residual, text=text, rows=rows, is_last=is_last, **options), None
+
+        if remat is None:
+            # Layers by index: the last one is apart, and a stack of all but one would be a copy of the weights.
+            def layer(index: Int[Array, ""] | int) -> tuple[nnx.State, TextContext]:
+                return jax.tree.map(lambda stack: stack[index], (layers, text))
+
+            last = config.num_layers - 1
+            end = jax.lax.fori_loop(0, last, lambda index, residual: run(residual, layer(index))[0], start)
+            end, num_history = run(end, layer(last), is_last=True)[0], 0
+            num_tokens = num_current
+        else:
+            end, _ = jax.lax.scan(checkpointed(run, remat), start, (layers, text))
 
         modulation = self.norm_out.scale_shift_table[...] + embedding[:, None, None].astype(jnp.float32)
         shift, scale = jnp.unstack(modulation, axis=2)
@@ -421,6 +454,7 @@ class HeliosTransformer(ConfiguredModule):
         text_embeds: Float[Array, "B S E"],
         tiers: Tiers | None = None,
         history: HistoryConfig | None = None,
+        remat: Remat | None = None,
     ) -> Float[Array, "B T H W C2"]:
         """The whole forward pass in one call, for training and for comparison with other implementations.
 
@@ -430,6 +464,7 @@ class HeliosTransformer(ConfiguredModule):
             text_embeds: Output of the text encoder with zeroed padding.
             tiers: History at full latent size; ``None`` for a clip without context.
             history: Layout of the tiers; the published one by default.
+            remat: As for ``denoise``.
         """
         layout = (history or HistoryConfig()) if tiers is not None else None
         full = tiers.short.shape[2:4] if tiers is not None else latents.shape[2:4]
@@ -439,6 +474,7 @@ class HeliosTransformer(ConfiguredModule):
             text=self.text_context(text_embeds),
             context=None if tiers is None else self.context(tiers),
             rope=self.rope(layout, full, latents.shape[2:4], latents.shape[1] // self.config.patch_size[0]),
+            remat=remat,
         )
 
 

@@ -31,7 +31,6 @@ from helios_jax.models.vae_layers import (
     RmsNorm,
     Upsample,
     chain,
-    norm_silu,
 )
 from helios_jax.typing import Array, DType, Float, UInt8
 
@@ -87,7 +86,7 @@ class Encoder(nnx.Module):
 
     def head(self, x: Float[Array, "B T h w D"], cache: Cache) -> tuple[Float[Array, "B T h w C2"], Cache]:
         """The last activation and convolution."""
-        return self.conv_out(norm_silu(self.norm_out, x), cache)
+        return self.conv_out.after_norm(self.norm_out, x, cache)
 
 
 class Decoder(nnx.Module):
@@ -114,7 +113,7 @@ class Decoder(nnx.Module):
 
     def head(self, x: Float[Array, "B F H W D"], cache: Cache) -> tuple[Float[Array, "B F H W P"], Cache]:
         """The last activation and convolution."""
-        return self.conv_out(norm_silu(self.norm_out, x), cache)
+        return self.conv_out.after_norm(self.norm_out, x, cache)
 
 
 class WanVae(ConfiguredModule):

@@ -18,6 +18,13 @@ one two-dimensional convolution whose input is three shifted copies of the clip 
 channels. It keeps the tensor cores fuller than a three-dimensional one, and frames are independent of
 each other once they have been gathered.
 
+Doubling rows and columns by repetition before a 3x3 convolution asks for each product up to four times. Row 2i of
+the result sees rows i-1, i, i of the small image, row 2i+1 sees i, i, i+1. So, with k_0, k_1, k_2 the kernel's rows,
+
+    y_{2i} = k_0 x_{i-1} + (k_1 + k_2) x_i,      y_{2i+1} = (k_0 + k_1) x_i + k_2 x_{i+1},       (3)
+
+and alike for columns: one 2x2 convolution of the small image with four times the channels, 16 products in place of 36.
+
 The first frame of a clip is special to the layers that change the frame rate: it is one frame at
 every rate, so it passes beside their time convolutions.
 """
@@ -30,6 +37,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.typing import Array, DType, Float
+from pallas_kernels.norm_silu_taps import norm_silu_taps, runs_as_kernel
+
+_FEW_OUTPUTS, _COLUMNS_AT_ONCE = 4, 4
+"""Convolutions with so few outputs make several columns at once."""
 
 Cache = Any
 """What a layer remembers of earlier frames: ``None``, an array or a tuple of caches."""
@@ -113,23 +124,53 @@ class Conv(nnx.Module):
     def over(self, *taps: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
         """Convolves the frames of ``taps``, one array per tap, earliest first."""
         kernel = self.kernel[...].astype(self.dtype)
-        if len(taps) > 1:
-            kernel = jnp.moveaxis(kernel, 0, -3)
-            kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
+        return self._convolve(jnp.concatenate(taps, -1), taps_to_channels(kernel) if len(taps) > 1 else kernel)
 
+    def _convolve(
+        self, x: Float[Array, "B T H W C"], kernel: Float[Array, "*window C C2"]
+    ) -> Float[Array, "B T H2 W2 C2"]:
         def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
             if kernel.ndim == 2:
                 return jnp.matmul(x, kernel, precision=self.precision)
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                self.padding,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                precision=self.precision,
-            )
+            return conv2d(x, kernel, (self.stride, self.stride), self.padding, self.precision)
 
-        return per_frame(convolve, jnp.concatenate(taps, -1)) + self.bias[...].astype(self.dtype)
+        def convolve_to_few(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C2"]:
+            wide = several_columns(kernel, _COLUMNS_AT_ONCE)
+            y = conv2d(x, wide, (1, _COLUMNS_AT_ONCE), ((1, 1), (1, 1)), self.precision)
+            return y.reshape(*x.shape[:3], -1)
+
+        plain = kernel.shape[:-2] == (3, 3) and self.stride == 1 and self.padding == "SAME"
+        few = kernel.shape[-1] <= _FEW_OUTPUTS and x.shape[3] % _COLUMNS_AT_ONCE == 0
+        convolve = convolve_to_few if plain and few else convolve
+        return per_frame(convolve, x) + self.bias[...].astype(self.dtype)
+
+
+def conv2d(
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "rows columns C C2"],
+    strides: tuple[int, int],
+    padding: str | tuple[tuple[int, int], tuple[int, int]],
+    precision: jax.lax.Precision | None,
+) -> Float[Array, "N H2 W2 C2"]:
+    """A convolution of images."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout, precision=precision)
+
+
+def several_columns(kernel: Float[Array, "rows columns C C2"], count: int) -> Float[Array, "rows columns2 C C3"]:
+    """The kernel that makes ``count`` columns of the result at once, side by side on the channels.
+
+    Images have three channels, of the tensor cores' tiles many times as many. The wider kernel computes some products
+    with zeros, but far fewer than stand in a tile with three outputs.
+    """
+    shifted = [jnp.pad(kernel, ((0, 0), (i, count - 1 - i), (0, 0), (0, 0))) for i in range(count)]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def taps_to_channels(kernel: Float[Array, "taps *window C C2"]) -> Float[Array, "*window C3 C2"]:
+    """The kernel of equation (2)."""
+    kernel = jnp.moveaxis(kernel, 0, -3)
+    return kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
 
 
 class CausalConv(Conv):
@@ -140,6 +181,17 @@ class CausalConv(Conv):
         past = jnp.zeros((b, 2, *rest), x.dtype) if cache is None else cache
         x = jnp.concatenate([past, x], 1)
         return self.over(x[:, :-2], x[:, 1:-1], x[:, 2:]), x[:, -2:]
+
+    def after_norm(
+        self, norm: "RmsNorm", x: Float[Array, "B T H W C"], cache: Cache
+    ) -> tuple[Float[Array, "B T H W C2"], Cache]:
+        """The convolution of SiLU(norm(x)); a clip taken whole goes through a fused pass where there is one."""
+        gamma = norm.gamma[...]
+        if cache is not None or not runs_as_kernel(x, gamma):
+            return self(jax.nn.silu(norm(x)), cache)
+        taps = norm_silu_taps(x, gamma)
+        past = jnp.pad(taps[:, -2:, ..., 2 * x.shape[-1] :], ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
+        return self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype))), past
 
 
 class RmsNorm(nnx.Module):
@@ -159,11 +211,6 @@ class RmsNorm(nnx.Module):
         return per_frame(normalize, x)
 
 
-def norm_silu(norm: RmsNorm, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    """SiLU(norm(x)), the activation in front of every causal convolution but the first."""
-    return jax.nn.silu(norm(x))
-
-
 class ResidualBlock(nnx.Module):
     """shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))); the shortcut is a matrix if channels change."""
 
@@ -179,8 +226,8 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T H W C2"], Cache]:
         past1, past2 = cache or (None, None)
-        h, past1 = self.conv1(norm_silu(self.norm1, x), past1)
-        h, past2 = self.conv2(norm_silu(self.norm2, h), past2)
+        h, past1 = self.conv1.after_norm(self.norm1, x, past1)
+        h, past2 = self.conv2.after_norm(self.norm2, h, past2)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut.over(x)
         return shortcut + h, (past1, past2)
 
@@ -247,5 +294,26 @@ class Upsample(nnx.Module):
             pairs = pairs.reshape(b, t, h, w, 2, c // 2)  # the first half of the channels is the earlier frame
             doubled = jnp.moveaxis(pairs, 4, 2).reshape(b, 2 * t, h, w, c // 2)
             x = jnp.concatenate([x[:, :first], doubled], 1)
-        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return self.resample.over(x), cache
+        return self._resample(x), cache
+
+    def _resample(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
+        """``resample`` of x repeated twice along rows and columns, equation (3)."""
+        kernel = self.resample.kernel[...].astype(jnp.float32)
+        kernel = jnp.concatenate([half for rows in _halves(kernel, 0) for half in _halves(rows, 1)], axis=-1)
+        kernel = kernel.astype(self.resample.dtype)
+        h, w = x.shape[2:4]
+        features = kernel.shape[-1] // 4
+
+        def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
+            z = conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)), self.resample.precision)
+            z = z.reshape(-1, h + 1, w + 1, 4, features)
+            rows = [jnp.stack([z[:, a : a + h, c : c + w, 2 * a + c] for c in (0, 1)], axis=3) for a in (0, 1)]
+            return jnp.stack(rows, axis=2).reshape(-1, 2 * h, 2 * w, features)
+
+        return per_frame(convolve, x) + self.resample.bias[...].astype(self.resample.dtype)
+
+
+def _halves(kernel: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The two kernels of length 2 in equation (3), of one of length 3."""
+    first, second, third = jnp.unstack(kernel, axis=axis)
+    return jnp.stack([first, second + third], axis), jnp.stack([first + second, third], axis)

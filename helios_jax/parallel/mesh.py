@@ -4,6 +4,7 @@ Parameters are sharded in the manner of fully sharded data parallelism: each one
 mesh divides, over all mesh axes together; how the parts meet in a computation is the compiler's choice.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -36,6 +37,17 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.shardin
     spec: list[Any] = [None] * len(shape)
     spec[largest] = mesh.axis_names
     return NamedSharding(auto_mesh(mesh), PartitionSpec(*spec))
+
+
+def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
+    """Tells what is traced inside that it runs on the devices of ``tree``, if these are several.
+
+    Kernels ask for it, since the compiler cannot divide them.
+    """
+    sharding = jax.tree.leaves(tree)[0].sharding
+    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+        return jax.set_mesh(sharding.mesh)
+    return contextlib.nullcontext()
 
 
 def replicated_beside(tree: Any) -> jax.sharding.Sharding:

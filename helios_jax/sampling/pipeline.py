@@ -23,6 +23,7 @@ from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.models.network import Network
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
+from helios_jax.parallel.mesh import on_mesh_of
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo
 from helios_jax.sampling.conditioning import Conditioner, SigmaRange
 from helios_jax.sampling.noise import KeyNoise, NoiseSource
@@ -222,40 +223,41 @@ class HeliosPipeline:
             vae_slice_frames=vae_slice_frames,
         )
         noise = KeyNoise(key=jax.random.key(seed)) if noise is None else noise
-        text = Text(
-            timeline=self._timeline(prompt, prompt_embeds, request, max_text_tokens),
-            negative=self._negative(negative_prompt, negative_prompt_embeds, request, max_text_tokens),
-            encode=None if self.text_encoder is None else lambda texts: self.text_encoder(texts, max_text_tokens),
-        )
-        conditioner = Conditioner(
-            vae=self.vae,
-            history=request.history,
-            noise=noise,
-            batch=request.batch,
-            image_sigmas=image_sigmas,
-            video_sigmas=video_sigmas,
-            slice_frames=vae_slice_frames,
-        )
         bar = Progress(enabled=progress)
-        stream = Stream(
-            request=request,
-            sampler=ChunkSampler(
-                transformer=self.transformer,
-                scheduler=self.scheduler,
-                guidance=make_guidance(self.config) if request.guided else None,
-                scale=request.guidance_scale,
+        with on_mesh_of(self.transformer.params):
+            text = Text(
+                timeline=self._timeline(prompt, prompt_embeds, request, max_text_tokens),
+                negative=self._negative(negative_prompt, negative_prompt_embeds, request, max_text_tokens),
+                encode=None if self.text_encoder is None else lambda texts: self.text_encoder(texts, max_text_tokens),
+            )
+            conditioner = Conditioner(
+                vae=self.vae,
                 history=request.history,
-            ),
-            vae=self.vae,
-            text=text,
-            history=conditioner.history_of(request),
-            noise=noise,
-            integer_timesteps=self.config.is_pyramid,
-            slice_frames=vae_slice_frames,
-            lookahead=lookahead,
-            on_step=bar.on_step(on_step),
-            on_chunk=bar.on_chunk(on_chunk),
-        )
+                noise=noise,
+                batch=request.batch,
+                image_sigmas=image_sigmas,
+                video_sigmas=video_sigmas,
+                slice_frames=vae_slice_frames,
+            )
+            stream = Stream(
+                request=request,
+                sampler=ChunkSampler(
+                    transformer=self.transformer,
+                    scheduler=self.scheduler,
+                    guidance=make_guidance(self.config) if request.guided else None,
+                    scale=request.guidance_scale,
+                    history=request.history,
+                ),
+                vae=self.vae,
+                text=text,
+                history=conditioner.history_of(request),
+                noise=noise,
+                integer_timesteps=self.config.is_pyramid,
+                slice_frames=vae_slice_frames,
+                lookahead=lookahead,
+                on_step=bar.on_step(on_step),
+                on_chunk=bar.on_chunk(on_chunk),
+            )
         bar.start(stream)
         return stream
 

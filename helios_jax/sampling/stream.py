@@ -14,6 +14,7 @@ from helios_jax.context import History
 from helios_jax.models.network import Network
 from helios_jax.models.transformer import TextContext
 from helios_jax.models.vae import WanVae, decode_frames
+from helios_jax.parallel.mesh import on_mesh_of
 from helios_jax.sampling.chunk import (
     ChunkSampler,
     LevelPlan,
@@ -132,8 +133,11 @@ class Stream:
 
     def __next__(self) -> Chunk:
         end = self.request.num_chunks
-        while len(self._pending) <= self._lookahead and (end is None or self.index < end):
-            self._pending.append(self._dispatch())
+        # Nothing is put behind the first chunk: its frames are wanted as soon as can be.
+        lookahead = self._lookahead if self._last_done else 0
+        while len(self._pending) <= lookahead and (end is None or self.index < end):
+            with on_mesh_of(self._sampler.transformer.params):
+                self._pending.append(self._dispatch())
         if not self._pending:
             raise StopIteration
         pending = self._pending.popleft()
@@ -196,7 +200,8 @@ class Stream:
             texts = [prompt] * self.request.batch if isinstance(prompt, str) else list(prompt)
             if len(texts) != self.request.batch:
                 raise ValueError(f"set_prompt got {len(texts)} texts for a batch of {self.request.batch}")
-            embeds = self._text.encode(texts)
+            with on_mesh_of(self._sampler.transformer.params):
+                embeds = self._text.encode(texts)
         self._text.timeline.set(embeds, blend_chunks)
 
     def _plan(self, *, amplify: bool) -> tuple[LevelPlan, ...]:

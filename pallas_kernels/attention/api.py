@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from pallas_kernels import compat
 from pallas_kernels.attention.hopper import attention_hopper, choose_config
 from pallas_kernels.attention.xla import attention_xla
+from pallas_kernels.dispatch import SPLIT
 
 Implementation = Literal["pallas", "cudnn", "xla"]
 
@@ -179,6 +180,8 @@ _pallas.defvjp(_pallas_forward, _pallas_backward)
 def _pallas_obstacle(q: Array, problem: _Problem) -> str | None:
     if not compat.is_hopper():
         return "it needs a GPU of compute capability 9.0 as the default device"
+    if compat.compiler_splits_work():
+        return SPLIT
     if q.shape[-1] not in (64, 128):
         return f"it needs a head dimension of 64 or 128, got {q.shape[-1]}"
     if problem.scale <= 0:

