@@ -4,6 +4,15 @@ from setuptools import find_packages, setup
 
 MEDIA = ["av>=16", "pillow>=10"]
 TEXT = ["tokenizers>=0.20", "ftfy>=6.1"]
+TRAIN = [
+    "array_record>=0.8",
+    "grain>=0.2.10",
+    "importlib_resources>=6",
+    "ml_collections>=1.0",
+    "optax>=0.2.5",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.9",
+]
 
 setup(
     name="helios_jax",
@@ -11,7 +20,7 @@ setup(
     description="Helios, a 14-billion-parameter real-time long-video model, in JAX and Flax",
     license="Apache-2.0",
     python_requires=">=3.12",
-    packages=find_packages(include=["helios_jax*", "pallas_kernels*", "experiments*"]),
+    packages=find_packages(include=["helios_jax*", "pallas_kernels*", "experiments*", "data*"]),
     install_requires=[
         "jax>=0.11.2,<0.13",
         "flax>=0.12.10,<0.13",
@@ -29,8 +38,10 @@ setup(
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
-        "train": ["optax>=0.2.5", "tensorflow-datasets>=4.9.9", "grain>=0.2.10", "ml_collections>=1.0"],
+        "train": TRAIN,
+        "beam": ["apache-beam>=2.60"],
         "dev": [
+            *TRAIN,
             "beartype>=0.20",
             "jupytext>=1.16",
             "psutil>=5.9",
@@ -44,6 +55,8 @@ setup(
         "console_scripts": [
             "helios-sample=helios_jax.sample:run",
             "helios-convert=helios_jax.convert:run",
+            "helios-prepare=helios_jax.prepare:run",
+            "helios-train=helios_jax.train:run",
         ]
     },
 )

@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 # Every jaxtyping annotation of the library becomes a check. The hook must precede the first import.
 if importlib.util.find_spec("beartype"):
     sys.path.insert(0, os.path.dirname(__file__))
-    install_import_hook(["helios_jax", "pallas_kernels"], "shape_checks.check")
+    install_import_hook(["helios_jax", "pallas_kernels", "data"], "shape_checks.check")
 
 import flax
 

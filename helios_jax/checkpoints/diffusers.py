@@ -31,7 +31,12 @@ from helios_jax.typing import Array, DType, Int, Path
 
 
 def load_diffusers(
-    folder: Path, component: str, *, dtype: DType | None = None, mesh: jax.sharding.Mesh | None = None
+    folder: Path,
+    component: str,
+    *,
+    dtype: DType | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    config: Any = None,
 ) -> ConfiguredModule:
     """Loads one network of a published checkpoint.
 
@@ -42,6 +47,7 @@ def load_diffusers(
         dtype: Compute and parameter dtype; the parameters that are published as fp32-only stay fp32. ``None``
             keeps every tensor's stored dtype and computes in that of the largest.
         mesh: Mesh to shard the parameters over; ``None`` for one device.
+        config: Configuration to build the network from; that of ``config.json`` by default.
 
     Returns:
         The network, an ``nnx.Module`` with its parameters on the device(s).
@@ -53,7 +59,8 @@ def load_diffusers(
     """
     parts = find_component(component)
     folder = component_folder(folder, component)
-    config = parts.config.from_diffusers(read_json(folder / "config.json"))
+    if config is None:
+        config = parts.config.from_diffusers(read_json(folder / "config.json"))
     with TensorFolder(folder) as files:
         stored = {canonical: name for name in files.tensors if (canonical := parts.keys.canonical(name)) is not None}
         if dtype is None:

@@ -184,7 +184,14 @@ def published_entries(module: nnx.Module, table: KeyTable) -> dict[str, Entry]:
 
     Returns:
         Published name -> entry, stacked layers expanded.
+
+    Raises:
+        ValueError: The module carries adapters, which have no place in a published checkpoint.
     """
+    if any("lora_a" in path for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))):
+        raise ValueError(
+            "the network carries LoRA adapters: fold them in with merge_lora, or drop them with strip_lora"
+        )
     return dict(_entries(module, table))
 
 

@@ -47,7 +47,7 @@ from helios_jax.models.network import ConfiguredModule
 from helios_jax.models.rope import RopeTable, flatten_grid, pool_grid, rope_grid
 from helios_jax.parallel.memory import Remat, checkpointed, storable
 from helios_jax.typing import Array, DType, Float, Int
-from pallas_kernels.adaln import residual_norm
+from pallas_kernels.adaln import residual_norm, residual_sum
 from pallas_kernels.attention import attention, attention_packed
 from pallas_kernels.qk_norm_rope import qk_norm_rope
 
@@ -164,17 +164,18 @@ class FeedForward(nnx.Module):
 class Residual:
     """The residual stream between blocks: x + gate * update, not yet summed.
 
-    The sum is left to the next norm, which reads the stream anyway.
+    The sum is left to the next norm, which reads the stream anyway. Where a gradient stores the stream of every block,
+    it is summed: one array in place of two.
 
     Attributes:
         x: The stream before the last sub-layer.
-        update: Output of the last sub-layer.
+        update: Output of the last sub-layer; ``None`` if it is in x already.
         gate: Its gates, fp32, a row for history and one for current tokens, or one for both.
     """
 
     x: Float[Array, "B S D"]
-    update: Float[Array, "B S D"]
-    gate: Float[Array, "B R D"]
+    update: Float[Array, "B S D"] | None = None
+    gate: Float[Array, "B R D"] | None = None
 
 
 class Block(nnx.Module):
@@ -415,13 +416,14 @@ class HeliosTransformer(ConfiguredModule):
 
         graph, layers = nnx.split(self.blocks)
         options = {"rope": rope, "num_history": num_history, "num_tokens": num_tokens}
-        start = Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(rows[:, :, 0], jnp.float32))
 
-        def run(
-            residual: Residual, layer: tuple[nnx.State, TextContext], *, is_last: bool = False
-        ) -> tuple[Residual, None]:
+        def run(residual: Residual, layer: tuple[nnx.State, TextContext], *, is_last: bool = False) -> Residual:
             state, text = layer
-            return nnx.merge(graph, state)(residual, text=text, rows=rows, is_last=is_last, **options), None
+            return nnx.merge(graph, state)(residual, text=text, rows=rows, is_last=is_last, **options)
+
+        def run_summed(x: Float[Array, "B S D"], layer: tuple[nnx.State, TextContext]) -> tuple[Array, None]:
+            end = run(Residual(x=x), layer)
+            return residual_sum(end.x, end.update, end.gate, num_history=num_history), None
 
         if remat is None:
             # Layers by index: the last one is apart, and a stack of all but one would be a copy of the weights.
@@ -429,18 +431,19 @@ class HeliosTransformer(ConfiguredModule):
                 return jax.tree.map(lambda stack: stack[index], (layers, text))
 
             last = config.num_layers - 1
-            end = jax.lax.fori_loop(0, last, lambda index, residual: run(residual, layer(index))[0], start)
-            end, num_history = run(end, layer(last), is_last=True)[0], 0
-            num_tokens = num_current
+            start = Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(rows[:, :, 0], jnp.float32))
+            end = jax.lax.fori_loop(0, last, lambda index, residual: run(residual, layer(index)), start)
+            end = run(end, layer(last), is_last=True)
         else:
-            end, _ = jax.lax.scan(checkpointed(run, remat), start, (layers, text))
+            x, _ = jax.lax.scan(checkpointed(run_summed, remat), x, (layers, text))
+            end = Residual(x=x[:, num_history:])
 
         modulation = self.norm_out.scale_shift_table[...] + embedding[:, None, None].astype(jnp.float32)
         shift, scale = jnp.unstack(modulation, axis=2)
         _, y = residual_norm(
-            end.x[:, num_history:num_tokens],
-            end.update[:, num_history:num_tokens],
-            gate=end.gate[:, -1:],
+            end.x[:, :num_current],
+            None if end.update is None else end.update[:, :num_current],
+            gate=end.gate,
             scale=1 + scale,
             shift=shift,
             eps=config.eps,

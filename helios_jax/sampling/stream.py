@@ -132,18 +132,17 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        end = self.request.num_chunks
-        # Nothing is put behind the first chunk: its frames are wanted as soon as can be.
-        lookahead = self._lookahead if self._last_done else 0
-        while len(self._pending) <= lookahead and (end is None or self.index < end):
-            with on_mesh_of(self._sampler.transformer.params):
-                self._pending.append(self._dispatch())
+        # Nothing is put behind the first chunk before it is out: its frames are wanted as soon as can be.
+        is_first = not self._last_done
+        self._hand_out(1 if is_first else 1 + self._lookahead)
         if not self._pending:
             raise StopIteration
         pending = self._pending.popleft()
         frames, latents = jax.device_get((pending.pixels, pending.latents))
         start = max(pending.started, self._last_done)
         self._last_done = time.perf_counter()
+        if is_first:
+            self._hand_out(self._lookahead)
         chunk = Chunk(
             index=pending.index,
             frames=frames,
@@ -152,6 +151,13 @@ class Stream:
         )
         self._on_chunk(chunk)
         return chunk
+
+    def _hand_out(self, count: int) -> None:
+        """Makes the device's queue ``count`` chunks long, if the video has as many left."""
+        end = self.request.num_chunks
+        while len(self._pending) < count and (end is None or self.index < end):
+            with on_mesh_of(self._sampler.transformer.params):
+                self._pending.append(self._dispatch())
 
     def _dispatch(self) -> _Pending:
         """Hands the next chunk to the device, down to the copy of its frames to the host."""

@@ -26,7 +26,7 @@ _MAX_DIM = 8 * _LANE_CHANNELS
 
 def residual_norm(
     x: Float[Array, "B S D"],
-    update: Float[Array, "B S2 D"],
+    update: Float[Array, "B S2 D"] | None,
     *,
     gate: Float[Array, "R P D"] | None,
     scale: Float[Array, "R2 P2 D"],
@@ -41,7 +41,7 @@ def residual_norm(
     Args:
         x: The residual stream.
         update: Output of the sub-layer before, for all S tokens or for the current ones only (S - num_history);
-            history then passes through equation (1) unchanged.
+            history then passes through equation (1) unchanged. ``None``: x is the stream already.
         gate: fp32 rows of equation (1); ``None`` adds the bare update.
         scale: fp32 rows of equation (2), the whole factor: 1 + modulation for adaLN, the weight for an affine norm.
         shift: fp32 rows of equation (2).
@@ -64,14 +64,16 @@ def residual_norm(
     current = tokens - num_history
     if not 0 <= num_history < tokens:
         raise ValueError(f"num_history is {num_history}; it must leave at least one of the {tokens} tokens")
-    if update.shape[1] not in (tokens, current):
+    if update is not None and update.shape[1] not in (tokens, current):
         raise ValueError(f"update has {update.shape[1]} tokens; expected all {tokens} or the {current} current ones")
     for name, rows in (("gate", gate), ("scale", scale), ("shift", shift)):
         if rows is not None and (rows.shape[0] not in (1, batch) or rows.shape[1] not in (1, 2)):
             raise ValueError(f"{name} has shape {rows.shape}; expected [1 or {batch}, 1 or 2, {dim}]")
 
     obstacle = None
-    if not x.dtype == update.dtype == jnp.bfloat16:
+    if update is None:
+        obstacle = "there is no update, and XLA makes a norm alone in one pass too"
+    elif not x.dtype == update.dtype == jnp.bfloat16:
         obstacle = f"x and update must be bfloat16, not {x.dtype} and {update.dtype}"
     elif dim % _LANE_CHANNELS or dim > _MAX_DIM:
         obstacle = f"D must be a multiple of {_LANE_CHANNELS} up to {_MAX_DIM}, not {dim}"
@@ -84,7 +86,7 @@ def _plain(
     norm_history: bool,
     eps: float,
     x: Array,
-    update: Array,
+    update: Array | None,
     gate: Array | None,
     scale: Array,
     shift: Array,

@@ -5,9 +5,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def rows_of(rows: Float[Array, "B P D"], tokens: range, num_history: int) -> Float[Array, "B S D"]:
+    """The row of each token; selected inside the pass that uses them, never materialised."""
+    is_current = (jnp.arange(tokens.start, tokens.stop) >= num_history)[:, None]
+    return jnp.where(is_current, rows[:, -1:], rows[:, :1])
+
+
+def residual_sum(
+    x: Float[Array, "B S D"], update: Float[Array, "B S2 D"], gate: Float[Array, "R P D"] | None, *, num_history: int
+) -> Float[Array, "B S D"]:
+    """The first result of ``pallas_kernels.adaln.residual_norm``."""
+    tokens, first = x.shape[1], x.shape[1] - update.shape[1]
+    change = update.astype(jnp.float32)
+    if gate is not None:
+        change = change * rows_of(gate, range(first, tokens), num_history)
+    tail = x[:, first:].astype(jnp.float32) + change
+    return jnp.concatenate([x[:, :first], tail.astype(x.dtype)], axis=1)
+
+
 def residual_norm(
     x: Float[Array, "B S D"],
-    update: Float[Array, "B S2 D"],
+    update: Float[Array, "B S2 D"] | None,
     *,
     gate: Float[Array, "R P D"] | None,
     scale: Float[Array, "R2 P2 D"],
@@ -17,21 +35,10 @@ def residual_norm(
     eps: float,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B S3 D"]]:
     """See ``pallas_kernels.adaln.residual_norm``."""
-    tokens = x.shape[1]
-
-    def row(rows: Array, count: int) -> Array:
-        """The rows of the last ``count`` tokens; selected inside the pass that uses them, never materialised."""
-        is_current = (jnp.arange(tokens - count, tokens) >= num_history)[:, None]
-        return jnp.where(is_current, rows[:, -1:], rows[:, :1])
-
-    covered = update.shape[1]
-    tail = x[:, tokens - covered :].astype(jnp.float32)
-    update = update.astype(jnp.float32)
-    tail = tail + (update if gate is None else update * row(gate, covered))
-    stream = jnp.concatenate([x[:, : tokens - covered], tail.astype(x.dtype)], axis=1)
-
-    z = stream[:, 0 if norm_history else num_history :].astype(jnp.float32)
+    stream = x if update is None else residual_sum(x, update, gate, num_history=num_history)
+    tokens = range(0 if norm_history else num_history, x.shape[1])
+    z = stream[:, tokens.start :].astype(jnp.float32)
     z = z - z.mean(-1, keepdims=True)
     z = z * jax.lax.rsqrt((z * z).mean(-1, keepdims=True) + eps)
-    count = z.shape[1]
-    return stream, (z * row(scale, count) + row(shift, count)).astype(x.dtype)
+    normed = z * rows_of(scale, tokens, num_history) + rows_of(shift, tokens, num_history)
+    return stream, normed.astype(x.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels import compat
+from pallas_kernels.attention.cudnn import attention_cudnn, attention_cudnn_gradient
 from pallas_kernels.attention.hopper import attention_hopper, choose_config
 from pallas_kernels.attention.xla import attention_xla
 from pallas_kernels.dispatch import SPLIT
@@ -149,8 +150,7 @@ def _xla(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
 
 
 def _cudnn(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
-    q, k, v = _select(q, k, v, problem)
-    return jax.nn.dot_product_attention(q, k, v, scale=problem.scale, implementation="cudnn"), None
+    return attention_cudnn(*_select(q, k, v, problem), scale=problem.scale), None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -161,17 +161,20 @@ def _pallas(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
     return out[:, :length], None if lse is None else lse[:, :, :length]
 
 
-def _pallas_forward(q: Array, k: Array, v: Array, problem: _Problem) -> tuple[Result, tuple[Array, Array, Array]]:
-    return _pallas(q, k, v, problem), (q, k, v)
+def _pallas_forward(
+    q: Array, k: Array, v: Array, problem: _Problem
+) -> tuple[Result, tuple[Array, Array, Array, Array, Array]]:
+    out, lse = _pallas(q, k, v, dataclasses.replace(problem, return_lse=True))
+    return (out, lse if problem.return_lse else None), (q, k, v, out, lse)
 
 
 def _pallas_backward(
-    problem: _Problem, saved: tuple[Array, Array, Array], cotangents: Result
+    problem: _Problem, saved: tuple[Array, Array, Array, Array, Array], cotangents: Result
 ) -> tuple[Array, Array, Array]:
-    # cuDNN's backward pass, which needs its own forward pass first.
-    problem = dataclasses.replace(problem, return_lse=False)
-    _, pull_back = jax.vjp(lambda *qkv: _cudnn(*qkv, problem)[0], *saved)
-    return pull_back(cotangents[0])
+    """cuDNN's. The sums of exponentials have no gradient."""
+    q, k, v, out, lse = saved
+    selected, put_back = jax.vjp(functools.partial(_select, problem=problem), q, k, v)
+    return put_back(attention_cudnn_gradient(*selected, out, lse, cotangents[0], scale=problem.scale))
 
 
 _pallas.defvjp(_pallas_forward, _pallas_backward)

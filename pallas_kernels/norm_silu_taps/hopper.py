@@ -20,7 +20,7 @@ _ROWS = 64
 """Pixels that a warpgroup holds in registers at a time."""
 
 _TILE_BYTES = 49152
-"""Shared memory of a block: four of them fit on an SM."""
+"""Shared memory of a block: four of them fit on an SM, but for 384 channels, whose registers allow two."""
 
 _WIDTHS = (64, 96)
 """Channels that a warpgroup holds in registers at a time: the first that divides."""

@@ -1,0 +1,131 @@
+"""Speed and memory of a training step of the 14B model with random weights made on the device.
+
+    python benchmarks/training.py --out=training.json
+
+Stage 1 as published: LoRA of rank 128 on every linear layer, history patchers in full, AdamW, 384x640, blocks
+recomputed in the gradient; at batch sizes 1 and 2. Stage 2: the packed step, levels 1:2:1, LoRA of rank 256, batch 1.
+Figures are the median seconds of steps after the first, which compiles, and the peak of device memory, each case in a
+process of its own. With torch and diffusers installed, ``peer_training.py`` runs first on the same device.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CASES = {"stage 1, batch 1": ("stage1_init", 1), "stage 1, batch 2": ("stage1_init", 2), "stage 2": ("stage2_init", 1)}
+STEPS = 5
+
+
+def measure(case: str, remat: str, size: str) -> dict[str, float]:
+    """One case, in this process."""
+    import jax
+    import jax.numpy as jnp
+    from inference import SIZES, draws
+
+    from helios_jax.checkpoints.random import random_network
+    from helios_jax.models import HeliosTransformer
+    from helios_jax.training.batch import LatentBatch, Text
+    from helios_jax.training.networks import Networks
+    from helios_jax.training.overrides import frozen
+    from helios_jax.training.state import initial_state, split_params
+    from helios_jax.training.trainer import make_step
+
+    name, batch_size = CASES[case]
+    experiment = frozen(importlib.import_module(f"experiments.{name}").get_config("14b"))
+    method = dataclasses.replace(experiment.method, remat=remat)
+    experiment = dataclasses.replace(experiment, method=method, batch_size=batch_size)
+    config = SIZES[size][0]
+    mesh = experiment.mesh.build()
+    network = random_network(HeliosTransformer, config, "bfloat16", draws(0))
+    networks = Networks(transformer=network.module)
+    networks = experiment.lora.add(networks, jax.random.key(1))
+    graph, trainable, held = split_params(networks, experiment.trainable, mesh)
+    del network, networks
+    count = sum(array.size for array in trainable.values())
+    optimizer = experiment.optimizer.build(trainable, experiment.steps)
+    state = initial_state(trainable, held, optimizer, experiment.ema, mesh)
+    del trainable, held
+
+    def normal(seed: int, *shape: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(seed), (batch_size, *shape), jnp.bfloat16)
+
+    height, width = (48, 80) if size == "14b" else (16, 16)
+    batch = LatentBatch(
+        target=normal(2, 9, height, width, 16),
+        history=normal(3, 19, height, width, 16),
+        anchor=normal(4, 1, height, width, 16),
+        text=Text(embeds=normal(5, 512, config.text_dim)),
+    )
+    shardings = jax.tree.map(lambda array: array.sharding, state)
+    step = jax.jit(make_step(experiment, graph, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, None))
+    seconds = []
+    for _ in range(1 + STEPS):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        loss = float(metrics["loss"])
+        seconds.append(time.perf_counter() - start)
+    stats = jax.devices()[0].memory_stats() or {}
+    figures = {
+        "seconds": statistics.median(seconds[1:]),
+        "compile and first step, s": seconds[0],
+        "peak memory, GiB": stats.get("peak_bytes_in_use", 0) / 2**30,
+        "trained parameters": count,
+        "loss": loss,
+    }
+    return figures
+
+
+def run_apart(script: Path, *arguments: str) -> dict[str, Any]:
+    """Figures of a script that writes them to ``--out``, in a process of its own; {} if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        done = subprocess.run([sys.executable, script, f"--out={out}", *arguments], check=False)
+        figures = json.loads(out.read_text()) if out.exists() else {}
+    if done.returncode:
+        print(f"{script.name} {' '.join(arguments)} ended with exit status {done.returncode}", flush=True)
+    return figures
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs one case, or all of them and the peer, one process each."""
+    if args.case:
+        args.out.write_text(json.dumps(measure(args.case, args.remat, args.size), indent=1) + "\n")
+        return
+    here = Path(__file__)
+    report: dict[str, Any] = {}
+    if args.peer:
+        report["peer"] = run_apart(here.with_name("peer_training.py"))
+    for case in CASES:
+        report[case] = run_apart(here, f"--case={case}", f"--remat={args.remat}", f"--size={args.size}")
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        peer = report.get("peer", {}).get(case, {})
+        for name, value in report[case].items():
+            beside = f"   peer {peer[name]:.2f}" if name in peer else ""
+            print(f"{case:20s}{name:32s}{value:16.2f}{beside}", flush=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=sorted(CASES), help="only this one, in this process")
+    parser.add_argument("--remat", default="full", help="none, attention or full")
+    parser.add_argument("--size", choices=("14b", "tiny"), default="14b")
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=None, help="by default if installed")
+    parser.add_argument("--out", type=Path, default=Path("training.json"))
+    args = parser.parse_args(argv)
+    if args.peer is None:
+        args.peer = args.size == "14b" and all(map(importlib.util.find_spec, ("torch", "diffusers", "peft")))
+    return args
+
+
+if __name__ == "__main__":
+    main(parse())

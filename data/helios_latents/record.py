@@ -1,0 +1,98 @@
+"""One encoded clip, and what must hold for it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+CHUNK_FRAMES = 9
+"""Latent frames of a chunk: 33 pixel frames."""
+
+Size = tuple[int, int]
+"""Latent rows and columns."""
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names it and its file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LatentRecord:
+    """One encoded clip. Records come from files, so that shapes are checked by ``check`` and not by annotations.
+
+    Attributes:
+        uid: Name of the clip, unique in its dataset.
+        caption: Its text.
+        fps: Frames per second; 0 when unknown.
+        height: Pixel rows that were encoded.
+        width: Pixel columns that were encoded.
+        latents: [S, 9, h, w, C], chunks of latents in model space, each from its own call of the VAE's encoder.
+        anchor: [h, w, C], the first frame of the first chunk.
+        embeds: [tokens, width], output of the text encoder for the caption's tokens, without padding; no rows when
+            the text encoder is to be trained.
+    """
+
+    uid: str
+    caption: str
+    fps: float
+    height: int
+    width: int
+    latents: np.ndarray
+    anchor: np.ndarray
+    embeds: np.ndarray
+
+    def check(self, size: Size) -> None:
+        """Raises ValueError unless the latents are chunks of ``size`` with an anchor to match."""
+        needed = (CHUNK_FRAMES, *size)
+        shape = self.latents.shape
+        if len(shape) != 5 or shape[1:4] != needed or shape[0] < 1:
+            raise ValueError(
+                f"latents of shape {list(shape)}; need [S, {', '.join(map(str, needed))}, C] with at least one chunk"
+            )
+        if self.anchor.shape != (*size, shape[-1]):
+            raise ValueError(f"an anchor of shape {list(self.anchor.shape)}; need {[*size, shape[-1]]}")
+        if self.embeds.ndim != 2:
+            raise ValueError(f"text embeddings of shape {list(self.embeds.shape)}; need [tokens, width]")
+
+    def to_example(self) -> dict[str, Any]:
+        """The record as ``HeliosLatents`` stores it, arrays in bfloat16."""
+        import ml_dtypes
+
+        arrays = {name: np.asarray(getattr(self, name), ml_dtypes.bfloat16) for name in _ARRAYS}
+        if len(self.embeds) == 0:
+            # TFDS loses the shape of arrays without elements. No text is one row of zeros, which no token has.
+            arrays["embeds"] = np.zeros((1, max(1, self.embeds.shape[1])), ml_dtypes.bfloat16)
+        return {name: getattr(self, name) for name in _VALUES} | arrays
+
+    @classmethod
+    def from_example(cls, example: Mapping[str, Any]) -> "LatentRecord":
+        """Inverse of ``to_example``, from what TFDS's data source yields."""
+        embeds = example["embeds"]
+        return cls(
+            uid=example["uid"].decode(),
+            caption=example["caption"].decode(),
+            fps=float(example["fps"]),
+            height=int(example["height"]),
+            width=int(example["width"]),
+            latents=example["latents"],
+            anchor=example["anchor"],
+            embeds=embeds if embeds.any() else embeds[:0],
+        )
+
+
+_ARRAYS = ("latents", "anchor", "embeds")
+_VALUES = ("uid", "caption", "fps", "height", "width")
+
+
+def size_name(size: Size) -> str:
+    """Name of the split for latents of ``size``."""
+    return f"{size[0]}x{size[1]}"
+
+
+def parse_size(name: str) -> Size:
+    """Inverse of ``size_name``. Raises ValueError when ``name`` is not HEIGHTxWIDTH."""
+    rows, _, columns = name.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise ValueError(f"{name!r} is not a size such as 48x80 (rows x columns)")
+    return int(rows), int(columns)

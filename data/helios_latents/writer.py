@@ -1,0 +1,210 @@
+"""Writing ``helios_latents`` one file at a time, so that a job can be interrupted, resumed and spread over hosts.
+
+How many files there are, and which clips go into which, is fixed before the work begins. A file is written under
+a temporary name and renamed; then a line of JSON in ``progress/`` marks it as finished and tells how many records
+it holds and which clips were skipped. TFDS's metadata, without which the folder cannot be opened, comes last.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core import example_serializer, naming, splits
+
+from data.helios_latents.builder import HeliosLatents
+from data.helios_latents.record import LatentRecord, Size, size_name
+from helios_jax.typing import Path
+
+SETTINGS_FILE = "prepare.json"
+
+type Slot = tuple[Size, int]
+"""One file: the latent size of its clips and its number among the files of that size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A clip that could not be encoded.
+
+    Attributes:
+        uid: Its name.
+        error: Why.
+    """
+
+    uid: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """What became of the clips of one file.
+
+    Attributes:
+        records: How many were encoded.
+        bytes: Size of their records before compression.
+        skipped: Those that were not.
+    """
+
+    records: int
+    bytes: int
+    skipped: tuple[Failure, ...]
+
+
+class LatentWriter:
+    """The files of one dataset.
+
+    Args:
+        folder: Where datasets live; the files go to ``folder/helios_latents/1.0.0``.
+        files: How many files there are of each latent size.
+        settings: What decides the content of the files, as JSON; kept with them.
+
+    Raises:
+        ValueError: The folder was begun with other settings.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[Size, int], settings: Mapping[str, Any]) -> None:
+        self._builder = HeliosLatents(data_dir=folder)
+        self.folder = pathlib.Path(self._builder.data_dir)
+        self._files = dict(files)
+        features = self._builder.info.features
+        self._serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+        (self.folder / "progress").mkdir(parents=True, exist_ok=True)
+        counts = {size_name(size): count for size, count in files.items()}
+        self._claim(json.loads(json.dumps({"files": counts, **settings})))
+
+    @property
+    def slots(self) -> list[Slot]:
+        """All files."""
+        return [(size, i) for size, count in self._files.items() for i in range(count)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Every file is finished and the metadata is written."""
+        return (self.folder / "dataset_info.json").is_file()
+
+    def is_finished(self, slot: Slot) -> bool:
+        """Whether the file is complete."""
+        return self._progress_file(slot).is_file()
+
+    def write(self, slot: Slot, outcomes: Iterable[LatentRecord | Failure]) -> FileReport:
+        """Writes one file, in the order of ``outcomes``.
+
+        Raises:
+            ValueError: A record does not fit, or the disk is full.
+        """
+        path, skipped, sizes = self._path(slot), [], []
+        partial = path.with_name(f"{path.name}.partial")
+
+        def examples() -> Iterator[bytes]:
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    skipped.append(outcome)
+                else:
+                    yield self._serialize(outcome, slot)
+
+        writer = _open(partial)
+        try:
+            for example in examples():
+                sizes.append(len(example))
+                _guarded(partial, writer.write, example)
+        finally:
+            _guarded(partial, writer.close)
+        partial.rename(path)
+        report = FileReport(records=len(sizes), bytes=sum(sizes), skipped=tuple(skipped))
+        _replace(self._progress_file(slot), json.dumps(dataclasses.asdict(report)) + "\n")
+        return report
+
+    def report(self, slot: Slot) -> FileReport:
+        """What became of a finished file."""
+        content = json.loads(self._progress_file(slot).read_text())
+        return FileReport(**content | {"skipped": tuple(Failure(**failure) for failure in content["skipped"])})
+
+    def finish(self) -> bool:
+        """Writes the metadata if every file is finished; says whether they are.
+
+        Several hosts may do so at once: all of them write the same.
+
+        Raises:
+            ValueError: All clips were skipped.
+        """
+        if not all(map(self.is_finished, self.slots)):
+            return False
+        infos = []
+        for size, count in self._files.items():
+            reports = [self.report((size, i)) for i in range(count)]
+            info = splits.SplitInfo(
+                name=size_name(size),
+                shard_lengths=[report.records for report in reports],
+                num_bytes=sum(report.bytes for report in reports),
+                filename_template=self._template(size),
+            )
+            infos += [info] if info.num_examples else []
+        if not infos:
+            failures = [failure for slot in self.slots for failure in self.report(slot).skipped]
+            raise ValueError(
+                f"none of {len(failures)} clips could be encoded; the first, {failures[0].uid}: {failures[0].error}"
+            )
+        self._builder.info.set_splits(splits.SplitDict(infos))
+        self._builder.info.write_to_directory(self.folder)
+        return True
+
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        """Keeps the settings, or compares them with those that are kept."""
+        file = self.folder / SETTINGS_FILE
+        if not file.exists():
+            _replace(file, json.dumps(settings, indent=2) + "\n")
+        begun = json.loads(file.read_text())
+        if changed := sorted(key for key in {*begun, *settings} if begun.get(key) != settings.get(key)):
+            listed = "; ".join(f"{key} was {begun.get(key)!r}, now {settings.get(key)!r}" for key in changed)
+            raise ValueError(f"{self.folder} was begun with other settings ({listed}); choose another folder")
+
+    def _serialize(self, record: LatentRecord, slot: Slot) -> bytes:
+        try:
+            record.check(slot[0])
+        except ValueError as error:
+            raise ValueError(f"clip {record.uid!r} cannot be written to {self._path(slot).name}: {error}") from error
+        example = self._builder.info.features.encode_example(record.to_example())
+        # Maps are serialised in an order that differs between processes unless asked not to.
+        return self._serializer.get_tf_example(example).SerializeToString(deterministic=True)
+
+    def _template(self, size: Size) -> naming.ShardedFileTemplate:
+        return naming.ShardedFileTemplate(
+            data_dir=self._builder.data_path,
+            dataset_name=self._builder.name,
+            split=size_name(size),
+            filetype_suffix="array_record",
+        )
+
+    def _path(self, slot: Slot) -> pathlib.Path:
+        size, index = slot
+        template = self._template(size)
+        return pathlib.Path(template.sharded_filepath(shard_index=index, num_shards=self._files[size]))
+
+    def _progress_file(self, slot: Slot) -> pathlib.Path:
+        size, index = slot
+        return self.folder / "progress" / f"{size_name(size)}-{index:05d}.json"
+
+
+def _open(path: pathlib.Path) -> ArrayRecordWriter:
+    # One record per group: random access reads no more than it needs.
+    return _guarded(path, ArrayRecordWriter, str(path), "group_size:1")
+
+
+def _guarded(path: pathlib.Path, call: Any, *args: Any) -> Any:
+    """Calls into array_record, whose every error is a RuntimeError."""
+    try:
+        return call(*args)
+    except RuntimeError as error:
+        raise ValueError(
+            f"cannot write {path}: {error}; when that is put right, run the same command again: files that are "
+            "finished are kept"
+        ) from error
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a small file in one step."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,32 @@
+"""``moving_shapes``: a procedural, captioned, unlimited world, for tests and small models.
+
+One to three coloured shapes of three sizes and speeds move in eight directions, bounce off the borders, over plain
+or fading backgrounds in various lights. A caption states all of it, ``parse_caption`` reads captions, and ``score``
+finds out from pixels alone whether a video shows what its caption says.
+
+    scene = sample_scene(seed=0, index=7)
+    frames = render(scene, 99, 64, 64)
+    score(frames, caption(scene)).recovered
+"""
+
+from helios_jax._lazy import lazy_exports
+
+_EXPORTS = {
+    "MovingShapesBuilder": "data.moving_shapes.builder",
+    "build": "data.moving_shapes.builder",
+    "caption": "data.moving_shapes.captions",
+    "parse_caption": "data.moving_shapes.captions",
+    "Observation": "data.moving_shapes.observation",
+    "observe": "data.moving_shapes.observation",
+    "render": "data.moving_shapes.rendering",
+    "Score": "data.moving_shapes.scoring",
+    "score": "data.moving_shapes.scoring",
+    "MovingShapes": "data.moving_shapes.source",
+    "Description": "data.moving_shapes.world",
+    "Scene": "data.moving_shapes.world",
+    "Shape": "data.moving_shapes.world",
+    "sample_scene": "data.moving_shapes.world",
+}
+
+__all__ = list(_EXPORTS)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,0 +1,189 @@
+"""Scenes in English, and back.
+
+A caption states every attribute of its ``Description`` in one of 64 ways. The parser reads those and
+sentences like them, so that prompts written by hand can be scored as well: one clause per shape, begun by
+"a" or "an", which names size, colour, kind, speed and direction; the background; the light.
+"""
+
+import re
+
+from data.moving_shapes.world import BACKGROUNDS, COLOURS, DIRECTIONS, KINDS, PLAIN, Description, Scene, Shape
+
+_ADVERBS = {"slow": "slowly", "medium": "steadily", "fast": "quickly"}
+
+_CLAUSES = (
+    "a {size} {colour} {kind} moves {adverb} {direction}",
+    "a {size} {colour} {kind} drifts {direction} at a {speed} pace",
+    "a {adverb} moving {size} {colour} {kind} heads {direction}",
+    "a {colour} {kind} of {size} size glides {direction} {adverb}",
+)
+
+_LAYOUTS = (
+    "{Shapes}. {Bounce}. The background {is_backed}. The light {is_lit}.",
+    "On {a_backdrop} and {in_light}, {shapes}. {Bounce}.",
+    "The light {is_lit}. The background {is_backed}. {Shapes}. {Bounce}.",
+    "{Shapes}, all of it on {a_backdrop}, {in_light}. {Bounce}.",
+)
+
+_BOUNCES = (
+    ("It bounces off the borders", "They bounce off the borders, and those named first pass in front"),
+    ("At the edges it bounces back", "At the edges they bounce back; the earlier named are in front of the later"),
+)
+
+_DIRECTION_WORDS = (
+    ("to the {}", "{}wards", "diagonally {} and to the {}"),
+    ("towards the {}", "{}", "towards the {} {}"),
+)
+
+_SPEED_STEMS = {
+    "slow": r"slow(?:ly)?|gently",
+    "medium": r"steady|steadily|(?:medium|moderate)(?=[ -](?:moving|pace|speed))",
+    "fast": r"fast|quick(?:ly)?|rapid(?:ly)?",
+}
+_SIZE_STEMS = {
+    "small": r"small|tiny|little",
+    "medium": r"(?:medium|mid)(?![ -](?:moving|pace|speed))",
+    "large": r"large|big|huge",
+}
+_KIND_STEMS = {"circle": "circle|disc|disk|ball", "square": "square", "triangle": "triangle", "star": "star"}
+_UP_DOWN = {"up": "up|upwards?|upper", "down": "down|downwards?|lower"}
+_LEFT_RIGHT = {"left": "left(?:wards?)?", "right": "right(?:wards?)?"}
+
+_PLAIN = "|".join(sorted(PLAIN, key=len, reverse=True))
+_BACKGROUND_PATTERNS = (
+    rf"background\b[^.;:]*?\bfrom ({_PLAIN})(?: at the top)? to ({_PLAIN})(?: at the bottom)?",
+    rf"({_PLAIN}) to ({_PLAIN}) background",
+    rf"(?:plain )?({_PLAIN}) background",
+    rf"background (?:is )?(?:a )?(?:plain )?({_PLAIN})\b",
+)
+_LIGHT_PATTERNS = (
+    r"\b(?:lit|light|lighting)\b[^.;:,]*? from (?:the )?(left|right|above|top|below|bottom)\b",
+    r"\b(bright|dim)(?:ly lit\b| light(?:ing)?\b)",
+    r"\blight(?:ing)? is (bright|dim)\b",
+)
+_BOUNCING = r"\bbounc\w*(?: back)?(?: (?:off|from|at|against))?(?: the)?(?: \w+)? (?:borders?|edges?|walls?)\b"
+
+
+def caption(scene: Scene) -> str:
+    """Describes ``scene``, in the words that its ``phrasing`` chooses."""
+    words, description = scene.phrasing, scene.description
+    words, layout = divmod(words, len(_LAYOUTS))
+    words, clause = divmod(words, len(_CLAUSES))
+    words, bounce = divmod(words, len(_BOUNCES))
+    clauses = [
+        _clause(shape, _CLAUSES[(clause + number) % len(_CLAUSES)], _DIRECTION_WORDS[words % 2])
+        for number, shape in enumerate(description.shapes)
+    ]
+    shapes = ", and ".join(filter(None, (", ".join(clauses[:-1]), clauses[-1])))
+    top, _, bottom = description.background.partition(" to ")
+    fade = f"from {top} at the top to {bottom} at the bottom"
+    even = description.lighting in ("bright", "dim")
+    side = description.lighting if description.lighting in ("above", "below") else f"the {description.lighting}"
+    return _LAYOUTS[layout].format(
+        shapes=shapes,
+        Shapes=shapes[0].upper() + shapes[1:],
+        Bounce=_BOUNCES[bounce][len(clauses) > 1],
+        is_backed=f"fades {fade}" if bottom else f"is plain {top}",
+        a_backdrop=f"a background fading {fade}" if bottom else f"a plain {top} background",
+        is_lit=f"is {description.lighting}" if even else f"comes from {side}",
+        in_light=f"in {description.lighting} light" if even else f"lit from {side}",
+    )
+
+
+def parse_caption(text: str) -> Description:
+    """Reads what ``text`` says of a scene; ``parse_caption(caption(scene)) == scene.description``.
+
+    Raises:
+        ValueError: Something is missing, said twice, or not of this world.
+    """
+    rest = re.sub(r"\s+", " ", text.lower())
+    lighting, rest = _take(rest, _LIGHT_PATTERNS, "light", "'bright light', 'dim light' or 'lit from the left'")
+    lighting = {"top": "above", "bottom": "below"}.get(lighting, lighting)
+    background, rest = _take(rest, _BACKGROUND_PATTERNS, "background", f"'on a ... background' with {', '.join(PLAIN)}")
+    if background not in BACKGROUNDS:
+        raise ValueError(f"a background cannot fade from {background}: take two colours of {', '.join(PLAIN)}")
+    rest = re.sub(_BOUNCING, "", rest)
+    clauses: list[str] = []
+    for clause in re.split(r"\b(?=an? )", rest):
+        # What names no shape belongs to the shape before it: "a red star; it moves at | a slow pace".
+        if _found(clause, _KIND_STEMS):
+            clauses.append(clause)
+        elif clauses:
+            clauses[-1] += clause
+    if not clauses:
+        raise ValueError(f"no shape found in {text!r}: name one, such as 'a small red circle' ({', '.join(KINDS)})")
+    return Description(
+        shapes=tuple(_shape(clause.strip(" ,.")) for clause in clauses), background=background, lighting=lighting
+    )
+
+
+def _clause(shape: Shape, clause: str, directions: tuple[str, str, str]) -> str:
+    sideways, upright, diagonal = directions
+    across, down = DIRECTIONS[shape.direction]
+    horizontal, vertical = "right" if across > 0 else "left", "up" if down < 0 else "down"
+    if not down:
+        direction = sideways.format(horizontal)
+    elif not across:
+        direction = upright.format(vertical)
+    elif diagonal.startswith("towards"):
+        direction = diagonal.format("upper" if down < 0 else "lower", horizontal)
+    else:
+        direction = diagonal.format(vertical, horizontal)
+    text = clause.format(
+        size=shape.size,
+        colour=shape.colour,
+        kind=shape.kind,
+        speed=shape.speed,
+        adverb=_ADVERBS[shape.speed],
+        direction=direction,
+    )
+    return re.sub(r"^a (?=[aeiou])", "an ", text)
+
+
+def _take(text: str, patterns: tuple[str, ...], what: str, example: str) -> tuple[str, str]:
+    """What the patterns say, and the text without it."""
+    found: list[str] = []
+
+    def keep(match: re.Match) -> str:
+        found.append(" to ".join(match.groups()))
+        return ""
+
+    for pattern in patterns:
+        text = re.sub(pattern, keep, text)
+    if len(found) != 1:
+        raise ValueError(
+            f"need the {what} stated once, as in {example}; found {' and '.join(found) or 'none'}, text left: {text!r}"
+        )
+    return found[0], text
+
+
+def _found(text: str, stems: dict[str, str]) -> list[str]:
+    return [name for name, stem in stems.items() if re.search(rf"\b(?:{stem})\b", text)]
+
+
+def _shape(clause: str) -> Shape:
+    def one(what: str, stems: dict[str, str]) -> str:
+        found = _found(clause, stems)
+        if len(found) != 1:
+            raise ValueError(
+                f"need one {what} of {', '.join(stems)} in {clause!r}, found {' and '.join(found) or 'none'}; "
+                "begin the clause of each shape with 'a'"
+            )
+        return found[0]
+
+    kind = one("kind", _KIND_STEMS)
+    vertical, horizontal = _found(clause, _UP_DOWN), _found(clause, _LEFT_RIGHT)
+    if not vertical:
+        direction = one("direction", _LEFT_RIGHT)
+    elif not horizontal:
+        direction = one("direction", _UP_DOWN)
+    else:
+        upper = "upper" if one("direction", _UP_DOWN) == "up" else "lower"
+        direction = f"{upper} {one('direction', _LEFT_RIGHT)}"
+    return Shape(
+        kind=kind,
+        colour=one("colour", {name: name for name in COLOURS}),
+        size=one("size", _SIZE_STEMS),
+        speed=one("speed", _SPEED_STEMS),
+        direction=direction,
+    )

@@ -1,0 +1,115 @@
+"""Scenes become pixels, in integers: the same bytes on every platform.
+
+A shape is a set of half planes or a disc; d is the signed distance of a pixel's centre to its edge. With
+distances in 1/256 pixel, a pixel is covered by
+
+    a = clip(128 - d, 0, 256)   (in 1/256)                                               (1)
+
+and painted, the hindmost first, c <- c + (colour - c) a / 256. Light then multiplies every channel.
+A star is the set of points inside at least four of the five lines through the sides of a pentagon.
+"""
+
+import numpy as np
+
+from data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene, centres, half_width
+from helios_jax.typing import Int, UInt8
+
+# Outward normals (x, y) and offset of each line, in 1/65536: of a unit length, and of the half width.
+_SQUARE = ((65536, 0, 53740), (-65536, 0, 53740), (0, 65536, 53740), (0, -65536, 53740))
+_TRIANGLE = ((0, 65536, 56756), (56756, -32768, 28378), (-56756, -32768, 28378))
+_STAR = (
+    (0, -65536, 14714),
+    (62328, -20252, 19261),
+    (38521, 53020, 26617),
+    (-38521, 53020, 26617),
+    (-62328, -20252, 19261),
+)
+
+
+def render(scene: Scene, frames: int | range, height: int, width: int) -> UInt8[np.ndarray, "F {height} {width} 3"]:
+    """Draws ``frames`` (a number from the start, or a range) of ``scene`` as RGB.
+
+    Raises:
+        ValueError: ``height`` or ``width`` is no positive multiple of 8, or a frame number is negative.
+    """
+    frames = range(frames) if isinstance(frames, int) else frames
+    if height < 8 or width < 8 or height % 8 or width % 8:
+        raise ValueError(f"height and width must be positive multiples of 8, got {height} x {width}")
+    if len(frames) == 0 or min(frames) < 0:
+        raise ValueError(f"need at least one frame, counted from 0, got {frames}")
+    picture = backdrop(scene.description.background, height, width).astype(np.uint8)
+    canvas = np.repeat(picture[None], len(frames), axis=0)
+    shapes = scene.description.shapes
+    paths = centres(scene, frames, height, width)
+    for shape, path in reversed(list(zip(shapes, paths, strict=True))):  # the first is in front
+        _paint(canvas, shape.kind, COLOURS[shape.colour], path, half_width(shape, min(height, width)))
+    lit = canvas.astype(np.uint16)  # 255 * 256 + 128 fits
+    lit *= light(scene.description.lighting, height, width).astype(np.uint16)
+    lit += 128
+    lit >>= 8
+    return lit.astype(np.uint8)
+
+
+def backdrop(background: str, height: int, width: int) -> Int[np.ndarray, "{height} {width} 3"]:
+    """The background of that name in full light, 0..255."""
+    top, bottom = (np.array(colour, np.int32) for colour in BACKGROUNDS[background])
+    row = np.arange(height, dtype=np.int32)[:, None, None]
+    rows = (top * (height - 1 - row) + bottom * row + (height - 1) // 2) // (height - 1)
+    return np.repeat(rows, width, axis=1)
+
+
+def light(lighting: str, height: int, width: int) -> Int[np.ndarray, "{height} {width} 1"]:
+    """The factor of that lighting at every pixel, 256 for full light."""
+    top_left, top_right, bottom_left, bottom_right = LIGHTS[lighting]
+    y = np.arange(height)[:, None, None]
+    x = np.arange(width)[None, :, None]
+    left = top_left * (height - 1 - y) + bottom_left * y
+    right = top_right * (height - 1 - y) + bottom_right * y
+    return (left * (width - 1 - x) + right * x) // ((height - 1) * (width - 1))
+
+
+def coverage(
+    kind: str, dx: Int[np.ndarray, "*shape"], dy: Int[np.ndarray, "*shape"], radius: int
+) -> Int[np.ndarray, "*shape"]:
+    """The part of a pixel at (dx, dy) from the centre of a shape that the shape covers, by (1).
+
+    Args:
+        kind: The shape.
+        dx: To the right, in 1/256 pixel.
+        dy: Downwards, in 1/256 pixel.
+        radius: Half the width of the shape, in 1/256 pixel.
+
+    Returns:
+        0 .. 256.
+    """
+    if kind == "circle":
+        # The square root of IEEE 754 is correctly rounded, so that its floor is exact, too.
+        distance = np.sqrt((dx * dx + dy * dy).astype(np.float64)).astype(np.int64) - radius
+    elif kind == "square":
+        distance = _distances(_SQUARE, dx, dy, radius)[-1]
+    elif kind == "triangle":
+        distance = _distances(_TRIANGLE, dx, dy, radius)[-1]
+    else:
+        distance = _distances(_STAR, dx, dy, radius)[-2]
+    return np.clip(UNIT // 2 - distance, 0, UNIT).astype(np.int32)
+
+
+def _distances(lines: tuple, dx: np.ndarray, dy: np.ndarray, radius: int) -> np.ndarray:
+    """Signed distances to the lines, outside positive, sorted along the first axis."""
+    return np.sort(np.stack([(nx * dx + ny * dy - offset * radius) >> 16 for nx, ny, offset in lines]), axis=0)
+
+
+def _paint(canvas: np.ndarray, kind: str, colour: Colour, path: np.ndarray, radius: int) -> None:
+    """Paints one shape into all frames, each within a box of whole pixels around it."""
+    extent = 2 * radius // UNIT + 2
+    frame_size = np.array([canvas.shape[2], canvas.shape[1]])
+    corners = np.minimum((path - radius) // UNIT, frame_size - extent)  # [F, 2]
+    columns, rows = (corners[:, axis, None] + np.arange(extent) for axis in (0, 1))
+    dx, dy = (
+        pixels * UNIT + UNIT // 2 - path[:, axis, None] for axis, pixels in enumerate((columns, rows))
+    )  # from the centre of the shape to those of pixels
+    dx, dy = np.broadcast_arrays(dx[:, None, :], dy[:, :, None])
+    alpha = coverage(kind, dx, dy, radius)[..., None]
+    box = np.arange(len(path))[:, None, None], rows[:, :, None], columns[:, None, :]
+    under = canvas[box].astype(np.int32)
+    canvas[box] = under + ((np.array(colour, np.int32) - under) * alpha + UNIT // 2 >> 8)

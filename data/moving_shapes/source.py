@@ -1,0 +1,48 @@
+"""Scenes as a sequence, rendered as they are asked for."""
+
+import dataclasses
+import operator
+from typing import Any
+
+from data.moving_shapes.captions import caption
+from data.moving_shapes.rendering import render
+from data.moving_shapes.world import Scene, sample_scene
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovingShapes:
+    """The first ``size`` scenes of a world, for grain's ``MapDataset.source``.
+
+    Item i is ``{"frames": uint8 [F, H, W, 3], "caption": str}``.
+
+    Attributes:
+        seed: The world.
+        size: Number of scenes.
+        frames: Frames of each.
+        height: Pixel rows, a multiple of 8.
+        width: Pixel columns, a multiple of 8.
+        num_shapes: Shapes in each scene; None: 1 to 3.
+    """
+
+    seed: int
+    size: int
+    frames: int
+    height: int
+    width: int
+    num_shapes: int | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Renders scene ``index``; negative numbers count from the end."""
+        scene = self.scene(index)
+        return {"frames": render(scene, self.frames, self.height, self.width), "caption": caption(scene)}
+
+    def scene(self, index: int) -> Scene:
+        """The scene of item ``index``. Raises IndexError outside the sequence."""
+        number = operator.index(index)
+        number += self.size * (number < 0)
+        if not 0 <= number < self.size:
+            raise IndexError(f"scene {index} of {self.size}")
+        return sample_scene(self.seed, number, num_shapes=self.num_shapes)

@@ -1,0 +1,259 @@
+"""The world: what a scene is, how scenes are drawn, and where everything is at frame t.
+
+Lengths are in units of the shorter side of the frame. A shape of half width r starts at the fraction u of
+its room L = side - 2r along each axis and moves with constant velocity v between the borders, which mirror
+it, so that its centre is known at any frame without those before it:
+
+    y(t) = u L + v t,   m = y(t) mod 2L,   x(t) = r + L - |m - L|.                       (1)
+
+All of it is computed in integers of 1/256 pixel, hence equal on every platform.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Collection
+
+import numpy as np
+
+from data.draws import Draws
+from helios_jax.typing import Int
+
+Colour = tuple[int, int, int]
+
+KINDS: dict[str, float] = {"circle": 3.14, "square": 2.69, "triangle": 1.73, "star": 1.24}
+"""Areas, in squares of half the width."""
+
+COLOURS: dict[str, Colour] = {
+    "red": (225, 30, 30),
+    "orange": (245, 125, 15),
+    "yellow": (245, 225, 30),
+    "green": (25, 150, 50),
+    "cyan": (30, 200, 215),
+    "blue": (35, 60, 225),
+    "purple": (150, 40, 190),
+}
+"""Shapes are saturated ..."""
+
+PLAIN: dict[str, Colour] = {
+    "grey": (140, 140, 140),
+    "cream": (235, 215, 155),
+    "pale blue": (150, 185, 235),
+    "pale green": (160, 215, 155),
+    "pale pink": (240, 165, 190),
+}
+"""... and backgrounds are not."""
+
+BACKGROUNDS: dict[str, tuple[Colour, Colour]] = {
+    **{name: (colour, colour) for name, colour in PLAIN.items()},
+    **{f"{top} to {bottom}": (PLAIN[top], PLAIN[bottom]) for top in PLAIN for bottom in PLAIN if top != bottom},
+}
+"""Colours of the first and the last row; those between are interpolated."""
+
+LIGHTS: dict[str, tuple[int, int, int, int]] = {
+    "bright": (256, 256, 256, 256),
+    "dim": (140, 140, 140, 140),
+    "left": (256, 112, 256, 112),
+    "right": (112, 256, 112, 256),
+    "above": (256, 256, 112, 112),
+    "below": (112, 112, 256, 256),
+}
+"""Brightness in 1/256 at the corners (top left, top right, bottom left, bottom right); bilinear between."""
+
+SIZES: dict[str, int] = {"small": 26, "medium": 38, "large": 54}
+"""Half the width, in 1/256 of the shorter side of the frame."""
+
+SPEEDS: dict[str, int] = {"slow": 1, "medium": 2, "fast": 4}
+"""Way per frame, in 1/256 of the shorter side of the frame."""
+
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "right": (1, 0),
+    "upper right": (1, -1),
+    "up": (0, -1),
+    "upper left": (-1, -1),
+    "left": (-1, 0),
+    "lower left": (-1, 1),
+    "down": (0, 1),
+    "lower right": (1, 1),
+}
+"""Signs of the velocity along x (to the right) and y (downwards), at the start."""
+
+UNIT = 256
+"""Positions are integers of 1/256 pixel."""
+
+NUM_PHRASINGS = 64
+"""Numbers of phrasings that captions choose their words from."""
+
+_START_STEPS = 2**20  # starts are fractions of the room in this unit
+_HALF_ROOT = (46341, 65536)  # 2 ** -0.5 as a fraction: diagonal moves have the speed of straight ones
+_TRIES = 24  # draws of the starts
+_ROUNDS = 32  # draws of the directions, if shapes overlap at the start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a caption says of one shape.
+
+    Attributes:
+        kind: One of ``KINDS``.
+        colour: One of ``COLOURS``.
+        size: One of ``SIZES``.
+        speed: One of ``SPEEDS``.
+        direction: One of ``DIRECTIONS``: where it moves to until it meets a border for the first time.
+
+    Raises:
+        ValueError: An attribute is none of those.
+    """
+
+    kind: str
+    colour: str
+    size: str
+    speed: str
+    direction: str
+
+    def __post_init__(self) -> None:
+        _check("kind", self.kind, KINDS)
+        _check("colour", self.colour, COLOURS)
+        _check("size", self.size, SIZES)
+        _check("speed", self.speed, SPEEDS)
+        _check("direction", self.direction, DIRECTIONS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a caption says: ``shapes`` (front to back), and names of ``BACKGROUNDS`` and ``LIGHTS``.
+
+    Raises:
+        ValueError: There is no shape, two have one colour, or a name is unknown.
+    """
+
+    shapes: tuple[Shape, ...]
+    background: str
+    lighting: str
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ValueError("a scene needs at least one shape")
+        colours = [shape.colour for shape in self.shapes]
+        if len(set(colours)) < len(colours):
+            raise ValueError(f"the shapes of a scene must differ in colour, got {', '.join(colours)}")
+        _check("background", self.background, BACKGROUNDS)
+        _check("lighting", self.lighting, LIGHTS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A video of this world, of any length and size.
+
+    Attributes:
+        description: What its caption says.
+        starts: Positions at frame 0 for each shape, (x, y) in 1/2^20 of the room along the axis.
+        phrasing: Which words the caption uses, in [0, ``NUM_PHRASINGS``).
+
+    Raises:
+        ValueError: A value is out of range, or the number of starts is not that of the shapes.
+    """
+
+    description: Description
+    starts: tuple[tuple[int, int], ...]
+    phrasing: int = 0
+
+    def __post_init__(self) -> None:
+        fractions = [fraction for start in self.starts for fraction in start]
+        if len(self.starts) != len(self.description.shapes) or not all(0 <= f <= _START_STEPS for f in fractions):
+            raise ValueError(
+                f"need one start (x, y) within [0, {_START_STEPS}] for each of {len(self.description.shapes)} "
+                f"shapes, got {self.starts}"
+            )
+        if not 0 <= self.phrasing < NUM_PHRASINGS:
+            raise ValueError(f"phrasing must lie in [0, {NUM_PHRASINGS}), got {self.phrasing}")
+
+
+def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Scene:
+    """Draws scene ``index`` of the world ``seed``.
+
+    Attributes are uniform and independent, with these exceptions. The colours of a scene differ. Smaller shapes are
+    in front of larger ones, so that none is hidden. A shape starts in the half of its room that it moves away
+    from, so that its direction can be seen before it turns. Of several draws of the starts the one is taken in
+    which shapes overlap least, and directions that leave no room for all of them are drawn again.
+
+    Args:
+        seed: The world.
+        index: The scene; scenes are independent of each other.
+        num_shapes: Shapes in it; None draws 1, 2 or 3.
+
+    Raises:
+        ValueError: More shapes than colours, or fewer than one.
+    """
+    draws = Draws(seed, index)
+    count = 1 + draws.below(3) if num_shapes is None else num_shapes
+    if not 1 <= count <= len(COLOURS):
+        raise ValueError(f"num_shapes must lie in [1, {len(COLOURS)}] (colours differ within a scene), got {count}")
+    kinds, sizes, speeds = ([draws.choice(tuple(options)) for _ in range(count)] for options in (KINDS, SIZES, SPEEDS))
+    colours, background = draws.sample(tuple(COLOURS), count), draws.choice(tuple(BACKGROUNDS))
+    lighting, phrasing = draws.choice(tuple(LIGHTS)), draws.below(NUM_PHRASINGS)
+    order = sorted(range(count), key=lambda i: KINDS[kinds[i]] * SIZES[sizes[i]] ** 2)
+
+    for _ in range(_ROUNDS):
+        directions = [draws.choice(tuple(DIRECTIONS)) for _ in range(count)]
+        shapes = tuple(
+            Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
+            for i in order
+        )
+        description = Description(shapes=shapes, background=background, lighting=lighting)
+        scenes = (
+            Scene(description=description, starts=tuple(_start(draws, shape) for shape in shapes), phrasing=phrasing)
+            for _ in range(_TRIES if count > 1 else 1)
+        )
+        scene = min(scenes, key=_overlaps)  # the first of equals
+        if _overlaps(scene)[0] == 0:
+            break
+    return scene
+
+
+def half_width(shape: Shape, side: int) -> int:
+    """Half the width of ``shape`` in a frame whose shorter side is ``side`` pixels, in 1/256 pixel."""
+    return SIZES[shape.size] * side
+
+
+def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "N F 2"]:
+    """The centres (x, y) of all shapes by (1), in 1/256 pixel from the top left corner of the frame."""
+    side, t = min(height, width), np.array(frames, np.int64)
+    paths = []
+    for shape, start in zip(scene.description.shapes, scene.starts, strict=True):
+        radius, signs = half_width(shape, side), DIRECTIONS[shape.direction]
+        way = SPEEDS[shape.speed] * side * t
+        if all(signs):
+            way = way * _HALF_ROOT[0] // _HALF_ROOT[1]
+        axes = []
+        for fraction, sign, extent in zip(start, signs, (width, height), strict=True):
+            room = extent * UNIT - 2 * radius
+            position = fraction * room // _START_STEPS + sign * way
+            axes.append(radius + room - abs(position % (2 * room) - room))
+        paths.append(np.stack(axes, axis=-1))
+    return np.stack(paths)
+
+
+def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
+    x, y = (
+        draws.below(_START_STEPS) if sign == 0 else _START_STEPS * (sign < 0) + sign * draws.below(_START_STEPS // 2)
+        for sign in DIRECTIONS[shape.direction]
+    )
+    return x, y
+
+
+def _overlaps(scene: Scene) -> tuple[int, int]:
+    """Pairs of shapes that touch at the start, and frames in which they do, of 99 (the first 25 count fourfold)."""
+    shapes, side = scene.description.shapes, 64
+    paths = centres(scene, range(99), side, side)
+    at_start = total = 0
+    for (i, one), (j, other) in itertools.combinations(enumerate(shapes), 2):
+        reach = half_width(one, side) + half_width(other, side)
+        touching = ((paths[i] - paths[j]) ** 2).sum(-1) < reach**2
+        at_start += int(touching[0])
+        total += int(touching.sum()) + 3 * int(touching[:25].sum())
+    return at_start, total
+
+
+def _check(name: str, value: str, options: Collection[str]) -> None:
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")

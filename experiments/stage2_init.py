@@ -1,0 +1,63 @@
+"""Stage 2, first part: Base learns the three levels of the pyramid and becomes Mid (arXiv 2603.04379).
+
+    helios-train --config=experiments/stage2_init.py:14b --workdir=runs/stage2_init \
+        --config.start.folder=runs/stage1_post/product/5000
+
+Without the override 14b starts from the published Base. Sizes: 14b, 1_3b and tiny (see train_tiny.sh).
+
+Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
+that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
+not published; both parts of stage 2 took three to four days. The authors advise a lower learning rate for small
+batches; at first samples are coloured noise.
+
+Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.sh.
+"""
+
+import dataclasses
+
+from experiments import stage1_init
+from helios_jax.config import PipelineConfig, SchedulerConfig
+from helios_jax.training.experiment import Experiment, Lora
+from helios_jax.training.injection import Injection
+from helios_jax.training.methods.pyramid import Pyramid
+from helios_jax.training.optimizer import AdamW
+from helios_jax.training.overrides import frozen, mutable
+from helios_jax.training.products import Pipeline
+from helios_jax.training.starts import Checkpoint
+from helios_jax.training.validation import Samples
+
+
+def get_config(size: str = "14b"):
+    """The settings; ``size`` is "14b", "1_3b" or "tiny"."""
+    return mutable(tiny() if size == "tiny" else experiment(size))
+
+
+def experiment(size: str) -> Experiment:
+    """The published sizes."""
+    base = frozen(stage1_init.get_config(size))
+    scheduler = SchedulerConfig.mid()
+    return dataclasses.replace(
+        base,
+        start=Checkpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
+        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1), remat="full"),
+        product=Pipeline(parts=base.product.parts, config=PipelineConfig(), scheduler=scheduler),
+        optimizer=AdamW(learning_rate=1e-4, warmup_steps=1000, weight_decay=1e-4, clip_norm=1.0),
+        steps=10_000,
+        seed=45,
+        lora=Lora(rank=256, excludes=("transformer/patch_.*",)),
+        trainable=((".*/lora_[ab]", 1),),
+        validation=Samples(every=500, prompts=stage1_init.PROMPTS, steps=(20, 20, 20), guidance_scale=5.0),
+    )
+
+
+def tiny() -> Experiment:
+    """The transformer and text encoder of ``stage1_init``'s tiny, in full."""
+    base, scheduler = stage1_init.tiny(), SchedulerConfig.mid()
+    return dataclasses.replace(
+        base,
+        start=Checkpoint(folder="runs/tiny/stage1/product/600", parts=("transformer", "text_encoder"), dtype="float32"),
+        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1)),
+        product=dataclasses.replace(base.product, config=PipelineConfig(), scheduler=scheduler),
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=50, weight_decay=1e-4),
+        seed=45,
+    )

@@ -1,0 +1,156 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers and patch embeddings.
+
+    y = x W + bias + (alpha / r) (x A) B          A ~ N(0, 1/r^2), B = 0 at the start            (1)
+
+An adapter is three attributes of its layer, so that it is stacked, scanned, sharded and saved like any parameter:
+
+    lora_a      [in, r]; a patch embedding's is a convolution kernel [frames, rows, columns, in, r]
+    lora_b      [r, out]; a pointwise convolution for a patch embedding
+    lora_scale  alpha / r, static
+
+Layers that fuse several projections carry an adapter for each: ``lora_a`` [in, parts, r] and ``lora_b``
+[parts, r, out / parts], since published files have one pair for each of to_q, to_k and to_v. Stacked layers have
+a leading L axis on both. Adapters are fp32 whatever the layer's dtype, and are applied in the layer's dtype.
+"""
+
+import functools
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from helios_jax.models.layers import Linear, PatchEmbed
+from helios_jax.typing import Array, Float, Key
+
+FUSED = {"to_qkv": 3}
+"""Layers that fuse several projections side by side, and how many."""
+
+_ATTRIBUTES = ("lora_a", "lora_b", "lora_scale")
+
+AdaptableLayer = Linear | PatchEmbed
+
+
+def add_lora[M: nnx.Module](
+    module: M,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    targets: Sequence[str] = (".*",),
+    excludes: Sequence[str] = (),
+    key: Key[Array, ""],
+) -> M:
+    """Puts adapters on layers; the output does not change until they are trained.
+
+    Args:
+        module: The network; it stays as it is.
+        rank: Rank r of every adapter.
+        alpha: Scale of (1) times r; ``rank`` by default.
+        targets: Patterns of layer paths such as "blocks/attn1/to_qkv", each matched as a whole.
+        excludes: Patterns of layers to leave out.
+        key: Source of the initial A. Every layer's draw depends on its own path only.
+
+    Returns:
+        A network that shares its arrays with ``module``.
+
+    Raises:
+        ValueError: A target that matches no layer, a rank below 1, or a layer that has an adapter already.
+    """
+    if rank < 1:
+        raise ValueError(f"the rank of an adapter must be at least 1, got {rank}")
+    module = nnx.merge(*nnx.split(module))
+    layers = dict(_layers(module))
+    for pattern in targets:
+        if not any(re.fullmatch(pattern, path) for path in layers):
+            raise ValueError(f"no layer matches the LoRA target {pattern!r}; layers are {', '.join(layers)}")
+    chosen = {path: layer for path, layer in layers.items() if _matches(path, targets) and not _matches(path, excludes)}
+    for path, layer in chosen.items():
+        if hasattr(layer, "lora_a"):
+            raise ValueError(f"{path} has an adapter already; merge_lora it first")
+
+    @jax.jit
+    def draw(key: Key[Array, ""]) -> dict[str, tuple[Array, Array]]:
+        return {path: _initial_factors(layer, path, rank, key) for path, layer in chosen.items()}
+
+    for path, (a, b) in draw(key).items():
+        attach(chosen[path], a, b, (rank if alpha is None else alpha) / rank)
+    return module
+
+
+def attach(layer: AdaptableLayer, a: Float[Array, "..."], b: Float[Array, "..."], scale: float) -> None:
+    """Gives a layer the adapter of these factors, laid out as above, in place."""
+    layer.lora_a, layer.lora_b, layer.lora_scale = nnx.Param(a), nnx.Param(b), scale
+
+
+def merge_lora[M: nnx.Module](module: M) -> M:
+    """Folds every adapter into its kernel, W <- W + (alpha / r) A B, and removes it.
+
+    Products are computed in fp32, one layer of a stack at a time, and each kernel is rounded once.
+
+    Returns:
+        A network that shares its other arrays with ``module``, which stays as it is.
+    """
+    merged = nnx.merge(*nnx.split(module))
+    for _, layer in _layers(merged):
+        if hasattr(layer, "lora_a"):
+            a, b, scale = layer.lora_a[...], layer.lora_b[...], layer.lora_scale
+            stacked = layer.kernel.ndim > _kernel_ndim(layer)
+            layer.kernel = nnx.Param(_merge(layer.kernel[...], a, b, scale, stacked))
+    return strip_lora(merged)
+
+
+def strip_lora[M: nnx.Module](module: M) -> M:
+    """The network without its adapters; arrays are shared, ``module`` stays as it is."""
+    module = nnx.merge(*nnx.split(module))
+    for _, layer in _layers(module):
+        if hasattr(layer, "lora_a"):
+            for name in _ATTRIBUTES:
+                delattr(layer, name)
+    return module
+
+
+def adapted_layers(module: nnx.Module) -> dict[str, AdaptableLayer]:
+    """The layers that carry an adapter, by path."""
+    return {path: layer for path, layer in _layers(module) if hasattr(layer, "lora_a")}
+
+
+def _layers(module: nnx.Module) -> Iterator[tuple[str, AdaptableLayer]]:
+    for path, layer in nnx.iter_modules(module):
+        if isinstance(layer, AdaptableLayer):
+            yield "/".join(map(str, path)), layer
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
+def _kernel_ndim(layer: AdaptableLayer) -> int:
+    """Axes of the kernel of one layer, not stacked."""
+    return 2 if isinstance(layer, Linear) else 5
+
+
+def _initial_factors(layer: AdaptableLayer, path: str, rank: int, key: Key[Array, ""]) -> tuple[Array, Array]:
+    *fan_in, out = layer.kernel.shape
+    lead = fan_in[: layer.kernel.ndim - _kernel_ndim(layer)]
+    parts = [FUSED[name]] if (name := path.rpartition("/")[2]) in FUSED else []
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    a = jax.random.normal(key, (*fan_in, *parts, rank)) / rank
+    return a, jnp.zeros((*lead, *parts, rank, out // math.prod(parts)))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _merge(
+    kernel: Float[Array, "*shape"], a: Float[Array, "..."], b: Float[Array, "..."], scale: float, stacked: bool
+) -> Float[Array, "*shape"]:
+    def fold(factors: tuple[Array, Array, Array]) -> Array:
+        kernel, a, b = factors
+        fused = b.ndim == 3
+        a = a.reshape(-1, *b.shape[:-1])
+        terms = "ipr,pro->ipo" if fused else "ir,ro->io"
+        product = jnp.einsum(terms, a, b, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
+        return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+
+    return jax.lax.map(fold, (kernel, a, b)) if stacked else fold((kernel, a, b))

@@ -1,0 +1,242 @@
+"""``helios-prepare``: videos to latents and text embeddings, ready for training.
+
+    helios-prepare --model=CKPT --clips=clips.json --out=latents         cuts of videos, with captions
+    helios-prepare --model=CKPT --clips=folder --out=latents             mp4 files, captions in .txt files beside them
+    helios-prepare --model=CKPT --moving_shapes=1000 --out=latents       scenes of a procedural world
+    helios-prepare --from_pt=folder --out=latents                        latent files of the original implementation
+
+CKPT is the folder or hub id of a checkpoint; its VAE and text encoder are used. clips.json is a list of objects
+{"path": "a.mp4", "cut": [0, 129], "crop": [x0, x1, y0, y1], "fps": 24, "cap": ["A red fox ..."]}.
+
+All devices of the machine take part. An interrupted run goes on when the same command is given again: files that
+are finished are kept. Clips that are damaged, too short or without a caption are skipped and listed in
+OUT/skipped-<size>.jsonl. To divide the work among machines, run the same command on each with --num_shards and its
+own --shard_index, all writing to one folder; or use --beam.
+"""
+
+import argparse
+import functools
+import importlib.util
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import app
+from absl.flags import argparse_flags
+
+from helios_jax.cli import run_command
+
+if TYPE_CHECKING:
+    from data.prepare.job import Status
+
+Size = tuple[int, int]
+"""Rows and columns."""
+
+Job = tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]
+"""Things to encode by latent size, what makes their encoder, and the settings that decide the result."""
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Encodes what the arguments name.
+
+    Raises:
+        ValueError: Arguments that do not go together, or input that cannot be used.
+        FileNotFoundError: Something that they name is missing.
+        FileExistsError: ``--beam`` would write into a dataset that exists.
+    """
+    _check(args)
+    from data.prepare.job import write_latents
+
+    work, make_encode, settings = _import_job(args) if args.from_pt else _encode_job(args)
+    clips = sum(map(len, work.values()))
+    print(f"{clips} clips, latent sizes {', '.join(f'{h}x{w} ({len(work[h, w])})' for h, w in work)}", flush=True)
+    if args.beam is not None:
+        from data.prepare.beam import write_latents_with_beam
+
+        write_latents_with_beam(work, make_encode, args.out, options=args.beam)
+        print(f"{args.out}: complete")
+        return
+    part = _part(args)
+    complete = write_latents(
+        work,
+        make_encode,
+        args.out,
+        settings=settings,
+        clips_per_file=args.clips_per_file,
+        part=part,
+        on_clip=_progress(),
+    )
+    print(f"{args.out}: {'complete' if complete else f'worker {part[0]} of {part[1]} is done, others are not'}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    sources = {name: getattr(args, name) for name in ("clips", "moving_shapes", "from_pt")}
+    given = [f"--{name}" for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
+    if args.from_pt is None and args.model is None:
+        raise ValueError("give --model, the checkpoint whose VAE and text encoder are to be used")
+    if args.beam is not None and args.num_shards is not None:
+        raise ValueError("--beam divides the work itself: drop --num_shards and --shard_index")
+    if args.beam is not None and importlib.util.find_spec("apache_beam") is None:
+        raise ValueError(
+            "--beam needs Apache Beam: pip install apache-beam, or leave --beam out and divide the work with "
+            "--shard_index and --num_shards"
+        )
+    if (args.shard_index is None) != (args.num_shards is None):
+        raise ValueError("--shard_index and --num_shards go together")
+    for name in ("moving_shapes", "clips_per_file", "min_frames", "batch", "readers", "max_text_tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name}={value} must be at least 1")
+    if args.max_frames < args.min_frames:
+        raise ValueError(f"--max_frames={args.max_frames} is below --min_frames={args.min_frames}")
+    for size in args.sizes:
+        if size[0] % 16 or size[1] % 16:
+            raise ValueError(f"--sizes: {size[0]}x{size[1]} must be multiples of 16 (of 64 for pyramid models)")
+
+
+def _part(args: argparse.Namespace) -> tuple[int, int]:
+    """This worker's number, and how many there are."""
+    import jax
+
+    if args.num_shards is not None:
+        return args.shard_index, args.num_shards
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def _encode_job(
+    args: argparse.Namespace,
+) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
+    """Clips by latent size, what encodes them, and the settings that matter."""
+    from data.prepare.clips import ClipError, ShapesClip, clips_from_folder, clips_from_json, nearest_size
+    from helios_jax.checkpoints.components import read_json
+    from helios_jax.checkpoints.hub import local_folder
+    from helios_jax.config import VaeConfig
+
+    if args.moving_shapes is not None:
+        frames = args.max_frames
+        clips = [ShapesClip(seed=args.seed, index=i, frames=frames) for i in range(args.moving_shapes)]
+    elif args.clips.is_dir():
+        clips = clips_from_folder(args.clips)
+    else:
+        clips = clips_from_json(args.clips, args.root)
+    vae = VaeConfig.from_diffusers(read_json(local_folder(args.model, weights=False) / "vae" / "config.json"))
+    work: dict[Size, list[Any]] = {}
+    for clip in clips:
+        try:
+            aspect = clip.aspect() if len(args.sizes) > 1 else None
+        except ClipError:
+            aspect = None  # It fails again, and is reported, when it is read.
+        height, width = nearest_size(aspect, args.sizes)
+        work.setdefault((height // vae.scale_factor_spatial, width // vae.scale_factor_spatial), []).append(clip)
+    names = ("min_frames", "max_frames", "max_text_tokens", "seed", "batch", "text", "dtype", "vae_dtype")
+    options = {name: getattr(args, name) for name in names}
+    make_encode = functools.partial(_load_encoder, args.model, args.cache, readers=args.readers, **options)
+    return work, make_encode, {"model": str(args.model), **options}
+
+
+def _import_job(
+    args: argparse.Namespace,
+) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
+    """The same for files of the original implementation."""
+    from data.helios_latents.torch_files import find_torch_latents
+
+    work: dict[Size, list[Any]] = {}
+    for file in find_torch_latents(args.from_pt, min_frames=args.min_frames):
+        work.setdefault(file.size, []).append(file)
+    return work, _load_importer, {"from_pt": str(args.from_pt), "min_frames": args.min_frames}
+
+
+def _load_encoder(model: str, cache: Path | None, **options: Any) -> Any:
+    """Loads the networks; with Beam, on a worker."""
+    from data.prepare.encode import ClipEncoder, EncodeOptions
+    from helios_jax.compilation import use_compilation_caches
+
+    use_compilation_caches(cache)
+    start = time.monotonic()
+    encoder = ClipEncoder.load(model, EncodeOptions(**options))
+    print(f"{model}: loaded on {encoder.mesh.size} devices in {time.monotonic() - start:.1f} s", flush=True)
+    return encoder
+
+
+def _load_importer() -> Any:
+    from data.helios_latents.torch_files import import_torch_latents
+
+    return import_torch_latents
+
+
+def _progress() -> Callable[["Status"], None]:
+    """Shows the last status: as one line on a terminal, every ten seconds in a log."""
+    shown = 0.0
+
+    def show(status: "Status") -> None:
+        nonlocal shown
+        last = status.done == status.total
+        if sys.stderr.isatty():
+            print(f"\r\033[K{status}", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or status.seconds - shown >= 10:
+            print(status, file=sys.stderr, flush=True)
+            shown = status.seconds
+
+    return show
+
+
+def _sizes(text: str) -> list[Size]:
+    """HxW, or HxW,HxW,..."""
+    from data.helios_latents.record import parse_size
+
+    try:
+        return [parse_size(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; ``argv[0]`` is the program."""
+    parser = argparse_flags.ArgumentParser(
+        prog="helios-prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name: str, help: str, **options: Any) -> None:
+        parser.add_argument(f"--{name}", help=help, **options)
+
+    add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=Path, required=True)
+    add("model", "checkpoint folder in either layout, or hub id")
+    add("clips", "JSON list of clips, or folder of mp4 files with captions", type=Path)
+    add("root", "folder that the paths in the JSON list are relative to (default: that of the list)", type=Path)
+    add("moving_shapes", "number of procedural scenes, each --max_frames long", type=int)
+    add("from_pt", "folder of .pt files with chunked latents", type=Path)
+    add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
+    add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
+    add("max_frames", "frames beyond are dropped (default 501)", type=int, default=501)
+    add("max_text_tokens", "length that texts are cut to (default 512)", type=int, default=512)
+    add("text", "compute text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
+    add("seed", "seed of the posterior samples, and of the procedural world (default 0)", type=int, default=0)
+    add("dtype", "compute dtype of the text encoder", choices=("bfloat16", "float32"), default="bfloat16")
+    add("vae_dtype", "compute dtype of the VAE", choices=("bfloat16", "float32"), default="float32")
+    add("batch", "chunks of 33 frames per device and call (default 1)", type=int, default=1)
+    add("readers", "threads that decode clips (default 4)", type=int, default=4)
+    add("clips_per_file", "clips in each file (default 64)", type=int, default=64)
+    add("shard_index", "number of this worker, from 0", type=int)
+    add("num_shards", "number of workers", type=int)
+    add("beam", "encode on Apache Beam, with these pipeline options", nargs="?", const="", metavar="OPTIONS")
+    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=Path)
+    return parser.parse_args(argv[1:])
+
+
+def main(args: argparse.Namespace) -> int:
+    """Does the work; returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run_command("helios-prepare", lambda: prepare(args))
+
+
+def run() -> None:
+    """Entry point of ``helios-prepare``."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

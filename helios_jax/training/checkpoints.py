@@ -1,0 +1,235 @@
+"""Checkpoints of training: what changes while it runs, written in the background.
+
+    <workdir>/config.json          the settings that the run was begun with
+    <workdir>/checkpoints/<step>/  trainable, optimizer, ema, and progress: the step and where the data stand
+
+Frozen parameters are not in them: they are those of the weights that training starts from. A checkpoint gets its name
+when it is complete, so that a run that is killed, or a disk that fills up, leaves those before it as they were.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from helios_jax.checkpoints.components import read_json, write_json
+from helios_jax.training.state import TrainState
+from helios_jax.typing import Path
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An iterator over batches that can be set back to where it stood."""
+
+    def __next__(self) -> Any:
+        """The next batch."""
+        ...
+
+    def get_state(self) -> Any:
+        """Where it stands, as JSON can hold it."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Goes to where an iterator over the same data stood."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager.
+
+    Args:
+        folder: Where they are; made if needed.
+        keep: How many of the newest to keep.
+        keep_every: Checkpoints of steps that are multiples of this are kept for good; 0: none.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 3, keep_every: int = 0) -> None:
+        from orbax.checkpoint import v1 as ocp
+
+        policies = ocp.training.preservation_policies
+        kept: list[Any] = [policies.LatestN(keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        self.folder = pathlib.Path(folder).resolve()
+        # Orbax logs the traceback of every background thread that fails; the error itself comes back from wait().
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        self._checkpointer = ocp.training.Checkpointer(
+            self.folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def save(self, state: TrainState, data: Resumable, *, step: int, wait: bool = False) -> None:
+        """Starts to write a checkpoint, once an earlier one is written; does nothing if the step has one.
+
+        Args:
+            state: The state after ``step`` updates. It may be donated as soon as this returns.
+            data: The iterator that gave the batches of these updates.
+            step: As in ``state``.
+            wait: Return when it is complete.
+
+        Raises:
+            OSError: This checkpoint, or the one before it, could not be written.
+        """
+        self.wait()
+        if step not in self.steps:
+            progress = {"step": step, "data": json.dumps(_of_all_processes(json.dumps(data.get_state())))}
+            with self._explaining_failures():
+                self._checkpointer.save_checkpointables_async(step, {**_items(state), "progress": progress})
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written. Raises OSError if that failed."""
+        with self._explaining_failures():
+            self._checkpointer.wait()
+
+    def restore(self, abstract: TrainState, data: Resumable) -> TrainState:
+        """The newest checkpoint; ``data`` is set to where it stood.
+
+        Args:
+            abstract: Shapes, dtypes and shardings, and the frozen parameters themselves.
+            data: An iterator over the same data.
+
+        Raises:
+            ValueError: The checkpoint is damaged, does not fit ``abstract``, or was written by another number of
+                processes whose iterators stood apart.
+        """
+        step = self.steps[-1]
+        try:
+            items = self._checkpointer.load_checkpointables(step, {**_items(abstract), "progress": None})
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            before = f"; remove that folder to go on from step {self.steps[-2]}" if len(self.steps) > 1 else ""
+            raise ValueError(f"{self.folder / str(step)} is damaged or of another run ({error}){before}") from error
+        data.set_state(json.loads(_of_this_process(json.loads(items["progress"]["data"]))))
+        return dataclasses.replace(
+            abstract,
+            step=jax.device_put(np.int32(items["progress"]["step"]), abstract.step.sharding),
+            trainable=items["trainable"],
+            optimizer=items["optimizer"],
+            ema=items.get("ema", {}),
+        )
+
+    def close(self) -> None:
+        """Waits and closes."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+            logging.getLogger("absl").removeFilter(_not_from_orbax)
+
+    @contextlib.contextmanager
+    def _explaining_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # TensorStore's kinds for a full disk are ValueError and others
+            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)
+            last = f"that of step {self.steps[-1]} is complete" if self.steps else "there is none yet"
+            free = shutil.disk_usage(self.folder).free / 2**30
+            raise OSError(
+                f"a checkpoint could not be written to {self.folder}, where {free:.1f} GiB are free ({error}); of the "
+                f"earlier ones {last}. Make room and run the same command again"
+            ) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Sequence[str]) -> None:
+    """Compares the settings of a resumed run with those that it was begun with; a new run passes.
+
+    Args:
+        workdir: Folder of the run.
+        settings: Nested settings, as JSON can hold them.
+        may_change: Settings, or groups of them, that a resumed run may give another value: "steps", "validation".
+
+    Raises:
+        ValueError: Settings differ that decide what is trained; all are listed.
+    """
+    file = _settings_file(workdir)
+    if not file.exists():
+        return
+    old, new = dict(_leaves(read_json(file))), dict(_leaves(json.loads(json.dumps(settings))))
+    differing = [
+        f"  {name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, _MISSING) != new.get(name, _MISSING)
+        and not any(name == allowed or name.startswith(allowed + ".") for allowed in may_change)
+    ]
+    if differing:
+        problem = f"{workdir} was begun with other settings; undo the changes or take a new folder:"
+        raise ValueError("\n".join([problem, *differing]))
+
+
+def write_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Notes the settings of a run that has begun, or is resumed."""
+    if jax.process_index() == 0:
+        file = _settings_file(workdir)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
+
+
+def _settings_file(workdir: Path) -> pathlib.Path:
+    return pathlib.Path(workdir) / "config.json"
+
+
+_MISSING = object()
+
+
+def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of nested settings; lists are values."""
+    if isinstance(settings, dict) and settings:
+        for key, value in settings.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, settings
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is saved of a state, by name."""
+    items = {"trainable": state.trainable, "optimizer": state.optimizer}
+    return {**items, "ema": state.ema} if state.ema else items
+
+
+def _of_all_processes(text: str) -> list[str]:
+    """The texts of all processes, by process."""
+    from jax.experimental import multihost_utils
+
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    length = int(np.max(multihost_utils.process_allgather(np.int32(len(encoded)))))
+    padded = np.pad(encoded, (0, length - len(encoded)), constant_values=ord(" "))
+    rows = multihost_utils.process_allgather(padded).reshape(-1, length)
+    return [bytes(row.astype(np.uint8)).decode().rstrip() for row in rows]
+
+
+def _of_this_process(texts: Sequence[str]) -> str:
+    """Inverse of ``_of_all_processes``; another number of processes will do when all texts are equal."""
+    if len(texts) == jax.process_count():
+        return texts[jax.process_index()]
+    if len(set(texts)) == 1:
+        return texts[0]
+    raise ValueError(
+        f"the checkpoint holds the data positions of {len(texts)} processes, and they differ; it cannot be resumed "
+        f"with {jax.process_count()}"
+    )
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname

@@ -1,0 +1,88 @@
+"""How much arithmetic a training sample takes, for the utilisation of the hardware (MFU).
+
+Per network call on S tokens, C of them current, with E of text, model width D, hidden width F and L blocks:
+
+    weights    2 L (S (4 D^2 + 2 D F) + 2 C D^2)         self-attention and feed-forward; q and o of cross-attention
+    attention  4 L D (S^2 + C E)                                                                                (1)
+
+and once per sample 2 E L 2 D^2 for the keys and values of the text. A training step takes 3 times the attention, and of
+the weights twice (forward, and back to the inputs), plus once where weights are trained, plus 3 times the adapters'
+share. What rematerialisation repeats is not counted, as is usual for MFU; nor are patches and embedders (0.2 %).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from helios_jax.config import HistoryConfig, TransformerConfig, patch_tokens
+from helios_jax.diffusion.pyramid import level_sizes
+from helios_jax.training.methods import Method
+from helios_jax.training.methods.base import Base
+from helios_jax.training.methods.pyramid import Pyramid
+from helios_jax.training.state import TrainState
+
+PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12}
+"""Dense bf16 operations per second by part of the device's name (NVIDIA's data sheets, SXM modules)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardFlops:
+    """Floating-point operations of a forward pass: matrix products with weights, and attention."""
+
+    weights: float
+    attention: float
+
+
+def forward_flops(config: TransformerConfig, current: list[int], history_tokens: int, text_tokens: int) -> ForwardFlops:
+    """Equation (1), summed over network calls with these numbers of current tokens."""
+    dim, hidden = config.dim, config.ffn_dim
+    weights = attention = 0.0
+    for tokens in current:
+        total = tokens + history_tokens
+        weights += 2 * (total * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens * dim**2)
+        attention += 4 * dim * (total**2 + tokens * text_tokens)
+    weights += 2 * text_tokens * 2 * dim**2
+    return ForwardFlops(weights=config.num_layers * weights, attention=config.num_layers * attention)
+
+
+def history_tokens(config: TransformerConfig, layout: HistoryConfig, height: int, width: int) -> int:
+    """Tokens of the context at this latent size."""
+    frames = [len(indices) for indices in layout.frame_indices[:3]]
+    patch = config.patch_size
+    return sum(
+        math.prod(-(-size // (factor * p)) for size, p in zip((count, height, width), patch, strict=True))
+        for count, factor in zip(frames, (4, 2, 1), strict=True)
+    )
+
+
+def training_flops(method: Method, networks: Any, batch: Any, state: TrainState) -> float | None:
+    """Operations of a training step per sample; ``None`` for methods without a formula here.
+
+    A text encoder that is trained is left out: of the published size, it takes about 3 % of a step.
+    """
+    if not isinstance(method, Base | Pyramid):
+        return None
+    config = networks.transformer.config
+    text = batch.text.embeds if batch.text.tokens is None else batch.text.tokens
+    frames, height, width = batch.target.shape[1:4]
+    if isinstance(method, Base):
+        current = [patch_tokens(config, frames, height, width)]
+    else:
+        sizes = level_sizes(method.scheduler, height, width)
+        levels = [patch_tokens(config, frames, *size) for size in sizes]
+        current = [tokens for tokens, ratio in zip(levels, method.ratios, strict=True) for _ in range(ratio)]
+    context = history_tokens(config, method.context.layout, height, width)
+    forward = forward_flops(config, current, context, text.shape[1])
+    kernels = {path: array.size for path, array in state.params.items() if "/blocks/" in path}
+    total = sum(size for path, size in kernels.items() if path.endswith("kernel"))
+    trained = sum(size for path, size in kernels.items() if path.endswith("kernel") and path in state.trainable)
+    adapters = sum(size for path, size in kernels.items() if path.endswith(("lora_a", "lora_b")))
+    return forward.weights * (2 + (trained + 3 * adapters) / total) + 3 * forward.attention
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together; ``None`` if it is not known."""
+    kind = jax.devices()[0].device_kind
+    return next((jax.device_count() * peak for name, peak in PEAK_FLOPS.items() if name in kind), None)

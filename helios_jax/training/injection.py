@@ -1,0 +1,159 @@
+"""History injection: the context of a training sample, in the forms that sampling will meet.
+
+A network learns text-, image- and video-to-video at once, because they differ only in which frames of the context
+are zero (Helios, arXiv 2603.04379). The forms are made from a window of a real video by dropping its past, with three
+tests in a row, u1 to u3 uniform and n uniform over 0 ... floor(buffer / chunk):
+
+    u1 < t2v          nothing is kept                                                   (text-to-video)
+    else u2 < i2v     the anchor and the newest frame(s), the short tier, are kept      (image-to-video)
+    else u3 < v2v     the oldest (buffer mod chunk) + n chunk frames are dropped        (a video that just began)
+    else              everything is kept
+
+What is kept is then damaged (``helios_jax.corruption``), and read through the same ``History.tiers`` as in sampling.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from helios_jax.config import HistoryConfig
+from helios_jax.context import History
+from helios_jax.corruption import (
+    Corruption,
+    CorruptionDraws,
+    Saturation,
+    SaturationDraws,
+    corrupt_history,
+    saturate_history,
+    share,
+)
+from helios_jax.training.batch import LatentBatch
+from helios_jax.typing import Array, Float, Key, Sequence
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DropDraws:
+    """Everything random about ``drop_context``; all U(0,1).
+
+    Attributes:
+        t2v: u1 above.
+        i2v: u2.
+        v2v: u3.
+        chunks: Behind n.
+    """
+
+    t2v: Float[Array, "*B"]
+    i2v: Float[Array, "*B"]
+    v2v: Float[Array, "*B"]
+    chunks: Float[Array, "*B"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextDrop:
+    """How often the context takes which form; each probability is given that the tests before it failed.
+
+    Attributes:
+        t2v: Probability of no context.
+        i2v: Probability of the anchor and the short tier alone.
+        v2v: Probability of a past that begins at the border of a chunk.
+        batch_level: One form for the whole batch, by the first sample's draws; off: each sample has its own.
+    """
+
+    t2v: float = 0.4
+    i2v: float = 0.1
+    v2v: float = 0.4
+    batch_level: bool = False
+
+    @classmethod
+    def published(cls) -> "ContextDrop":
+        """As the released models were trained: never image-to-video, one form per batch."""
+        return cls(i2v=0.0, batch_level=True)
+
+    @staticmethod
+    def draw(key: Key[Array, ""]) -> DropDraws:
+        """The draws for one sample."""
+        t2v, i2v, v2v, chunks = jax.random.uniform(key, (4,))
+        return DropDraws(t2v=t2v, i2v=i2v, v2v=v2v, chunks=chunks)
+
+
+def drop_context(history: History, draws: DropDraws, config: ContextDrop, layout: HistoryConfig) -> History:
+    """Zeroes the frames that a sample's form of context lacks."""
+    t2v, i2v, v2v, chunks = (share(u, config.batch_level) for u in (draws.t2v, draws.i2v, draws.v2v, draws.chunks))
+    size = layout.buffer_frames
+    long, mid, _ = layout.tier_sizes
+    count, rest = divmod(size, layout.chunk_frames)
+    n = jnp.floor(chunks * (count + 1)).astype(jnp.int32)
+    dropped = jnp.select(
+        [t2v < config.t2v, i2v < config.i2v, v2v < config.v2v],
+        [jnp.full_like(n, size), jnp.full_like(n, long + mid), rest + layout.chunk_frames * n],
+        0,
+    )
+    kept = jnp.arange(size) >= dropped[:, None]
+    return History(
+        frames=jnp.where(kept[:, :, None, None, None], history.frames, 0),
+        anchor=jnp.where((t2v < config.t2v)[:, None, None, None, None], 0, history.anchor),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InjectionDraws:
+    """Everything random about an ``Injection``."""
+
+    drop: DropDraws
+    corruption: CorruptionDraws | None
+    saturation: SaturationDraws | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Injection:
+    """From a window of a video to the context that the network is trained with.
+
+    Attributes:
+        layout: Tiers of the context, as in sampling.
+        drop: Forms of context.
+        corruption: Noise and blur; ``None``: the true past.
+        saturation: Colour shifts; ``None``: none.
+    """
+
+    layout: HistoryConfig = dataclasses.field(default_factory=HistoryConfig)
+    drop: ContextDrop = dataclasses.field(default_factory=ContextDrop)
+    corruption: Corruption | None = dataclasses.field(default_factory=Corruption)
+    saturation: Saturation | None = dataclasses.field(default_factory=Saturation)
+
+    @classmethod
+    def published(cls) -> "Injection":
+        """As the released Base and Mid were trained."""
+        return cls(drop=ContextDrop.published(), corruption=Corruption.published(), saturation=None)
+
+    def draw(self, key: Key[Array, ""], shape: Sequence[int]) -> InjectionDraws:
+        """The draws for one sample whose history has ``shape`` [T, H, W, C]."""
+        drop, corruption, saturation = jax.random.split(key, 3)
+        frames, *rest = shape
+        with_anchor = (1 + frames, *rest)
+        return InjectionDraws(
+            drop=self.drop.draw(drop),
+            corruption=self.corruption.draw(corruption, with_anchor) if self.corruption else None,
+            saturation=self.saturation.draw(saturation, frames) if self.saturation else None,
+        )
+
+    def history(self, batch: LatentBatch, draws: InjectionDraws) -> History:
+        """The context of every sample, fp32; ``.tiers(layout)`` is what the network reads.
+
+        Raises:
+            ValueError: The batch holds more or fewer frames of history than the layout.
+        """
+        if batch.history.shape[1] != self.layout.buffer_frames:
+            raise ValueError(
+                f"the batch has {batch.history.shape[1]} frames of history and the layout reads "
+                f"{self.layout.buffer_frames} (sizes {self.layout.sizes}); use one HistoryConfig for data and training"
+            )
+        frames, anchor = (jnp.asarray(x, jnp.float32) for x in (batch.history, batch.anchor))
+        history = drop_context(History(frames=frames, anchor=anchor), draws.drop, self.drop, self.layout)
+        if self.corruption is not None and draws.corruption is not None:
+            history = corrupt_history(history, draws.corruption, self.corruption, self.layout)
+        if self.saturation is not None and draws.saturation is not None:
+            history = saturate_history(history, draws.saturation, self.saturation, self.layout)
+        return history

@@ -1,0 +1,43 @@
+"""Parameters by name, and settings by lists of (pattern, value) of which the first that matches a name counts."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from flax import nnx, traverse_util
+
+Params = dict[str, Any]
+"""Arrays (or their shapes or shardings) by path, such as "transformer/blocks/attn1/to_qkv/kernel"."""
+
+Rules = tuple[tuple[str, float], ...]
+"""(pattern, value) pairs; a pattern must match a whole path. Values that switch something are 0 or 1."""
+
+
+def flatten[M: nnx.Module](module: M) -> tuple[nnx.GraphDef[M], Params]:
+    """Static structure and parameters of a module; its leaves may be abstract."""
+    graph, state = nnx.split(module)
+    return graph, {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def unflatten[M: nnx.Module](graph: nnx.GraphDef[M], params: Params) -> M:
+    """Inverse of ``flatten``."""
+    paths = {tuple(int(part) if part.isdigit() else part for part in path.split("/")): path for path in params}
+    return nnx.merge(graph, traverse_util.unflatten_dict({parts: params[path] for parts, path in paths.items()}))
+
+
+def settings(rules: Rules, paths: Iterable[str], default: float) -> dict[str, float]:
+    """The value of each path by ``rules``, or ``default`` where none matches.
+
+    Raises:
+        ValueError: A rule that is the first match of no path: it is misspelt or it comes after wider ones.
+    """
+    paths = list(paths)
+    first = {path: next((pattern for pattern, _ in rules if re.fullmatch(pattern, path)), None) for path in paths}
+    idle = [pattern for pattern, _ in rules if pattern not in first.values()]
+    if idle:
+        raise ValueError(
+            f"the patterns {idle} decide nothing: each must be the first in its list to match a parameter; "
+            f"the parameters are {', '.join(paths)}"
+        )
+    values: dict[Any, float] = dict(reversed(rules))  # of equal patterns the first counts
+    return {path: default if pattern is None else values[pattern] for path, pattern in first.items()}

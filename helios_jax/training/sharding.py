@@ -1,0 +1,110 @@
+"""Where training's arrays live: a mesh of the axes data, fsdp and context.
+
+Samples are split over data and fsdp together. Parameters and what the optimizer keeps of them are split over all axes
+(``helios_jax.parallel``). The context axis splits the rows of a sample's latents, for batches of fewer samples than
+devices. How the parts meet is the compiler's choice: the maths is that of one device.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from helios_jax.parallel.mesh import parameter_sharding
+from helios_jax.typing import Array
+
+_SAMPLES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """Devices along each axis; one axis may be -1, for all that are left.
+
+    Attributes:
+        data: Copies of the batch's part; differs from ``fsdp`` in name only.
+        fsdp: See ``data``.
+        context: Devices that share a sample.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+
+    def build(self) -> Mesh:
+        """The mesh of all devices. Raises ValueError when they do not fit."""
+        sizes, devices = [self.data, self.fsdp, self.context], jax.device_count()
+        if sizes.count(-1) == 1:
+            sizes[sizes.index(-1)] = devices // -math.prod(sizes) if math.prod(sizes) else 0
+        if math.prod(sizes) != devices or min(sizes) < 1:
+            raise ValueError(
+                f"a mesh of data={self.data}, fsdp={self.fsdp}, context={self.context} does not use all of {devices} "
+                "devices: their product must be that number, or one of them -1"
+            )
+        return jax.make_mesh(tuple(sizes), (*_SAMPLES, "context"), axis_types=(AxisType.Auto,) * 3)
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every array of a training state, by its shape."""
+    return jax.tree.map(lambda array: parameter_sharding(array.shape, mesh), tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """``tree`` on the mesh; leaves that are there already are not copied."""
+    return jax.device_put(tree, state_shardings(tree, mesh))
+
+
+def data_shard(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process loads: (index, number of parts).
+
+    Raises:
+        ValueError: The samples of this process are no contiguous part of the batch.
+    """
+    blocks = mesh.devices.reshape(-1, mesh.shape["context"])
+    here = [number for number, block in enumerate(blocks) if any(_is_local(device) for device in block)]
+    first, size = here[0], len(here)
+    if here != list(range(first, first + size)) or first % size or len(blocks) % size:
+        raise ValueError(
+            f"process {jax.process_index()} holds parts {here} of {len(blocks)} of a batch, which is no contiguous "
+            "share: change the mesh so that each process has whole rows of it"
+        )
+    return first // size, len(blocks) // size
+
+
+def put_batch(batch: Any, batch_size: int, mesh: Mesh) -> Any:
+    """The global batch, from this process's part of it (numpy arrays).
+
+    Raises:
+        ValueError: The batch cannot be split over the mesh.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(f"a batch of {batch_size} cannot be split over {parts} devices (data x fsdp): use a multiple")
+    sharding = NamedSharding(mesh, PartitionSpec(_SAMPLES))
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
+
+    return jax.tree.map(put, batch)
+
+
+def microbatches(arrays: Sequence[Array], count: int, mesh: Mesh) -> list[Array]:
+    """[B, ...] -> [count, B / count, ...], every sample staying on its device; inside a jitted function.
+
+    Microbatch m holds samples m, m + count, ...
+    """
+
+    def split(array: Array) -> Array:
+        array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
+        rows = (None, "context") if array.ndim == 6 else ()  # [count, B, T, H, W, C]
+        spec = PartitionSpec(None, _SAMPLES, *rows)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+    return [split(array) for array in arrays]
+
+
+def _is_local(device: jax.Device) -> bool:
+    return device.process_index == jax.process_index()

@@ -1,0 +1,106 @@
+"""The weights that training starts from: fresh ones, those of Wan2.1, or a checkpoint of ours."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from helios_jax.checkpoints.diffusers import load_diffusers
+from helios_jax.checkpoints.hub import local_folder
+from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax
+from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
+from helios_jax.training.networks import Networks
+from helios_jax.training.sharding import state_shardings
+from helios_jax.typing import Array, Key, Path
+
+_INITIAL_LOGVAR = -6.0
+"""Logarithm of the variance of a fresh VAE's posterior."""
+
+Precision = Literal["bfloat16", "float32"]
+"""Compute dtype, and that of frozen parameters; trained ones are fp32 whatever it is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Random:
+    """Fresh weights for the networks whose sizes are given.
+
+    Attributes:
+        transformer: Sizes of the transformer.
+        text_encoder: Sizes of the text encoder.
+        vae: Sizes of the VAE.
+        dtype: Their precision.
+    """
+
+    transformer: TransformerConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    vae: VaeConfig | None = None
+    dtype: Precision = "bfloat16"
+
+    def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
+        """See ``Start``. Parameters are made where they will live."""
+        from helios_jax import models
+
+        kinds = {"transformer": models.HeliosTransformer, "text_encoder": models.Umt5Encoder, "vae": models.WanVae}
+        sizes = {name: getattr(self, name) for name in kinds if getattr(self, name) is not None}
+
+        def make(key: Key[Array, ""]) -> Networks:
+            rngs, dtype = nnx.Rngs(key), jnp.dtype(self.dtype)
+            networks = {name: kinds[name](config, dtype=dtype, rngs=rngs) for name, config in sizes.items()}
+            if "vae" in networks:
+                # The decoder would learn to ignore latents that begin as noise of variance 1.
+                bias = networks["vae"].quant_conv.bias
+                networks["vae"].quant_conv.bias = nnx.Param(bias[...].at[self.vae.z_dim :].set(_INITIAL_LOGVAR))
+            return Networks(**networks)
+
+        graph, abstract = nnx.split(nnx.eval_shape(make, key))
+        shardings = state_shardings(abstract, mesh)
+        return nnx.merge(graph, jax.jit(lambda key: nnx.state(make(key)), out_shardings=shardings)(key))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wan:
+    """The transformer of Wan2.1 with new history patchers (``checkpoints.wan``): the start of stage 1.
+
+    Attributes:
+        folder: A text-to-video checkpoint of Wan2.1 in the layout of diffusers: folder or hub id.
+        dtype: Its precision.
+    """
+
+    folder: str
+    dtype: Precision = "bfloat16"
+
+    def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
+        """See ``Start``; nothing is drawn."""
+        from helios_jax.checkpoints.wan import load_wan
+
+        return Networks(transformer=load_wan(local_folder(self.folder), dtype=self.dtype, mesh=mesh))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Networks of a Helios checkpoint, in either layout.
+
+    Attributes:
+        folder: Folder or hub id, for example the ``product`` of an earlier stage.
+        parts: Which of its networks train together.
+        dtype: Their precision.
+    """
+
+    folder: str
+    parts: tuple[str, ...] = ("transformer",)
+    dtype: Precision = "bfloat16"
+
+    def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
+        """See ``Start``; nothing is drawn."""
+        folder = local_folder(self.folder)
+        return Networks(**{part: load_part(folder, part, self.dtype, mesh) for part in self.parts})
+
+
+def load_part(folder: Path, part: str, dtype: Precision, mesh: Mesh | None) -> Any:
+    """One network of a checkpoint, in either layout."""
+    folder = local_folder(folder)
+    load = load_orbax if has_orbax_weights(folder / part) else load_diffusers
+    return load(folder, part, dtype=dtype, mesh=mesh)

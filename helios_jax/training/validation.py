@@ -1,0 +1,177 @@
+"""What to look at while training: sampled videos, or clips beside their reconstruction by the VAE.
+
+Both write mp4 files and contact sheets (PNG).
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from helios_jax.models.network import Network
+from helios_jax.models.vae import WanVae, to_uint8
+from helios_jax.sample import NEGATIVE_PROMPT
+from helios_jax.sampling.contact_sheet import ContactSheet
+from helios_jax.sampling.pipeline import HeliosPipeline
+from helios_jax.sampling.text import TextEncoder, Tokenizer
+from helios_jax.sampling.video_writer import VideoWriter
+from helios_jax.training.experiment import Data, Product
+from helios_jax.training.methods.vae import to_model_range
+from helios_jax.training.networks import Networks
+from helios_jax.training.products import Pipeline
+from helios_jax.typing import Array, UInt8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Videos sampled from fixed prompts and seeds.
+
+    Attributes:
+        every: Steps between two looks.
+        prompts: One video each.
+        negative_prompt: What guidance leads away from.
+        num_frames: Length of the videos.
+        height: Pixel rows.
+        width: Pixel columns.
+        steps: Network calls per level (one number for single-stage models); empty: what the pipeline recommends.
+        guidance_scale: Guidance; 0: what the pipeline recommends.
+        max_text_tokens: Length that texts are padded to.
+        seed: Seed of the noise.
+        fps: Frames per second of the files.
+    """
+
+    every: int
+    prompts: tuple[str, ...]
+    negative_prompt: str = NEGATIVE_PROMPT
+    num_frames: int = 132
+    height: int = 384
+    width: int = 640
+    steps: tuple[int, ...] = ()
+    guidance_scale: float = 0.0
+    max_text_tokens: int = 512
+    seed: int = 0
+    fps: int = 24
+
+    def prepare(self, product: Product, networks: Networks, mesh: Mesh) -> "Sampler":
+        """See ``Validation``. A text encoder that is not trained is dropped when it has encoded the prompts."""
+        if not isinstance(product, Pipeline):
+            raise ValueError(f"videos are sampled by a pipeline, and the product is a {type(product).__name__}")
+        pipeline = product.join(networks, mesh)
+        encoder = pipeline.text_encoder
+        assert encoder is not None, "join() gives one"
+        trained = "text_encoder" in vars(networks)
+        embeds = None
+        if not trained:
+            texts = [*self.prompts, self.negative_prompt]
+            embeds = [np.asarray(encoder([text], self.max_text_tokens)) for text in texts]
+        return Sampler(settings=self, product=product, vae=pipeline.vae, tokenizer=encoder.tokenizer, embeds=embeds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sampler:
+    """``Samples``, ready: the VAE, and the prompts as embeddings unless the text encoder is trained."""
+
+    settings: Samples
+    product: Pipeline
+    vae: Network[WanVae]
+    tokenizer: Tokenizer
+    embeds: list[np.ndarray] | None
+
+    def __call__(self, networks: Networks, folder: pathlib.Path) -> list[pathlib.Path]:
+        """See ``Validator``."""
+        settings = self.settings
+        text_encoder = None
+        if self.embeds is None:
+            text_encoder = TextEncoder.create(networks.text_encoder, self.tokenizer)
+        pipeline = HeliosPipeline(
+            config=self.product.config,
+            scheduler=self.product.scheduler,
+            transformer=Network.of(networks.transformer),
+            vae=self.vae,
+            text_encoder=text_encoder,
+        )
+        files = []
+        for number, prompt in enumerate(settings.prompts):
+            if self.embeds is None:
+                text = {"prompt": prompt, "negative_prompt": settings.negative_prompt}
+            else:
+                text = {"prompt_embeds": self.embeds[number], "negative_prompt_embeds": self.embeds[-1]}
+            video = pipeline(
+                **text,
+                num_frames=settings.num_frames,
+                height=settings.height,
+                width=settings.width,
+                steps=_one_or_many(settings.steps),
+                guidance_scale=settings.guidance_scale or None,
+                max_text_tokens=settings.max_text_tokens,
+                seed=settings.seed + number,
+                progress=False,
+            )
+            files += write_clip(folder / f"{number}.mp4", video.frames[0], settings.fps)
+        return files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstructions:
+    """Clips, each beside what the VAE makes of it.
+
+    Attributes:
+        every: Steps between two looks.
+        clips: Where the clips come from.
+        count: How many.
+        fps: Frames per second of the files.
+    """
+
+    every: int
+    clips: Data
+    count: int = 2
+    fps: int = 24
+
+    def prepare(self, product: Product, networks: Networks, mesh: Mesh) -> "Reconstructor":
+        """See ``Validation``."""
+        batch = next(self.clips.batches(self.count, (0, 1), seed=1))
+        return Reconstructor(settings=self, frames=np.asarray(batch.frames))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstructor:
+    """``Reconstructions``, ready."""
+
+    settings: Reconstructions
+    frames: UInt8[np.ndarray, "B F H W 3"]
+
+    def __call__(self, networks: Networks, folder: pathlib.Path) -> list[pathlib.Path]:
+        """See ``Validator``."""
+        files = []
+        for number, frames in enumerate(self.frames):
+            again = np.asarray(reconstruct(Network.of(networks.vae), jnp.asarray(frames[None])))[0]
+            both = np.concatenate([frames, again], axis=2)
+            files += write_clip(folder / f"{number}.mp4", both, self.settings.fps)
+        return files
+
+
+@jax.jit
+def reconstruct(vae: Network[WanVae], frames: UInt8[Array, "B F H W 3"]) -> UInt8[Array, "B F H W 3"]:
+    """Decodes the mean of the posterior."""
+    mean, _ = vae.module.encode(to_model_range(frames))
+    return to_uint8(vae.module.decode(mean))
+
+
+def write_clip(path: pathlib.Path, frames: UInt8[np.ndarray, "F H W 3"], fps: int) -> list[pathlib.Path]:
+    """Writes an mp4, and a contact sheet beside it with a row per 33 frames; files that exist are replaced."""
+    sheet_path = path.with_suffix(".png")
+    with (
+        VideoWriter(path, fps=fps, overwrite=True) as video,
+        ContactSheet(sheet_path, fps=fps, columns=6, overwrite=True) as sheet,
+    ):
+        for start in range(0, len(frames), 33):
+            video.write(frames[start : start + 33])
+            sheet.write(frames[start : start + 33])
+    return [path, sheet_path]
+
+
+def _one_or_many(steps: tuple[int, ...]) -> int | tuple[int, ...] | None:
+    return (steps[0] if len(steps) == 1 else steps) if steps else None

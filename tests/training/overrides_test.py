@@ -1,0 +1,171 @@
+"""Settings from experiment files and the command line."""
+
+import dataclasses
+import importlib
+import json
+from typing import Literal
+
+import pytest
+
+from helios_jax.train import parse
+from helios_jax.training.ema import Ema
+from helios_jax.training.injection import ContextDrop, Injection
+from helios_jax.training.overrides import as_json, frozen, mutable
+
+EXPERIMENTS = [
+    *(("stage1_init", size) for size in ("14b", "1_3b", "tiny")),
+    *(("stage1_post", size) for size in ("14b", "1_3b")),
+    *(("stage1_post_corrected", size) for size in ("14b", "1_3b")),
+    *(("stage2_init", size) for size in ("14b", "1_3b", "tiny")),
+    *(("stage2_post", size) for size in ("14b", "1_3b")),
+    ("tiny_vae", None),
+]
+
+
+def config(name, size):
+    get_config = importlib.import_module(f"experiments.{name}").get_config
+    return get_config() if size is None else get_config(size)
+
+
+@pytest.mark.parametrize(("name", "size"), EXPERIMENTS)
+def test_experiments_survive_the_way_to_the_command_line_and_back(name, size):
+    mirror = config(name, size)
+    experiment = frozen(mirror)
+    assert frozen(mutable(experiment)) == experiment
+    assert mirror.optimizer.learning_rate == experiment.optimizer.learning_rate
+    json.dumps(as_json(experiment))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "warmup", "rank", "seed", "ratios"),
+    [
+        ("stage1_init", 5e-5, 0, 128, 43, None),
+        ("stage1_post", 3e-5, 0, 128, 44, None),
+        ("stage2_init", 1e-4, 1000, 256, 45, (1, 2, 1)),
+        ("stage2_post", 3e-5, 500, 256, 46, (1, 1, 1)),
+    ],
+)
+def test_published_values(name, rate, warmup, rank, seed, ratios):
+    """Table of the published recipes (arXiv 2603.04379 and its configuration files)."""
+    experiment = frozen(config(name, "14b"))
+    adamw = experiment.optimizer
+    assert (adamw.learning_rate, adamw.warmup_steps, adamw.schedule) == (rate, warmup, "constant")
+    assert (adamw.betas, adamw.eps, adamw.weight_decay, adamw.clip_norm) == ((0.9, 0.999), 1e-8, 1e-4, 1.0)
+    assert (experiment.lora.rank, experiment.lora.alpha or rank, experiment.seed) == (rank, rank, seed)
+    assert experiment.method.context == Injection.published()
+    assert experiment.method.context.drop == ContextDrop(t2v=0.4, i2v=0.0, v2v=0.4, batch_level=True)
+    assert getattr(experiment.method, "ratios", None) == ratios
+    assert experiment.ema is None
+
+
+def test_corrected_recipe():
+    context = frozen(config("stage1_post_corrected", "14b")).method.context
+    assert context.drop == ContextDrop(t2v=0.4, i2v=0.1, v2v=0.4, batch_level=False)
+    assert context.saturation is not None
+    assert context == Injection()
+
+
+def arguments(tmp_path, *overrides):
+    return parse(["helios-train", "--config=experiments/stage2_init.py:14b", f"--workdir={tmp_path}", *overrides])
+
+
+def test_overrides_reach_the_frozen_settings(tmp_path):
+    found = arguments(
+        tmp_path,
+        "--config.optimizer.learning_rate=3e-5",
+        "--config.method.ratios=(1,1,1)",
+        "--config.method.context.drop.i2v=0.1",
+        "--config.lora.excludes=('transformer/.*',)",
+        "--config.trainable=(('.*', 1),)",
+        "--config.validation=none",
+        "--config.start.folder=/somewhere",
+        "--config.optimizer.weight_decay=0",
+        "--config.method.context.drop.batch_level=false",
+    ).experiment
+    base = frozen(config("stage2_init", "14b"))
+    drop = dataclasses.replace(base.method.context.drop, i2v=0.1, batch_level=False)
+    context = dataclasses.replace(base.method.context, drop=drop)
+    assert found == dataclasses.replace(
+        base,
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-5, weight_decay=0.0),
+        method=dataclasses.replace(base.method, ratios=(1, 1, 1), context=context),
+        lora=dataclasses.replace(base.lora, excludes=("transformer/.*",)),
+        trainable=((".*", 1),),
+        validation=None,
+        start=dataclasses.replace(base.start, folder="/somewhere"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optimizr.learning_rate=1", "optimizr does not exist"),
+        ("--config.optimizer.rate=1", "rate"),
+        ("--config.optimizer.learning_rate=fast", "could not convert string to float"),
+        ("--config.batch_size=1.5", "invalid literal for int"),
+        ("--config.optimizer.schedule=linear", r"AdamW\.schedule must be 'constant' or 'cosine', got 'linear'"),
+        ("--config.method.remat=some", r"Pyramid\.remat must be 'none' or 'attention' or 'full', got 'some'"),
+        ("--config.method.ratios=(1,1)", "3 levels need 3 numbers"),
+        ("--config.batch_size=0", "batch_size must be at least 1"),
+        ("--config.accumulation=3", "must be a multiple of accumulation=3"),
+        ("--learning_rate=1", "Unknown command line flag 'learning_rate'"),
+        ("surplus", "what is surplus"),
+    ],
+)
+def test_wrong_overrides_are_refused(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, override)
+
+
+def test_missing_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match="give --config, an experiment file"):
+        parse(["helios-train", f"--workdir={tmp_path}"])
+    with pytest.raises(ValueError, match="and --workdir"):
+        parse(["helios-train", "--config=experiments/tiny_vae.py"])
+    with pytest.raises(FileNotFoundError, match=r"no experiment file experiments/no\.py"):
+        parse(["helios-train", "--config=experiments/no.py", f"--workdir={tmp_path}"])
+    with pytest.raises(ValueError, match="size '13b' must be 'tiny' or one of"):
+        parse(["helios-train", "--config=experiments/stage1_init.py:13b", f"--workdir={tmp_path}"])
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["helios-train", "--help"])
+    assert caught.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_cluster_arguments(tmp_path):
+    found = arguments(tmp_path, "--coordinator=host:1234", "--num_processes=2", "--process_id=1")
+    assert found.distributed
+    assert found.cluster == {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 1}
+    assert not arguments(tmp_path).distributed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Settings with every kind of field."""
+
+    number: float = 1.0
+    choice: Literal["a", "b"] = "a"
+    maybe: int | None = None
+    pair: tuple[int, int] = (1, 2)
+    inner: Ema | None = None
+
+
+def test_values_of_wrong_types_are_refused():
+    for name, value in (("number", "x"), ("choice", "c"), ("maybe", 1.5), ("pair", 3), ("number", True), ("inner", 1)):
+        mirror = mutable(Part())
+        setattr(mirror, name, value)
+        with pytest.raises(ValueError, match=rf"Part\.{name} must be"):
+            frozen(mirror)
+    mirror = mutable(Part(inner=Ema()))
+    mirror.number, mirror.maybe, mirror.inner.start = 2, 3, 4
+    assert frozen(mirror) == Part(number=2.0, maybe=3, inner=Ema(start=4))
+
+
+def test_settings_are_checked_when_they_are_frozen():
+    mirror = mutable(Part(inner=Ema()))
+    mirror.inner.decay = 2.0
+    with pytest.raises(ValueError, match="0 <= decay < 1"):
+        frozen(mirror)
