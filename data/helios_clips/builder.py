@@ -176,7 +176,8 @@ def build(clips: Path, videos: Path, folder: Path, *, rules: ClipRules | None = 
 
 def open_clips(folder: Path) -> Sequence[dict[str, Any]]:
     """The records of a data set, for ``decode_clip`` and grain's ``MapDataset.source``; ``folder`` is the report's."""
-    return tfds.builder_from_directory(str(folder)).as_data_source(split="train")
+    records: Any = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
+    return records
 
 
 def open_report(folder: Path) -> BuildReport:

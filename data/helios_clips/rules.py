@@ -91,11 +91,12 @@ class ClipRules:
         x0, x1, y0, y1 = clip.crop
         aspect = (x1 - x0) / (y1 - y0)
         nearest = min(self.resolutions, key=lambda size: abs(math.log(size[1] / size[0] / aspect)))
-        if self.single_resolution not in (None, nearest):
+        wanted = self.single_resolution
+        if wanted is not None and wanted != nearest:
             raise ClipError(
                 "resolution",
                 f"{clip.name} has {y1 - y0} x {x1 - x0} pixels, nearest to {nearest[0]} x {nearest[1]}; "
-                f"wanted is {self.single_resolution[0]} x {self.single_resolution[1]} only",
+                f"wanted is {wanted[0]} x {wanted[1]} only",
             )
         length = self.num_frames or max(length for length in self.lengths if length <= clip.num_frames)
         return Bucket(num_frames=length, height=nearest[0], width=nearest[1])

@@ -49,6 +49,7 @@ class MovingShapesBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         source = self._source
+        assert source is not None, "a builder without a source only reads"
         for index in range(len(source)):
             item = source[index]
             yield (

@@ -100,7 +100,7 @@ def load_adapters[M: ConfiguredModule](transformer: M, path: Path) -> M:
         elif len(found) < len(places) or len({(delta.rank, delta.weight) for delta in found}) > 1:
             problems["without one rank and alpha for the whole stack"].append(".".join(map(str, parameter)))
         else:
-            layer = functools.reduce(_child, parameter[:-1], transformer)
+            layer: Any = functools.reduce(_child, parameter[:-1], transformer)
             attach(layer, *_stack_factors(places, deltas), found[0].weight)
     raise_problems(f"{path} cannot be loaded as adapters (merge_lora_file can merge it); layers:", problems)
     return transformer

@@ -9,6 +9,7 @@ divided by k^3. (The published training makes these copies before it loads W, th
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +48,14 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
     side = 2 * (head_dim // 6)
     config = TransformerConfig.from_diffusers({**json, "rope_dim": [head_dim - 2 * side, side, side]})
     bare = dataclasses.replace(config, has_multi_term_memory_patch=False)
-    wan = load_diffusers(folder, "transformer", dtype=dtype, mesh=mesh, config=bare)
+    wan: Any = load_diffusers(folder, "transformer", dtype=dtype, mesh=mesh, config=bare)
 
     arrays = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(wan, nnx.Param))}
     for patcher, pool in _POOLS.items():
         arrays[patcher, "kernel"] = pooling_kernel(wan.patch_embedding.kernel[...], pool)
         arrays[patcher, "bias"] = jnp.copy(wan.patch_embedding.bias[...])
-    return with_parameters(find_component("transformer").abstract(config, wan.dtype), arrays)
+    helios: Any = with_parameters(find_component("transformer").abstract(config, wan.dtype), arrays)
+    return helios
 
 
 def pooling_kernel(kernel: Float[Array, "t h w C D"], pool: int) -> Float[Array, "t2 h2 w2 C D"]:

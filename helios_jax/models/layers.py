@@ -22,7 +22,7 @@ def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def adapter_output(layer: nnx.Module, x: Float[Array, "*B D"], dtype: DType) -> Float[Array, "*B D2"]:
+def adapter_output(layer: "Linear | PatchEmbed", x: Float[Array, "*B D"], dtype: DType) -> Float[Array, "*B D2"]:
     """What the adapter of a layer adds to its output, scale (x A) B; see ``helios_jax.models.lora``."""
     a, b = layer.lora_a[...].astype(dtype), layer.lora_b[...].astype(dtype)
     precision = matmul_precision(dtype)
@@ -35,6 +35,10 @@ def adapter_output(layer: nnx.Module, x: Float[Array, "*B D"], dtype: DType) -> 
 
 class Linear(nnx.Linear):
     """A linear layer that may carry a low-rank adapter."""
+
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+    lora_scale: float
 
     def __call__(self, x: Float[Array, "*B D"], activation: Activation | None = None) -> Float[Array, "*B D2"]:
         bias = None if self.bias is None else self.bias[...].astype(self.dtype)
@@ -96,6 +100,10 @@ class PatchEmbed(nnx.Module):
     Clips whose sides are not multiples of the patch are padded at the end by repeating the last
     frame, row or column (diffusers ``pad_for_3d_conv``).
     """
+
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+    lora_scale: float
 
     def __init__(
         self,

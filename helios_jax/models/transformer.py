@@ -423,6 +423,7 @@ class HeliosTransformer(ConfiguredModule):
 
         def run_summed(x: Float[Array, "B S D"], layer: tuple[nnx.State, TextContext]) -> tuple[Array, None]:
             end = run(Residual(x=x), layer)
+            assert end.update is not None
             return residual_sum(end.x, end.update, end.gate, num_history=num_history), None
 
         if remat is None:

@@ -22,7 +22,7 @@ def storable(x: Any) -> Any:
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, ATTENTION), x)
 
 
-def checkpointed[F: Callable](body: F, remat: Remat) -> F:
+def checkpointed(body: Callable, remat: Remat) -> Callable:
     """The body of a scan over layers, storing what ``remat`` leaves.
 
     Raises:

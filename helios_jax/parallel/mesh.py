@@ -45,7 +45,7 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     Kernels ask for it, since the compiler cannot divide them.
     """
     sharding = jax.tree.leaves(tree)[0].sharding
-    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
         return jax.set_mesh(sharding.mesh)
     return contextlib.nullcontext()
 
