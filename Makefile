@@ -5,11 +5,13 @@ BIN   := $(VENV)/bin
 JOBS  ?= 2
 CLIP  ?=
 OUT   ?= demo_out
+TINY  ?= runs/tiny
 
-.PHONY: help env demo test test-gpu lint format types parity clean
+.PHONY: help env demo train-tiny test test-gpu lint format types parity clean
 
 help:
 	@echo "make demo [CLIP=video.mp4] [OUT=demo_out]  continue a clip with a small random-weight checkpoint"
+	@echo "make train-tiny [TINY=runs/tiny]           train a VAE, stage 1 and stage 2 on moving shapes, sample and score"
 	@echo "make test [JOBS=2]                         the CPU test suite"
 	@echo "make test-gpu                              tests/gpu, on a machine with an NVIDIA GPU"
 	@echo "make lint | format | types                 ruff check | ruff format | pyrefly"
@@ -25,6 +27,9 @@ env: $(BIN)/.installed
 
 demo: env
 	@$(BIN)/python -m helios_jax.demo --out=$(OUT) $(if $(CLIP),--clip=$(CLIP))
+
+train-tiny: env
+	@$(BIN)/python -m experiments.train_tiny --out=$(TINY)
 
 test: env
 	@$(BIN)/python -m pytest -n $(JOBS) tests

@@ -3,7 +3,7 @@
     helios-prepare --model=Wan-AI/Wan2.1-T2V-14B-Diffusers --clips=clips.json --out=latents
     helios-train --config=experiments/stage1_init.py:14b --workdir=runs/stage1_init
 
-Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B) and tiny (fresh weights on moving shapes, see train_tiny.sh).
+Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B) and tiny (fresh weights on moving shapes, see train_tiny.py).
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
 in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43. The number of GPUs is not published; the number
@@ -12,7 +12,7 @@ of steps is about 5,500 as quoted from the technical report, two to three days f
 Differences from the published run: the history patchers start as pooling copies of Wan's patch embedding (there, of
 random weights), and every sample draws its own timestep, context and corruption (there, one draw per batch).
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.sh.
+Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.py.
 """
 
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig

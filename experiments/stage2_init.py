@@ -3,14 +3,14 @@
     helios-train --config=experiments/stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
-Without the override 14b starts from the published Base. Sizes: 14b, 1_3b and tiny (see train_tiny.sh).
+Without the override 14b starts from the published Base. Sizes: 14b, 1_3b and tiny (see train_tiny.py).
 
 Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
 that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
 not published; both parts of stage 2 took three to four days. The authors advise a lower learning rate for small
 batches; at first samples are coloured noise.
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.sh.
+Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.py.
 """
 
 import dataclasses

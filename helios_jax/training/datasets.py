@@ -62,8 +62,7 @@ class MovingShapes:
 
     Attributes:
         scenes: How many different scenes.
-        scene_frames: Length of a scene, from which clips are cut.
-        frames: Length of a clip.
+        frames: Length of a clip, from the start of its scene.
         height: Pixel rows.
         width: Pixel columns.
         world: Seed of the scenes.
@@ -71,7 +70,6 @@ class MovingShapes:
     """
 
     scenes: int
-    scene_frames: int = 66
     frames: int = 33
     height: int = 64
     width: int = 64
@@ -82,9 +80,7 @@ class MovingShapes:
         """See ``Data``; yields ``VideoBatch``."""
         from data.moving_shapes import MovingShapes as Scenes
 
-        scenes = Scenes(
-            seed=self.world, size=self.scenes, frames=self.scene_frames, height=self.height, width=self.width
-        )
+        scenes = Scenes(seed=self.world, size=self.scenes, frames=self.frames, height=self.height, width=self.width)
         index, count = part
         return video_loader(
             [_Frames(scenes)],

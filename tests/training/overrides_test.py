@@ -18,13 +18,13 @@ EXPERIMENTS = [
     *(("stage1_post_corrected", size) for size in ("14b", "1_3b")),
     *(("stage2_init", size) for size in ("14b", "1_3b", "tiny")),
     *(("stage2_post", size) for size in ("14b", "1_3b")),
-    ("tiny_vae", None),
+    ("tiny_vae", "images"),
+    ("tiny_vae", "videos"),
 ]
 
 
 def config(name, size):
-    get_config = importlib.import_module(f"experiments.{name}").get_config
-    return get_config() if size is None else get_config(size)
+    return importlib.import_module(f"experiments.{name}").get_config(size)
 
 
 @pytest.mark.parametrize(("name", "size"), EXPERIMENTS)

@@ -1,0 +1,167 @@
+"""What a run leaves behind: pipelines that sample, with adapters folded in, and VAEs that know their statistics."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import helios_jax as hx
+from helios_jax.checkpoints.random import write_random_checkpoint
+from helios_jax.config import PipelineConfig, SchedulerConfig, VaeConfig
+from helios_jax.models.lora import add_lora, merge_lora
+from helios_jax.models.vae import WanVae
+from helios_jax.training.networks import Networks
+from helios_jax.training.params import flatten
+from helios_jax.training.products import MeasuredVae, Pipeline, released
+from helios_jax.training.sharding import MeshShape
+from helios_jax.training.starts import Checkpoint, Random
+from helios_jax.training.validation import Reconstructions, Samples, write_clip
+
+MESH = MeshShape().build()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A checkpoint with random weights."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_random_checkpoint(folder, pipeline=PipelineConfig(), scheduler=SchedulerConfig.mid())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def product(parts):
+    return Pipeline(parts=str(parts), config=PipelineConfig(), scheduler=SchedulerConfig.mid(), vae_dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def trained(parts):
+    """Its transformer with adapters that do something, and patchers in fp32, as training has them."""
+    networks = Checkpoint(folder=str(parts)).networks(MESH, jax.random.key(0))
+    networks = add_lora(networks, rank=2, targets=("transformer/(blocks/attn1/.*|proj_out)",), key=jax.random.key(1))
+    for layer in (networks.transformer.proj_out, networks.transformer.blocks.attn1.to_qkv):
+        layer.lora_b = nnx.Param(layer.lora_b[...] + 0.05)
+    patcher = networks.transformer.patch_short
+    patcher.kernel = nnx.Param(patcher.kernel[...].astype(jnp.float32) + 1e-3)
+    return networks
+
+
+def test_a_checkpoint_gives_the_networks_that_train_together(parts):
+    networks = Checkpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(MESH, jax.random.key(0))
+    names = {path.split("/")[0] for path in flatten(networks)[1]}
+    assert names == {"transformer", "text_encoder"}
+    stored = hx.load_diffusers(parts, "text_encoder", dtype="bfloat16")
+    np.testing.assert_array_equal(networks.text_encoder.shared.embedding[...], stored.shared.embedding[...])
+
+
+def test_fresh_networks_are_made_sharded_and_by_their_key():
+    start = Random(vae=VaeConfig.tiny(), dtype="float32")
+    first, again, other = (flatten(start.networks(MESH, jax.random.key(seed)))[1] for seed in (0, 0, 1))
+    kernel = "vae/encoder/conv_in/kernel"
+    np.testing.assert_array_equal(first[kernel], again[kernel])
+    assert not np.allclose(first[kernel], other[kernel])
+    assert first[kernel].sharding.mesh == MESH
+
+
+def test_released_networks_have_published_dtypes_and_no_adapters(trained):
+    found = released("transformer", trained.transformer, "bfloat16")
+    graph, params = flatten(found)
+    plain = flatten(hx.models.HeliosTransformer(found.config, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)))
+    assert graph == plain[0]
+    assert {path: array.dtype for path, array in params.items()} == {p: a.dtype for p, a in plain[1].items()}
+    merged = flatten(merge_lora(trained.transformer))[1]
+    for path, array in params.items():
+        np.testing.assert_array_equal(array, merged[path].astype(array.dtype), err_msg=path)
+
+
+def test_an_exported_pipeline_samples_what_the_networks_sample(product, trained, tmp_path):
+    product.export(trained, tmp_path)
+    exported = hx.HeliosPipeline.from_pretrained(tmp_path, vae_dtype="float32")
+    request = {"prompt": "a", "num_frames": 33, "height": 64, "width": 64, "steps": (1, 1, 1), "guidance_scale": 1.0}
+    request |= {"max_text_tokens": 8, "progress": False}
+    expected = product.join(trained, None)(**request).latents
+    found = exported(**request).latents
+    assert np.abs(found - expected).max() < 0.1 * expected.std()  # bf16: folded in rather than added
+    before = hx.HeliosPipeline.from_pretrained(product.parts, vae_dtype="float32")
+    plain = before(**request).latents
+    assert np.abs(plain - expected).max() > 0.3 * expected.std()
+    # The adapters by themselves, on the weights they were trained on; the patcher was trained in full.
+    before.load_lora(tmp_path / "lora.safetensors")
+    for name in ("blocks", "proj_out"):
+        found, wanted = (flatten(getattr(pipe.transformer.module, name))[1] for pipe in (before, exported))
+        for path, array in wanted.items():
+            np.testing.assert_allclose(np.float32(found[path]), np.float32(array), atol=0.01, err_msg=path)
+
+
+def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
+    samples = Samples(
+        every=1, prompts=("a", "bc"), num_frames=33, height=64, width=64, steps=(1, 1, 1), max_text_tokens=8
+    )
+    validate = samples.prepare(product, trained, MESH)
+    files = validate(trained, tmp_path / "5")
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == ["5/0.mp4", "5/0.png", "5/1.mp4", "5/1.png"]
+    assert all(file.stat().st_size > 500 for file in files)
+    first = (tmp_path / "5" / "0.mp4").read_bytes()
+    validate(trained, tmp_path / "6")
+    assert (tmp_path / "6" / "0.mp4").read_bytes() == first  # fixed prompts and seeds
+    assert (tmp_path / "5" / "1.mp4").read_bytes() != first
+
+
+def test_validation_can_sample_with_the_text_encoder_that_is_trained(product, parts, tmp_path):
+    networks = Checkpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(MESH, jax.random.key(0))
+    samples = Samples(every=1, prompts=("a",), num_frames=33, height=64, width=64, steps=(1, 1, 1), max_text_tokens=8)
+    validate = samples.prepare(product, networks, MESH)
+    assert len(validate(networks, tmp_path)) == 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisyClips:
+    """Clips of a fixed colour and some noise."""
+
+    def batches(self, batch_size, part, seed):
+        from helios_jax.training.batch import VideoBatch
+
+        while True:
+            generator = np.random.default_rng(seed)
+            yield VideoBatch(frames=generator.integers(90, 110, (batch_size, 5, 16, 16, 3), np.uint8))
+
+
+def test_a_vae_is_exported_with_the_statistics_of_its_latents(tmp_path):
+    config = VaeConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 1, 1))
+    networks = Random(vae=config, dtype="float32").networks(MESH, jax.random.key(0))
+    MeasuredVae(clips=NoisyClips(), num_batches=2).export(networks, tmp_path)
+    vae = hx.load_diffusers(tmp_path, "vae")
+    assert vae.config.latents_mean != config.latents_mean
+    clips = next(NoisyClips().batches(4, (0, 1), seed=0)).frames
+    mean, logvar = vae.encode(jnp.asarray(clips / 127.5 - 1, jnp.float32))
+    spread = mean.var((0, 1, 2, 3)) + jnp.exp(logvar).mean((0, 1, 2, 3))
+    np.testing.assert_allclose(vae.config.latents_mean, mean.mean((0, 1, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(vae.config.latents_std, jnp.sqrt(spread), rtol=1e-3)
+
+
+def test_reconstructions_stand_beside_their_clips(tmp_path):
+    from helios_jax.sampling.media import load_video
+
+    config = VaeConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 1, 1))
+    networks = Networks(vae=WanVae(config, rngs=nnx.Rngs(0)))
+    reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)
+    validate = reconstructions.prepare(MeasuredVae(clips=NoisyClips()), networks, MESH)
+    video, _sheet = validate(networks, tmp_path)
+    frames = load_video(video, 16, 32)
+    assert frames.shape == (5, 16, 32, 3)
+    assert abs(float(frames[:, :, :16].mean()) - 99.5) < 3
+
+
+def test_clips_are_written_with_a_row_per_chunk(tmp_path):
+    from PIL import Image
+
+    video, sheet = write_clip(tmp_path / "clip.mp4", np.zeros((40, 16, 16, 3), np.uint8), 24)
+    assert video.exists()
+    assert Image.open(sheet).height > 2 * Image.open(sheet).width // 6
+
+
+def test_samples_need_a_pipeline(trained):
+    with pytest.raises(ValueError, match="the product is a MeasuredVae"):
+        Samples(every=1, prompts=("a",)).prepare(MeasuredVae(clips=NoisyClips()), trained, MESH)
