@@ -63,8 +63,8 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     Raises:
         ValueError: The samples of this process are no contiguous part of the batch.
     """
-    blocks = mesh.devices.reshape(-1, mesh.shape["context"])
-    here = [number for number, block in enumerate(blocks) if any(_is_local(device) for device in block)]
+    blocks, own = mesh.devices.reshape(-1, mesh.shape["context"]), jax.process_index()
+    here = [number for number, block in enumerate(blocks) if any(device.process_index == own for device in block)]
     first, size = here[0], len(here)
     if here != list(range(first, first + size)) or first % size or len(blocks) % size:
         raise ValueError(
@@ -104,7 +104,3 @@ def microbatches(arrays: Sequence[Array], count: int, mesh: Mesh) -> list[Array]
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
     return [split(array) for array in arrays]
-
-
-def _is_local(device: jax.Device) -> bool:
-    return device.process_index == jax.process_index()

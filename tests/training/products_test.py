@@ -10,10 +10,8 @@ from flax import nnx
 
 import helios_jax as hx
 from helios_jax.checkpoints.random import write_random_checkpoint
-from helios_jax.config import PipelineConfig, SchedulerConfig, VaeConfig
+from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, VaeConfig
 from helios_jax.models.lora import add_lora, merge_lora
-from helios_jax.models.vae import WanVae
-from helios_jax.training.networks import Networks
 from helios_jax.training.params import flatten
 from helios_jax.training.products import MeasuredVae, Pipeline, released
 from helios_jax.training.sharding import MeshShape
@@ -57,12 +55,25 @@ def test_a_checkpoint_gives_the_networks_that_train_together(parts):
 
 
 def test_fresh_networks_are_made_sharded_and_by_their_key():
-    start = Random(vae=VaeConfig.tiny(), dtype="float32")
-    first, again, other = (flatten(start.networks(MESH, jax.random.key(seed)))[1] for seed in (0, 0, 1))
-    kernel = "vae/encoder/conv_in/kernel"
-    np.testing.assert_array_equal(first[kernel], again[kernel])
+    start = Random(text_encoder=TextEncoderConfig.tiny(), dtype="float32")
+    first, other = (flatten(start.networks(MESH, jax.random.key(seed)))[1] for seed in (0, 1))
+    kernel = "text_encoder/shared/embedding"
     assert not np.allclose(first[kernel], other[kernel])
     assert first[kernel].sharding.mesh == MESH
+    by_hand = hx.models.Umt5Encoder(TextEncoderConfig.tiny(), dtype=jnp.float32, rngs=nnx.Rngs(jax.random.key(0)))
+    np.testing.assert_allclose(first[kernel], by_hand.shared.embedding[...], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """The smallest there is, fresh."""
+    config = VaeConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 1, 1))
+    return Random(vae=config, dtype="float32").networks(MESH, jax.random.key(0))
+
+
+def test_a_fresh_vae_begins_with_little_noise(vae):
+    _, logvar = vae.vae.encode(jax.random.uniform(jax.random.key(0), (1, 1, 16, 16, 3), minval=-1.0))
+    assert -8 < float(logvar.min()) < float(logvar.max()) < -4
 
 
 def test_released_networks_have_published_dtypes_and_no_adapters(trained):
@@ -97,7 +108,14 @@ def test_an_exported_pipeline_samples_what_the_networks_sample(product, trained,
 
 def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
     samples = Samples(
-        every=1, prompts=("a", "bc"), num_frames=33, height=64, width=64, steps=(1, 1, 1), max_text_tokens=8
+        every=1,
+        prompts=("a", "bc"),
+        negative_prompt="",
+        num_frames=33,
+        height=64,
+        width=64,
+        steps=(1, 1, 1),
+        max_text_tokens=8,
     )
     validate = samples.prepare(product, trained, MESH)
     files = validate(trained, tmp_path / "5")
@@ -111,7 +129,16 @@ def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
 
 def test_validation_can_sample_with_the_text_encoder_that_is_trained(product, parts, tmp_path):
     networks = Checkpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(MESH, jax.random.key(0))
-    samples = Samples(every=1, prompts=("a",), num_frames=33, height=64, width=64, steps=(1, 1, 1), max_text_tokens=8)
+    samples = Samples(
+        every=1,
+        prompts=("a",),
+        negative_prompt="",
+        num_frames=33,
+        height=64,
+        width=64,
+        steps=(1, 1, 1),
+        max_text_tokens=8,
+    )
     validate = samples.prepare(product, networks, MESH)
     assert len(validate(networks, tmp_path)) == 2
 
@@ -128,12 +155,10 @@ class NoisyClips:
             yield VideoBatch(frames=generator.integers(90, 110, (batch_size, 5, 16, 16, 3), np.uint8))
 
 
-def test_a_vae_is_exported_with_the_statistics_of_its_latents(tmp_path):
-    config = VaeConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 1, 1))
-    networks = Random(vae=config, dtype="float32").networks(MESH, jax.random.key(0))
-    MeasuredVae(clips=NoisyClips(), num_batches=2).export(networks, tmp_path)
-    vae = hx.load_diffusers(tmp_path, "vae")
-    assert vae.config.latents_mean != config.latents_mean
+def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
+    MeasuredVae(clips=NoisyClips(), num_batches=2).export(vae, tmp_path)
+    before, vae = vae.vae.config, hx.load_diffusers(tmp_path, "vae")
+    assert vae.config.latents_mean != before.latents_mean
     clips = next(NoisyClips().batches(4, (0, 1), seed=0)).frames
     mean, logvar = vae.encode(jnp.asarray(clips / 127.5 - 1, jnp.float32))
     spread = mean.var((0, 1, 2, 3)) + jnp.exp(logvar).mean((0, 1, 2, 3))
@@ -141,14 +166,12 @@ def test_a_vae_is_exported_with_the_statistics_of_its_latents(tmp_path):
     np.testing.assert_allclose(vae.config.latents_std, jnp.sqrt(spread), rtol=1e-3)
 
 
-def test_reconstructions_stand_beside_their_clips(tmp_path):
+def test_reconstructions_stand_beside_their_clips(vae, tmp_path):
     from helios_jax.sampling.media import load_video
 
-    config = VaeConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 1, 1))
-    networks = Networks(vae=WanVae(config, rngs=nnx.Rngs(0)))
     reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)
-    validate = reconstructions.prepare(MeasuredVae(clips=NoisyClips()), networks, MESH)
-    video, _sheet = validate(networks, tmp_path)
+    validate = reconstructions.prepare(MeasuredVae(clips=NoisyClips()), vae, MESH)
+    video, _sheet = validate(vae, tmp_path)
     frames = load_video(video, 16, 32)
     assert frames.shape == (5, 16, 32, 3)
     assert abs(float(frames[:, :, :16].mean()) - 99.5) < 3
