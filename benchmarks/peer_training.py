@@ -52,7 +52,7 @@ def main(out: Path) -> None:
             seconds.append(time.perf_counter() - start)
         figures[f"stage 1, batch {batch}"] = {
             "seconds": statistics.median(seconds[1:]),
-            "peak memory, GiB": torch.cuda.max_memory_allocated() / 2**30,
+            "peak memory, GB": torch.cuda.max_memory_allocated() / 1e9,
             "trained parameters": sum(parameter.numel() for parameter in trained),
         }
         out.write_text(json.dumps(figures, indent=1) + "\n")

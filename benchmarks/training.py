@@ -2,10 +2,11 @@
 
     python benchmarks/training.py --out=training.json
 
-Stage 1 as published: LoRA of rank 128 on every linear layer, history patchers in full, AdamW, 384x640, blocks
-recomputed in the gradient; at batch sizes 1 and 2. Stage 2: the packed step, levels 1:2:1, LoRA of rank 256, batch 1.
-Figures are the median seconds of steps after the first, which compiles, and the peak of device memory, each case in a
-process of its own. With torch and diffusers installed, ``peer_training.py`` runs first on the same device.
+Stage 1 as published: LoRA of rank 128 on every linear layer, history patchers in full, AdamW, 384x640; at batch sizes
+1 and 2. Stage 2: the packed step, levels 1:2:1, LoRA of rank 256, batch 1. Blocks are computed again in the gradient
+from what ``--remat`` keeps (see helios_jax/parallel/memory.py). Figures are the median seconds of steps after the
+first, which compiles, and the peak of device memory, each case in a process of its own. With torch, diffusers and peft
+installed, ``peer_training.py`` runs on the same device first.
 """
 
 import argparse
@@ -19,23 +20,28 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from helios_jax.parallel.memory import Remat
 
 CASES = {"stage 1, batch 1": ("stage1_init", 1), "stage 1, batch 2": ("stage1_init", 2), "stage 2": ("stage2_init", 1)}
 STEPS = 5
 
 
-def measure(case: str, remat: str, size: str) -> dict[str, float]:
+def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, float]:
     """One case, in this process."""
     import jax
     import jax.numpy as jnp
+    from device_profile import profile
     from inference import SIZES, draws
 
     from helios_jax.checkpoints.random import random_network
     from helios_jax.models import HeliosTransformer
     from helios_jax.training.batch import LatentBatch, Text
+    from helios_jax.training.flops import training_flops
     from helios_jax.training.networks import Networks
     from helios_jax.training.overrides import frozen
+    from helios_jax.training.params import unflatten
     from helios_jax.training.state import initial_state, split_params
     from helios_jax.training.trainer import make_step
 
@@ -67,21 +73,31 @@ def measure(case: str, remat: str, size: str) -> dict[str, float]:
     )
     shardings = jax.tree.map(lambda array: array.sharding, state)
     step = jax.jit(make_step(experiment, graph, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, None))
-    seconds = []
+    flops = training_flops(experiment.method, unflatten(graph, state.params), batch, state)
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics["loss"])
+
+    seconds, losses = [], []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
-        state, metrics = step(state, batch)
-        loss = float(metrics["loss"])
+        losses.append(run())
         seconds.append(time.perf_counter() - start)
+    if show_profile:
+        for row in profile(run, repeats=1)[:60]:
+            print(f"{row.ms:9.2f} ms {row.launches:6.0f} x {row.op:44s} {row.kernel}")
     stats = jax.devices()[0].memory_stats() or {}
-    figures = {
-        "seconds": statistics.median(seconds[1:]),
+    median = statistics.median(seconds[1:])
+    return {
+        "seconds": median,
         "compile and first step, s": seconds[0],
-        "peak memory, GiB": stats.get("peak_bytes_in_use", 0) / 2**30,
+        "peak memory, GB": stats.get("peak_bytes_in_use", 0) / 1e9,
+        "TFLOP/s without what is computed again": (flops or 0) * batch_size / median / 1e12,
         "trained parameters": count,
-        "loss": loss,
+        "loss": losses[-1],
     }
-    return figures
 
 
 def run_apart(script: Path, *arguments: str) -> dict[str, Any]:
@@ -98,7 +114,7 @@ def run_apart(script: Path, *arguments: str) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> None:
     """Runs one case, or all of them and the peer, one process each."""
     if args.case:
-        args.out.write_text(json.dumps(measure(args.case, args.remat, args.size), indent=1) + "\n")
+        args.out.write_text(json.dumps(measure(args.case, args.remat, args.size, args.profile), indent=1) + "\n")
         return
     here = Path(__file__)
     report: dict[str, Any] = {}
@@ -117,7 +133,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=sorted(CASES), help="only this one, in this process")
-    parser.add_argument("--remat", default="full", help="none, attention or full")
+    parser.add_argument("--remat", default="offload", choices=get_args(Remat))
+    parser.add_argument("--profile", action="store_true", help="with --case: print where the device's time goes")
     parser.add_argument("--size", choices=("14b", "tiny"), default="14b")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=None, help="by default if installed")
     parser.add_argument("--out", type=Path, default=Path("training.json"))

@@ -76,11 +76,13 @@ def parse(argv: Sequence[str]) -> Arguments:
         sys.exit(0)
     if rest:
         raise ValueError(f"what is {' '.join(rest)}? Settings are changed by --config.<name>=<value>")
-    file, mirror = values["config"], values.config
+    mirror: Any = values.config
     if mirror is None or values.workdir is None:
         raise ValueError("give --config, an experiment file such as experiments/stage1_init.py:14b, and --workdir")
     if not dataclasses.is_dataclass(mirror):  # config_flags puts an object that only raises in place of no file
-        raise FileNotFoundError(f"no experiment file {file.config_filename.partition(':')[0]}")
+        raise FileNotFoundError(
+            f"no experiment file {config_flags.get_config_filename(values['config']).partition(':')[0]}"
+        )
     cluster = {
         "coordinator_address": values.coordinator,
         "num_processes": values.num_processes,

@@ -32,6 +32,7 @@ class AttentionCases:
     """Allowed relative error: bf16 rounding of P and of the output."""
     head_dims = (128, 64)
     has_lse = True
+    counts_last_key = True
 
     @pytest.mark.parametrize(
         ("length", "kv_length"), [(128, 128), (256, 512), (64, 8), (200, 136), (77, 99), (1, 1), (130, 1000)]
@@ -57,6 +58,23 @@ class AttentionCases:
         want, _ = attention_reference(q, k[:, :139], v[:, :139])
         assert relative_error(out, want) < self.error
 
+    @pytest.mark.parametrize(("kv_length", "count"), [(128, 385), (256, 257), (99, 7), (1, 30), (512, 2)])
+    def test_last_key_counts_several_times(self, kv_length: int, count: int) -> None:
+        if not self.counts_last_key:
+            pytest.skip("counts every key once")
+        shapes = ((2, 72, 3, self.head_dims[0]), *2 * [(2, kv_length, 3, self.head_dims[0])])
+        q, k, v = draw(kv_length, *shapes, dtype=self.dtype)
+        call = {"last_key_count": count, "implementation": self.implementation}
+        out, lse = attention(q, k, v, return_lse=True, **call)
+        want, want_lse = attention_reference(q, *(jnp.pad(x, self.repeated(count), mode="edge") for x in (k, v)))
+        assert relative_error(out, want) < self.error
+        np.testing.assert_allclose(lse, want_lse, atol=1e-4)
+
+    @staticmethod
+    def repeated(count: int) -> tuple[tuple[int, int], ...]:
+        """Padding that makes the last of the keys occur ``count`` times."""
+        return ((0, 0), (0, count - 1), (0, 0), (0, 0))
+
     def test_scale_and_large_logits(self) -> None:
         q, k, v = draw(2, *3 * [(1, 192, 2, self.head_dims[0])], dtype=self.dtype)
         out = attention(8 * q, k, v, scale=0.5, implementation=self.implementation)
@@ -69,6 +87,24 @@ class AttentionCases:
         out = attention_packed(qkv, qkv, qkv, first_heads=(0, 3, 6), **call)
         want, _ = attention_reference(qkv[:, :, :3], qkv[:, :, 3:6], qkv[:, :, 6:])
         assert relative_error(out, want) < self.error
+
+    def test_gradients_where_the_last_key_counts_several_times(self) -> None:
+        if not self.counts_last_key:
+            pytest.skip("counts every key once")
+        q, k, v, weight = draw(5, *4 * [(1, 72, 2, self.head_dims[0])], dtype=self.dtype)
+
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            out = attention(q, k, v, kv_length=50, last_key_count=9, implementation=self.implementation)
+            return jnp.vdot(out.astype(jnp.float32), weight.astype(jnp.float32))
+
+        def want(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            k, v = (jnp.pad(x[:, :50], self.repeated(9), mode="edge") for x in (k, v))
+            return jnp.vdot(attention_reference(q, k, v)[0], weight.astype(jnp.float32))
+
+        got = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+        wanted = jax.grad(want, argnums=(0, 1, 2))(*(x.astype(jnp.float32) for x in (q, k, v)))
+        for gradient, reference in zip(got, wanted, strict=True):
+            assert relative_error(gradient, reference) < 3 * self.error
 
     def test_gradients(self) -> None:
         qkv, weight = draw(4, (1, 136, 6, self.head_dims[0]), (1, 136, 2, self.head_dims[0]), dtype=self.dtype)

@@ -26,6 +26,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ from helios_jax.models.layers import (
 )
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.models.rope import RopeTable, flatten_grid, pool_grid, rope_grid
-from helios_jax.parallel.memory import Remat, checkpointed, storable
+from helios_jax.parallel.memory import ATTENTION, Remat, scan_layers
 from helios_jax.typing import Array, DType, Float, Int
 from pallas_kernels.adaln import residual_norm, residual_sum
 from pallas_kernels.attention import attention, attention_packed
@@ -61,10 +62,17 @@ _MAX_HISTORY_SCALE = 10.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextContext:
-    """Projected text, ready to be attended to: of every block, or of one inside the scan over blocks."""
+    """Projected text, ready to be attended to: of every block, or of one inside the scan over blocks.
+
+    Attributes:
+        k: Keys.
+        v: Values.
+        last_key_count: How many tokens the last key and value stand for: padding has the same ones everywhere.
+    """
 
     k: Float[Array, "*L B S N K"]
     v: Float[Array, "*L B S N K"]
+    last_key_count: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -114,8 +122,9 @@ class SelfAttention(nnx.Module):
             num_heads=config.num_heads,
             first_heads=(0, 0, 2 * config.num_heads),
             kv_length=num_tokens,
+            residual_name=ATTENTION,
         )
-        return self.to_out(storable(out.reshape(*out.shape[:2], dim)))
+        return self.to_out(out.reshape(*out.shape[:2], dim))
 
     def _amplify(self, k: Float[Array, "B S N K"], num_history: int) -> Float[Array, "B S N K"]:
         """Scales the history's keys by the learned factor in (1, 10)."""
@@ -140,9 +149,12 @@ class CrossAttention(nnx.Module):
         k = rms_norm(self.to_k(text), self.norm_k.scale[...], self.eps)
         return TextContext(k=self._heads(k), v=self._heads(self.to_v(text)))
 
-    def __call__(self, x: Float[Array, "B S D"], text: TextContext) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "B S D"], text: TextContext | Float[Array, "B S2 D"]) -> Float[Array, "B S D"]:
+        if not isinstance(text, TextContext):
+            text = self.project(text)
         q = rms_norm(self.to_q(x), self.norm_q.scale[...], self.eps)
-        return self.to_out(attention(self._heads(q), text.k, text.v).reshape(x.shape))
+        out = attention(self._heads(q), text.k, text.v, last_key_count=text.last_key_count)
+        return self.to_out(out.reshape(x.shape))
 
     def _heads(self, x: Float[Array, "B S D"]) -> Float[Array, "B S N K"]:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -195,7 +207,7 @@ class Block(nnx.Module):
         self,
         residual: Residual,
         *,
-        text: TextContext,
+        text: TextContext | Float[Array, "B S2 D"],
         rows: Float[Array, "B R 6 D"],
         rope: RopeTable,
         num_history: int,
@@ -323,15 +335,23 @@ class HeliosTransformer(ConfiguredModule):
         self.config = config
         self.dtype = types["dtype"]
 
-    def text_context(self, embeds: Float[Array, "B S E"]) -> TextContext:
-        """Keys and values of the text in every block; constant over steps, levels and chunks."""
-        text = self.condition_embedder.text(embeds)
+    def text_context(self, embeds: Float[Array, "B S E"], num_keys: int | None = None) -> TextContext:
+        """Keys and values of the text in every block; constant over steps, levels and chunks.
+
+        Args:
+            embeds: Output of the text encoder with zeroed padding.
+            num_keys: Tokens to project, by default all. The last of them stands for all behind it as well, which must
+                equal it.
+        """
+        num_keys = embeds.shape[1] if num_keys is None else num_keys
+        text = self.condition_embedder.text(embeds[:, :num_keys])
         graph, state = nnx.split(self.blocks.attn2)
 
         def project(_: None, layer: nnx.State) -> tuple[None, TextContext]:
             return None, nnx.merge(graph, layer).project(text)
 
-        return jax.lax.scan(project, None, state)[1]
+        context = jax.lax.scan(project, None, state)[1]
+        return dataclasses.replace(context, last_key_count=embeds.shape[1] - num_keys + 1)
 
     def context(self, tiers: Tiers) -> Context:
         """Patch embeddings of the history and its modulation rows; constant over the steps of a chunk."""
@@ -380,7 +400,7 @@ class HeliosTransformer(ConfiguredModule):
         latents: Float[Array, "B T H W C"],
         timestep: Float[Array, " B"] | Int[Array, " B"],
         *,
-        text: TextContext,
+        text: TextContext | Float[Array, "B S2 D"],
         context: Context | None,
         rope: RopeTable,
         remat: Remat | None = None,
@@ -390,7 +410,8 @@ class HeliosTransformer(ConfiguredModule):
         Args:
             latents: Noisy chunk, at the size of its level.
             timestep: Timestep of each sample.
-            text: From ``text_context``.
+            text: From ``text_context``, for sampling; for training from ``condition_embedder.text``, to be projected in
+                each block: the keys and values of all blocks, their gradients beside them, would take 1.3 GB a sample.
             context: From ``context``; ``None`` for a clip without history.
             rope: From ``rope``.
             remat: What a gradient computes again, see ``Remat``; ``None`` for sampling.
@@ -415,28 +436,36 @@ class HeliosTransformer(ConfiguredModule):
         rope = jnp.pad(rope, ((0, padding), (0, 0), (0, 0)))
 
         graph, layers = nnx.split(self.blocks)
-        options = {"rope": rope, "num_history": num_history, "num_tokens": num_tokens}
+        stacks = layers, text if isinstance(text, TextContext) else None
+        constants = rows, rope, None if isinstance(text, TextContext) else text
 
-        def run(residual: Residual, layer: tuple[nnx.State, TextContext], *, is_last: bool = False) -> Residual:
-            state, text = layer
-            return nnx.merge(graph, state)(residual, text=text, rows=rows, is_last=is_last, **options)
+        def run(residual: Residual, layer: Any, constants: Any, *, is_last: bool = False) -> Residual:
+            (state, own_text), (rows, rope, shared_text) = layer, constants
+            return nnx.merge(graph, state)(
+                residual,
+                text=shared_text if own_text is None else own_text,
+                rows=rows,
+                rope=rope,
+                num_history=num_history,
+                num_tokens=num_tokens,
+                is_last=is_last,
+            )
 
-        def run_summed(x: Float[Array, "B S D"], layer: tuple[nnx.State, TextContext]) -> tuple[Array, None]:
-            end = run(Residual(x=x), layer)
+        def run_summed(x: Float[Array, "B S D"], layer: Any, constants: Any) -> Float[Array, "B S D"]:
+            end = run(Residual(x=x), layer, constants)
             assert end.update is not None
-            return residual_sum(end.x, end.update, end.gate, num_history=num_history), None
+            return residual_sum(end.x, end.update, end.gate, num_history=num_history)
 
         if remat is None:
             # Layers by index: the last one is apart, and a stack of all but one would be a copy of the weights.
-            def layer(index: Int[Array, ""] | int) -> tuple[nnx.State, TextContext]:
-                return jax.tree.map(lambda stack: stack[index], (layers, text))
+            def run_layer(index: Int[Array, ""] | int, residual: Residual, *, is_last: bool = False) -> Residual:
+                return run(residual, jax.tree.map(lambda stack: stack[index], stacks), constants, is_last=is_last)
 
             last = config.num_layers - 1
             start = Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(rows[:, :, 0], jnp.float32))
-            end = jax.lax.fori_loop(0, last, lambda index, residual: run(residual, layer(index)), start)
-            end = run(end, layer(last), is_last=True)
+            end = run_layer(last, jax.lax.fori_loop(0, last, run_layer, start), is_last=True)
         else:
-            x, _ = jax.lax.scan(checkpointed(run_summed, remat), x, (layers, text))
+            x = scan_layers(run_summed, x, stacks, constants, remat)
             end = Residual(x=x[:, num_history:])
 
         modulation = self.norm_out.scale_shift_table[...] + embedding[:, None, None].astype(jnp.float32)
@@ -475,7 +504,7 @@ class HeliosTransformer(ConfiguredModule):
         return self.denoise(
             latents,
             timestep,
-            text=self.text_context(text_embeds),
+            text=self.text_context(text_embeds) if remat is None else self.condition_embedder.text(text_embeds),
             context=None if tiers is None else self.context(tiers),
             rope=self.rope(layout, full, latents.shape[2:4], latents.shape[1] // self.config.patch_size[0]),
             remat=remat,

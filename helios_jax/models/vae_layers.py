@@ -29,7 +29,9 @@ The first frame of a clip is special to the layers that change the frame rate: i
 every rate, so it passes beside their time convolutions.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -71,11 +73,28 @@ def per_frame(
     """Applies a function of images to every frame: all at once on accelerators, in turn on the CPU.
 
     The CPU's sums and matrix products round differently for different numbers of rows. One frame at a time,
-    a frame's value does not depend on how many others share the call, hence not on the slicing.
+    a frame's value does not depend on how many others share the call, hence not on the slicing. What is traced
+    within ``frames_together`` does without.
     """
     frames = x.reshape(-1, *x.shape[2:])
-    y = jax.lax.platform_dependent(frames, cpu=lambda frames: one_by_one(fn, frames), default=fn)
+    if _together.get():
+        y = fn(frames)
+    else:
+        y = jax.lax.platform_dependent(frames, cpu=lambda frames: one_by_one(fn, frames), default=fn)
     return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+@contextlib.contextmanager
+def frames_together() -> Iterator[None]:
+    """Everywhere all frames at once, for training: four times as fast on a CPU, whose values then depend on slicing."""
+    token = _together.set(True)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+_together = contextvars.ContextVar("frames_together", default=False)
 
 
 def one_by_one(

@@ -3,8 +3,9 @@
     noise [B,9,h,w,C] -- halve -- level 0 -- up + renoise -- level 1 -- up + renoise -- level 2 -- latents [B,9,h,w,C]
 
 Each level is one compiled step program, dispatched once per network call with donated state; the schedule enters as
-a row of scalars, so that neither the number of steps nor the chunk nor the prompt compiles anything anew. All
-functions here are pure: arrays in, arrays out.
+a row of scalars, so that neither the number of steps nor the chunk nor the prompt compiles anything anew; only
+texts of more than 127 tokens have programs of their own (``needed_keys``). All functions here are pure: arrays in,
+arrays out.
 """
 
 import dataclasses
@@ -203,10 +204,12 @@ class ChunkSampler:
         return solver.finish(state, dtype)
 
 
-@jax.jit
-def project_text(transformer: Network[HeliosTransformer], embeds: Float[AnyArray, "B S E"]) -> TextContext:
-    """Keys and values of the text for all blocks; once per prompt."""
-    return transformer.module.text_context(jnp.asarray(embeds))
+@functools.partial(jax.jit, static_argnums=2)
+def project_text(
+    transformer: Network[HeliosTransformer], embeds: Float[AnyArray, "B S E"], num_keys: int
+) -> TextContext:
+    """Keys and values of the text for all blocks; once per prompt. ``num_keys`` is from ``needed_keys``."""
+    return transformer.module.text_context(jnp.asarray(embeds), num_keys)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -31,7 +31,7 @@ from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompts import EmbeddingTimeline, PromptSchedule
 from helios_jax.sampling.request import Prompt, Request, RequestDefaults
 from helios_jax.sampling.stream import Chunk, Stream, Text
-from helios_jax.sampling.text import TextEncoder
+from helios_jax.sampling.text import TextEncoder, possible_keys
 from helios_jax.typing import AnyArray, Array, DType, Float, Path, UInt8
 
 
@@ -274,8 +274,9 @@ class HeliosPipeline:
     ) -> float:
         """Compiles everything that sampling at one size needs, so that the first real chunk starts at once.
 
-        Programs depend on sizes, on the batch and on whether guidance is on, not on steps, prompts or seeds: two
-        chunks of one step per level, of nothing, compile them all.
+        Programs depend on sizes, on the batch, on whether guidance is on and on the text's length in steps of 128
+        tokens, not on steps, prompts or seeds: a chunk of one step per level, of nothing, and one more for each length
+        of text compile them all.
 
         Args:
             batch: As many prompts as will be sampled at once.
@@ -293,14 +294,15 @@ class HeliosPipeline:
         black = np.zeros((33, height, width, 3), np.uint8)
         levels = self.scheduler.num_levels
         text: dict[str, Any] = {"prompt": [""] * batch}
+        embeds = np.zeros((batch, max_text_tokens, self.transformer.module.config.text_dim), np.float32)
         if self.text_encoder is None:
-            embeds = np.zeros((batch, max_text_tokens, self.transformer.module.config.text_dim), np.float32)
             text = {"prompt_embeds": embeds, "negative_prompt_embeds": embeds}
+        lengths = possible_keys(max_text_tokens)
         stream = self.stream(
             **text,
             image=black[0] if conditioning == "image" else None,
             video=black if conditioning == "video" else None,
-            num_frames=66,
+            num_frames=33 * (1 + len(lengths)),
             height=height,
             width=width,
             steps=(3,) + (1,) * (levels - 1) if levels > 1 else 3,  # zero-init skips the network in the first two
@@ -309,8 +311,12 @@ class HeliosPipeline:
             max_text_tokens=max_text_tokens,
             vae_slice_frames=vae_slice_frames,
         )
-        for _ in stream:
-            pass
+        next(stream)
+        for length in lengths:
+            longer = embeds.copy()
+            longer[:, : length - 1] = 1
+            stream.set_prompt(longer, blend_chunks=0)
+            next(stream)
         return time.perf_counter() - start
 
     @property

@@ -27,6 +27,7 @@ from helios_jax.sampling.chunk import (
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.prompts import EmbeddingTimeline
 from helios_jax.sampling.request import Request
+from helios_jax.sampling.text import needed_keys
 from helios_jax.typing import AnyArray, Array, Float, UInt8
 
 
@@ -229,7 +230,7 @@ class Stream:
         self._next_text = self.index + 1
         if embeds is not self._embeds:
             both = embeds if self._text.negative is None else jnp.concatenate([embeds, self._text.negative])
-            self._projected = project_text(self._sampler.transformer, both)
+            self._projected = project_text(self._sampler.transformer, both, needed_keys(both))
             self._embeds = embeds
         return self._projected
 

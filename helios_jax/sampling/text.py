@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+_KEY_COUNTS = (128, 256)
+"""Numbers of keys, multiples of the attention kernel's block; the lowest that holds text and a padded token is used."""
+
+
 @functools.cache
 def _text_fixer() -> Callable[[str], str]:
     """ftfy's repair of broken unicode; without the package the identity, with one warning."""
@@ -156,6 +160,28 @@ def encode_tokens(
     """
     hidden = encoder.module(token_ids, mask)
     return jnp.where(mask[..., None], hidden, 0)
+
+
+def possible_keys(max_tokens: int) -> tuple[int, ...]:
+    """What ``needed_keys`` may be for texts padded to ``max_tokens``; step programs are compiled for each."""
+    return (*(count for count in _KEY_COUNTS if count < max_tokens), max_tokens)
+
+
+def needed_keys(embeds: Float[Array, "B S D"]) -> int:
+    """How many tokens, from the first on, are to have keys of their own; the last of them stands for all behind it.
+
+    Equal tokens have equal keys and values in every block, so one padded token, counted often enough, does for all.
+    What is padding is read off the embeddings, since they may come from anywhere: waits for them.
+    """
+    start = int(_padding_start(embeds))
+    return next(count for count in possible_keys(embeds.shape[1]) if start < count)
+
+
+@jax.jit
+def _padding_start(embeds: Float[Array, "B S D"]) -> Int[Array, ""]:
+    """The index from which on all tokens of a text are equal, the largest of the batch."""
+    differs = (embeds[:, :-1] != embeds[:, -1:]).any((0, 2))
+    return jnp.max(jnp.where(differs, jnp.arange(1, embeds.shape[1]), 0), initial=0)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["encoder"], meta_fields=["tokenizer"])

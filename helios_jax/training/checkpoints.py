@@ -54,16 +54,18 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         policies = ocp.training.preservation_policies
+        every: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
+        preservation: Any = policies.AnyPreservationPolicy(kept)
         self.folder = pathlib.Path(folder).resolve()
         # Orbax logs the traceback of every background thread that fails; the error itself comes back from wait().
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
-            self.folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            str(self.folder),
+            save_decision_policy=every,
+            preservation_policy=preservation,
             cleanup_tmp_directories=True,
         )
 

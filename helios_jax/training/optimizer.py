@@ -11,7 +11,7 @@ runs from 0 at the end of the warm-up to 1 at the last step.
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -77,7 +77,7 @@ class AdamW:
 
 
 def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:
-    def add(updates: optax.Updates, params: optax.Params) -> optax.Updates:
+    def add(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda decay, update, param: update + decay * param, decays, updates, params)
 
     return optax.stateless(add)

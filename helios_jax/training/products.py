@@ -1,7 +1,6 @@
 """What trained networks are saved as: a pipeline folder, or a VAE that knows the statistics of its latents."""
 
 import dataclasses
-import itertools
 import pathlib
 from typing import Any
 
@@ -46,7 +45,7 @@ class Pipeline:
         """The pipeline of these networks; others are loaded, onto the mesh or the default device."""
         given = _parts(networks)
 
-        def part(name: str, dtype: Precision) -> ConfiguredModule:
+        def part(name: str, dtype: Precision) -> Any:
             return given[name] if name in given else load_part(self.parts, name, dtype, mesh)
 
         tokenizer = Tokenizer.from_folder(local_folder(self.parts))
@@ -62,7 +61,9 @@ class Pipeline:
         """See ``Product``. Adapters are also written by themselves, as ``folder/lora.safetensors``."""
         if adapted_layers(networks):
             save_adapters(networks.transformer, folder / "lora.safetensors")
-        parts = {name: released(name, network, self.dtype) for name, network in _parts(networks).items()}
+        parts: dict[str, Any] = {
+            name: released(name, network, self.dtype) for name, network in _parts(networks).items()
+        }
         self.join(Networks(**parts), mesh=None).save(folder)
 
 
@@ -85,7 +86,8 @@ class MeasuredVae:
     def export(self, networks: Networks, folder: pathlib.Path) -> None:
         """See ``Product``."""
         batches = self.clips.batches(self.batch_size, (0, 1), seed=0)
-        config = measure_latents(Network.of(networks.vae), itertools.islice(batches, self.num_batches))
+        clips = (next(batches) for _ in range(self.num_batches))
+        config = measure_latents(Network.of(networks.vae), clips)
         save_diffusers(released("vae", networks.vae, self.dtype, config), folder, "vae")
 
 

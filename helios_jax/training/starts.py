@@ -43,7 +43,11 @@ class Random:
         """See ``Start``. Parameters are made where they will live."""
         from helios_jax import models
 
-        kinds = {"transformer": models.HeliosTransformer, "text_encoder": models.Umt5Encoder, "vae": models.WanVae}
+        kinds: dict[str, Any] = {
+            "transformer": models.HeliosTransformer,
+            "text_encoder": models.Umt5Encoder,
+            "vae": models.WanVae,
+        }
         sizes = {name: getattr(self, name) for name in kinds if getattr(self, name) is not None}
 
         def make(key: Key[Array, ""]) -> Networks:

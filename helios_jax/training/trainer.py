@@ -71,8 +71,9 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
     # Networks, and what is trained of them.
     networks = experiment.initial_networks(mesh)
-    validate = None
+    validate, every = None, 0
     if experiment.validation is not None:
+        every = experiment.validation.every
         validate = experiment.validation.prepare(experiment.product, networks, mesh)
     graph, trainable, frozen = split_params(networks, experiment.trainable, mesh)
     del networks
@@ -111,7 +112,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
                 if stop:
                     report(f"told to stop: saved after step {done}; the same command goes on from there")
                     return PREEMPTED
-                if validate is not None and done % experiment.validation.every == 0:
+                if validate is not None and done % every == 0:
                     with log.pause():
                         files = validate(unflatten(graph, state.averaged_params), workdir / "validation" / str(done))
                     report(f"step {done}: wrote {', '.join(str(file) for file in files)}")
@@ -151,7 +152,7 @@ def make_step(experiment: Experiment, graph: nnx.GraphDef, optimizer: optax.Grad
 
         norm = optax.tree.norm(gradients)
         updates, kept = optimizer.update(gradients, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
         average = {} if ema is None else ema.update(state.ema, trainable, state.step + 1)
         new = dataclasses.replace(state, trainable=trainable, optimizer=kept, ema=average)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)

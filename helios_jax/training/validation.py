@@ -5,6 +5,7 @@ Both write mp4 files and contact sheets (PNG).
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,7 @@ class Sampler:
         )
         files = []
         for number, prompt in enumerate(settings.prompts):
+            text: dict[str, Any]
             if self.embeds is None:
                 text = {"prompt": prompt, "negative_prompt": settings.negative_prompt}
             else:

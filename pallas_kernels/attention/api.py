@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pallas_kernels import compat
@@ -30,6 +31,8 @@ class _Problem:
     scale: float
     kv_length: int
     return_lse: bool
+    last_key_count: int = 1
+    residual_name: str | None = None
 
 
 @overload
@@ -43,8 +46,10 @@ def attention(
     *,
     scale: float | None = None,
     kv_length: int | None = None,
+    last_key_count: int = 1,
     implementation: Implementation | None = None,
     return_lse: bool = False,
+    residual_name: str | None = None,
 ) -> Float[Array, "B S N K"] | tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
     """softmax(scale q k^T) v over the first ``kv_length`` keys.
 
@@ -58,13 +63,18 @@ def attention(
         v: Values, in the dtype of ``q`` and ``k``.
         scale: Factor of the logits, by default 1/sqrt(K).
         kv_length: Number of keys that count, by default all.
-        implementation: ``"pallas"`` (Hopper, 16-bit, K of 64 or 128), ``"cudnn"`` (GPU, 16-bit, no log-sum-exp),
-            ``"xla"``, or ``None`` for the first of these that can run.
+        last_key_count: How many times the last of these keys counts: instead of equal keys with equal values, such as
+            those of padding, one of them.
+        implementation: ``"pallas"`` (Hopper, 16-bit, K of 64 or 128), ``"cudnn"`` (GPU, 16-bit, every key once, no
+            log-sum-exp), ``"xla"``, or ``None`` for the first of these that can run.
         return_lse: Whether to return also the natural logarithm of the sum of exponentials, fp32. No gradient
             flows through it.
+        residual_name: Name of the output and of the log-sum-exp for policies of ``jax.checkpoint``. Where both are
+            kept, a gradient does not compute the attention again.
 
     Raises:
-        ValueError: Shapes, types or ``kv_length`` do not fit together, or ``implementation`` is unknown.
+        ValueError: Shapes, types or ``kv_length`` do not fit together, ``last_key_count`` is below 1, or
+            ``implementation`` is unknown.
         NotImplementedError: The implementation that was asked for cannot run here.
     """
     return attention_packed(
@@ -74,8 +84,10 @@ def attention(
         num_heads=q.shape[2],
         scale=scale,
         kv_length=kv_length,
+        last_key_count=last_key_count,
         implementation=implementation,
         return_lse=return_lse,
+        residual_name=residual_name,
     )
 
 
@@ -92,8 +104,10 @@ def attention_packed(
     first_heads: tuple[int, int, int] = (0, 0, 0),
     scale: float | None = None,
     kv_length: int | None = None,
+    last_key_count: int = 1,
     implementation: Implementation | None = None,
     return_lse: bool = False,
+    residual_name: str | None = None,
 ) -> Float[Array, "B S N K"] | tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
     """:func:`attention` on ``num_heads`` heads of arrays that hold more.
 
@@ -108,8 +122,10 @@ def attention_packed(
         first_heads: See above.
         scale: As in :func:`attention`, like the remaining arguments.
         kv_length: See ``scale``.
+        last_key_count: See ``scale``.
         implementation: See ``scale``.
         return_lse: See ``scale``.
+        residual_name: See ``scale``.
     """
     problem = _Problem(
         num_heads=num_heads,
@@ -117,6 +133,8 @@ def attention_packed(
         scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
         kv_length=k.shape[1] if kv_length is None else kv_length,
         return_lse=return_lse,
+        last_key_count=last_key_count,
+        residual_name=residual_name,
     )
     _check(q, k, v, problem)
     out, lse = _choose(implementation, q, problem)(q, k, v, problem)
@@ -130,6 +148,8 @@ def _check(q: Array, k: Array, v: Array, problem: _Problem) -> None:
         raise ValueError(f"q [B,S,N,K] and k, v [B,S2,N,K] do not fit: {q.shape}, {k.shape} and {v.shape}")
     if not 1 <= problem.kv_length <= k.shape[1]:
         raise ValueError(f"kv_length must be in 1..{k.shape[1]}, the number of keys given, got {problem.kv_length}")
+    if problem.last_key_count < 1:
+        raise ValueError(f"last_key_count must be at least 1, got {problem.last_key_count}; kv_length drops keys")
     for name, x, first in zip("qkv", (q, k, v), problem.first_heads, strict=True):
         if not 0 <= first <= x.shape[2] - problem.num_heads:
             raise ValueError(f"{name} has {x.shape[2]} heads, needed are {problem.num_heads} from head {first} on")
@@ -144,35 +164,44 @@ def _select(q: Array, k: Array, v: Array, problem: _Problem) -> tuple[Array, Arr
     return q, k[:, : problem.kv_length], v[:, : problem.kv_length]
 
 
+def _named(result: Result, problem: _Problem) -> Result:
+    name = problem.residual_name
+    return result if name is None else jax.tree.map(lambda array: checkpoint_name(array, name), result)
+
+
 def _xla(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
-    out, lse = attention_xla(*_select(q, k, v, problem), scale=problem.scale)
-    return out, jax.lax.stop_gradient(lse) if problem.return_lse else None
+    out, lse = attention_xla(*_select(q, k, v, problem), scale=problem.scale, last_key_count=problem.last_key_count)
+    return _named((out, jax.lax.stop_gradient(lse) if problem.return_lse else None), problem)
 
 
 def _cudnn(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
-    return attention_cudnn(*_select(q, k, v, problem), scale=problem.scale), None
+    return _named((attention_cudnn(*_select(q, k, v, problem), scale=problem.scale), None), problem)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _pallas(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
     length = q.shape[1]
     q, k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) for x in (q, k, v))
-    out, lse = attention_hopper(q, k, v, **dataclasses.asdict(problem), config=choose_config(problem.kv_length))
+    options = dataclasses.asdict(problem)
+    del options["residual_name"]
+    out, lse = attention_hopper(q, k, v, **options, config=choose_config(problem.kv_length))
     return out[:, :length], None if lse is None else lse[:, :, :length]
 
 
 def _pallas_forward(
     q: Array, k: Array, v: Array, problem: _Problem
 ) -> tuple[Result, tuple[Array, Array, Array, Array, Array]]:
-    out, lse = _pallas(q, k, v, dataclasses.replace(problem, return_lse=True))
+    out, lse = _named(_pallas(q, k, v, dataclasses.replace(problem, return_lse=True)), problem)
     return (out, lse if problem.return_lse else None), (q, k, v, out, lse)
 
 
 def _pallas_backward(
     problem: _Problem, saved: tuple[Array, Array, Array, Array, Array], cotangents: Result
 ) -> tuple[Array, Array, Array]:
-    """cuDNN's. The sums of exponentials have no gradient."""
+    """cuDNN's, or XLA's where a key counts several times. The sums of exponentials have no gradient."""
     q, k, v, out, lse = saved
+    if problem.last_key_count > 1:
+        return jax.vjp(lambda *qkv: _xla(*qkv, problem)[0], q, k, v)[1](cotangents[0])
     selected, put_back = jax.vjp(functools.partial(_select, problem=problem), q, k, v)
     return put_back(attention_cudnn_gradient(*selected, out, lse, cotangents[0], scale=problem.scale))
 
@@ -199,6 +228,8 @@ def _cudnn_obstacle(q: Array, problem: _Problem) -> str | None:
         return f"it needs a head dimension that is a multiple of 8 and at most 128, got {q.shape[-1]}"
     if problem.return_lse:
         return "JAX rounds its log-sum-exp to the dtype of q"
+    if problem.last_key_count > 1:
+        return f"it counts every key once, got last_key_count={problem.last_key_count}"
     return _half_precision_obstacle(q)
 
 

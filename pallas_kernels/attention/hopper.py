@@ -10,8 +10,9 @@ visits the key blocks j = T-1 .. 0:
     O  <- a O + P_j V_j                                            (4)
 
 and ends with out = O / l and lse = m ln 2 + ln l. Going backwards makes the peeled first block the only one with
-keys to mask. A consumer issues (1) of a block before (4) of the previous one, so that the tensor cores have work
-while it starts on the softmax; nothing orders the two consumers, and they drift into opposite phases by themselves.
+keys to mask. It also holds the key that may count n times: ln(n) / scale is added to its scores. A consumer issues (1)
+of a block before (4) of the previous one, so that the tensor cores have work while it starts on the softmax; nothing
+orders the two consumers, and they drift into opposite phases by themselves.
 
 The grid is persistent: a thread block walks over tiles of 128 queries, and the next tile's queries, keys and values
 are loaded while the last one is finished. A tile of queries that runs past the end needs no mask: TMA fills
@@ -60,8 +61,14 @@ class AttentionConfig:
             raise ValueError(f"stages must be at least 2, got {self.stages}")
 
 
-_CONFIGS = ((4096, AttentionConfig(block_kv=160)), (1, AttentionConfig(block_kv=128)))
-"""(Least number of keys, what measured fastest on an H200 from there on): README.md has the numbers."""
+_CONFIGS = (
+    (4096, AttentionConfig(block_kv=160)),
+    (257, AttentionConfig(block_kv=128)),
+    (129, AttentionConfig(block_kv=96)),
+    (1, AttentionConfig(block_kv=128)),
+)
+"""(Least number of keys, what measured fastest on an H200 from there on): README.md has the numbers. Exactly as many
+blocks as slots, two, give every barrier an address of its own, and those find no register: hence 96."""
 
 
 def choose_config(kv_length: int) -> AttentionConfig:
@@ -78,6 +85,7 @@ def attention_hopper(
     first_heads: tuple[int, int, int],
     scale: float,
     kv_length: int,
+    last_key_count: int,
     return_lse: bool,
     config: AttentionConfig,
     num_blocks: int | None = None,
@@ -93,6 +101,7 @@ def attention_hopper(
         first_heads: See ``q``, ``k`` and ``v``; the three may be one array.
         scale: Positive factor of the logits.
         kv_length: Keys at and beyond it are ignored.
+        last_key_count: How many times key ``kv_length - 1`` counts.
         return_lse: Whether to return the natural logarithm of the sum of exponentials, fp32.
         config: Tile shapes.
         num_blocks: Thread blocks, by default one per multiprocessor.
@@ -174,8 +183,10 @@ def attention_hopper(
                 compat.barrier_wait(k_full.at[slot(0)])
                 s = matmuls.scores(q_tile, k_smem.at[slot(0)], interpret=interpreted)
                 compat.barrier_arrive(k_free.at[slot(0)])
+                column = compat.broadcasted_iota(jnp.int32, s.shape, 1, layout=compat.Layout.WGMMA)
+                if last_key_count > 1:
+                    s = jnp.where(column == last_columns - 1, s + math.log(last_key_count) / scale, s)
                 if last_columns < block_kv:
-                    column = compat.broadcasted_iota(jnp.int32, s.shape, 1, layout=compat.Layout.WGMMA)
                     s = jnp.where(column < last_columns, s, -jnp.inf)
                 p, m, total = softmax(
                     s, compat.layout_cast(jnp.full((_ROWS,), -jnp.inf), compat.Layout.WGMMA.reduce(1))

@@ -1,5 +1,7 @@
 """Softmax attention in plain JAX, for devices and types that no kernel covers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,12 +16,16 @@ def attention_xla(
     v: Float[Array, "B S2 N K"],
     *,
     scale: float,
+    last_key_count: int = 1,
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
     """Attention with logits, softmax and log-sum-exp in fp32, and products in the dtype of the operands."""
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    last_key = jnp.arange(k.shape[1]) == k.shape[1] - 1
 
     def attend(q: Array) -> tuple[Array, Array]:
         logits = jnp.einsum("bsnk,btnk->bnst", q, k, precision=precision, preferred_element_type=jnp.float32) * scale
+        if last_key_count > 1:
+            logits += jnp.where(last_key, math.log(last_key_count), 0.0)
         lse = jax.nn.logsumexp(logits, axis=-1)
         weights = jnp.exp(logits - lse[..., None]).astype(v.dtype)
         return jnp.einsum("bnst,btnk->bsnk", weights, v, precision=precision), lse

@@ -25,6 +25,7 @@ class TestPallasFloat16(AttentionCases):
 class TestCudnn(AttentionCases):
     implementation = "cudnn"
     has_lse = False
+    counts_last_key = False
 
 
 @jax.jit(static_argnums=(1, 2))
@@ -51,6 +52,18 @@ def test_lengths_of_the_model(length, kv_length):
     # A second reference for every element.
     q, k, v = (x[:, :n] for x, n in ((q, length), (k, kv_length), (v, kv_length)))
     assert relative_error(out[:, :length], attention(q, k, v, implementation="cudnn")) < 5e-3
+
+
+@pytest.mark.parametrize("kv_length", [128, 256, 384])
+@pytest.mark.parametrize("length", [8640, 2160, 540])
+def test_one_padded_key_in_place_of_all(length, kv_length):
+    q, k, v = draw(0, (1, length, 40, 128)), draw(1, (1, kv_length, 40, 128)), draw(2, (1, kv_length, 40, 128))
+    count = 512 - kv_length + 1
+    out, lse = attention(q, k, v, last_key_count=count, implementation="pallas", return_lse=True)
+    k, v = (jnp.pad(x, ((0, 0), (0, count - 1), (0, 0), (0, 0)), mode="edge") for x in (k, v))
+    want, want_lse = attention(q, k, v, implementation="pallas", return_lse=True)
+    assert relative_error(out, want) < 4e-3
+    np.testing.assert_allclose(lse, want_lse, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [200, 2944, 136])
@@ -115,3 +128,7 @@ def test_the_default_is_the_kernel():
     assert "mosaic_gpu" in text
     text = jax.jit(lambda q: attention(q, q, q)).lower(q[..., :96]).as_text()
     assert "cudnn" in text
+    text = jax.jit(lambda q: attention(q, q, q, last_key_count=2)).lower(q).as_text()
+    assert "mosaic_gpu" in text
+    text = jax.jit(lambda q: attention(q, q, q, last_key_count=2)).lower(q[..., :96]).as_text()
+    assert "cudnn" not in text

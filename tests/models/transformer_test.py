@@ -148,6 +148,17 @@ def test_pieces_equal_the_whole():
     np.testing.assert_array_equal(whole, pieces)
 
 
+def test_one_key_for_all_padding_equals_a_key_for_each():
+    model, (latents, timestep, embeds), tiers, _ = load("published", "float32")
+    padded = jnp.pad(embeds, ((0, 0), (0, 9), (0, 0)))
+    whole = model(latents, timestep, padded, tiers)
+    rope = model.rope(HistoryConfig(), tiers.short.shape[2:4], latents.shape[2:4], latents.shape[1])
+    text = model.text_context(padded, embeds.shape[1] + 2)
+    assert (text.k.shape[2], text.last_key_count) == (embeds.shape[1] + 2, 8)
+    one = model.denoise(latents, timestep, text=text, context=model.context(tiers), rope=rope)
+    np.testing.assert_allclose(one, whole, atol=1e-5 * float(whole.std()))
+
+
 def test_token_counts_at_the_published_size():
     """2400 history tokens and 540, 2160, 8640 current tokens at 384x640."""
     model = nnx.eval_shape(lambda: hx.models.HeliosTransformer(TransformerConfig.helios_14b(), rngs=nnx.Rngs(0)))

@@ -26,22 +26,30 @@ for name, shape in (("q", case["q"]), ("k", case["kv"]), ("v", case["kv"])):
     arrays[name] = jnp.asarray(rng.standard_normal(shape, np.float32), "bfloat16")
 heads, first, kv_length = case["num_heads"], case["first_heads"], case["kv_length"]
 out, lse = attention_hopper(
-    **arrays, num_heads=heads, first_heads=tuple(first), scale=0.1, kv_length=kv_length, return_lse=True,
+    **arrays, num_heads=heads, first_heads=tuple(first), scale=0.1, kv_length=kv_length,
+    last_key_count=case["last_key_count"], return_lse=True,
     config=AttentionConfig(**case["config"]), num_blocks=case["num_blocks"],
     interpret=compat.InterpretGPUParams(detect_races=True, out_of_bounds_reads="uninitialized"),
 )
 q, k, v = (x[:, :, f : f + heads] for x, f in zip(arrays.values(), first))
-want, want_lse = attention_reference(q, k, v, scale=0.1, kv_length=kv_length)
+want, want_lse = attention_reference(q, k, v, scale=0.1, kv_length=kv_length, last_key_count=case["last_key_count"])
 errors = [float(jnp.abs(out - want).max()), float(jnp.abs(lse - want_lse).max())]
 print(json.dumps(errors))
 """
 
 
-def case(q, kv, *, kv_length=None, num_heads=None, first_heads=(0, 0, 0), num_blocks=1, **config):
+def case(q, kv, *, kv_length=None, last_key_count=1, num_heads=None, first_heads=(0, 0, 0), num_blocks=1, **config):
     heads = q[2] if num_heads is None else num_heads
     length = kv[1] if kv_length is None else kv_length
     return dict(
-        q=q, kv=kv, kv_length=length, num_heads=heads, first_heads=first_heads, num_blocks=num_blocks, config=config
+        q=q,
+        kv=kv,
+        kv_length=length,
+        last_key_count=last_key_count,
+        num_heads=heads,
+        first_heads=first_heads,
+        num_blocks=num_blocks,
+        config=config,
     )
 
 
@@ -57,6 +65,18 @@ def case(q, kv, *, kv_length=None, num_heads=None, first_heads=(0, 0, 0), num_bl
         pytest.param(
             case((1, 136, 6, 64), (1, 136, 6, 64), num_heads=2, first_heads=(0, 2, 4), block_kv=64, stages=3),
             id="packed heads, three slots",
+        ),
+        pytest.param(
+            case((1, 264, 1, 64), (1, 128, 1, 64), last_key_count=385, block_kv=128),
+            id="one full block, last key counts",
+        ),
+        pytest.param(
+            case((1, 128, 1, 64), (1, 128, 1, 64), last_key_count=257, block_kv=64),
+            id="full blocks, last key counts",
+        ),
+        pytest.param(
+            case((1, 128, 1, 64), (1, 104, 1, 64), kv_length=99, last_key_count=30, block_kv=64),
+            id="masked block, last key counts",
         ),
     ],
 )

@@ -1,6 +1,9 @@
 """Attention on the CPU: the plain JAX implementation, the choice of implementations, and bad arguments."""
 
+import dataclasses
+
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from attention_cases import AttentionCases, draw, relative_error
 
@@ -42,6 +45,32 @@ def test_unknown_implementation():
         api._choose(
             "triton", q, api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
         )
+
+
+def test_cudnn_is_not_chosen_where_a_key_counts_several_times(monkeypatch):
+    monkeypatch.setattr(api.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(api.compat, "is_hopper", lambda: False)
+    q = jnp.zeros((1, 8, 1, 128), jnp.bfloat16)
+    once = api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
+    twice = dataclasses.replace(once, last_key_count=2)
+    assert api._choose(None, q, once) is api._cudnn
+    assert api._choose(None, q, twice) is api._xla
+    with pytest.raises(NotImplementedError, match="'cudnn' cannot run: it counts every key once, got last_key_count=2"):
+        api._choose("cudnn", q, twice)
+
+
+def test_last_key_count_out_of_range():
+    q = jnp.zeros((1, 8, 1, 128))
+    with pytest.raises(ValueError, match="last_key_count must be at least 1, got 0"):
+        attention(q, q, q, last_key_count=0)
+
+
+def test_reference_counts_the_last_key():
+    """Logits 0 and weights 1, 1 and 6: the mean is (1 + 2 + 6 * 4) / 8, the sum of exponentials 8."""
+    v = jnp.array([1.0, 2.0, 4.0, 100.0])[None, :, None, None]
+    out, lse = attention_reference(jnp.zeros((1, 1, 1, 1)), jnp.ones_like(v), v, kv_length=3, last_key_count=6)
+    np.testing.assert_allclose(out.item(), 27 / 8, rtol=1e-6)
+    np.testing.assert_allclose(lse.item(), np.log(8), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kv_length", [0, 9, -1])

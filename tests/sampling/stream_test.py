@@ -13,6 +13,7 @@ import pytest
 
 import helios_jax as hx
 from helios_jax.diffusion import level_schedule
+from helios_jax.sampling import text
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8}
 FOX, DOG = "a fox", "a dog"
@@ -136,6 +137,39 @@ def test_embeddings_are_rounded_to_the_models_dtype(bfloat16):
     stream = bfloat16.stream(prompt_embeds=embeds, num_frames=None, **SMALL)
     stream.set_prompt(embeds, blend_chunks=0)
     np.testing.assert_array_equal(take(stream, 1), take(bfloat16.stream(FOX, num_frames=None, **SMALL), 1))
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(1.0, 2), (5.0, 1)], ids=["batch", "guided"])
+def test_one_padded_key_gives_the_video_of_all(pipelines, monkeypatch, scale, batch):
+    """160 tokens of text, of which 128 have keys, through a blend of prompts."""
+    arguments = SMALL | {"max_text_tokens": 160, "num_frames": None, "steps": 3, "guidance_scale": scale}
+
+    def run() -> tuple[np.ndarray, tuple[int, int]]:
+        stream = pipelines("base").stream([FOX, DOG][:batch], **arguments)
+        first = take(stream, 1)
+        stream.set_prompt("a cat on a wall", blend_chunks=3)
+        return np.concatenate([first, take(stream, 3)]), keys_of(stream)
+
+    kept, (keys, count) = run()
+    assert (keys, count) == (128, 33)
+    monkeypatch.setattr(text, "_KEY_COUNTS", ())
+    every, (keys, count) = run()
+    assert (keys, count) == (160, 1)
+    assert np.abs(every[3] - every[0]).mean() > 0.01
+    np.testing.assert_allclose(kept, every, rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_that_differ_to_the_end_keep_all_keys(pipelines):
+    embeds = np.random.default_rng(0).standard_normal((1, 160, 24), np.float32)
+    arguments = SMALL | {"num_frames": 33, "steps": 1, "guidance_scale": 1.0}
+    stream = pipelines("base").stream(prompt_embeds=embeds, **arguments)
+    next(stream)
+    assert keys_of(stream) == (160, 1)
+
+
+def keys_of(stream) -> tuple[int, int]:
+    """Number of keys of the text in use, and how many tokens the last one stands for."""
+    return stream._projected.k.shape[2], stream._projected.last_key_count
 
 
 def test_new_prompt_must_fit_the_batch(distilled):

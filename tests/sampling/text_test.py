@@ -16,7 +16,7 @@ from flax import nnx
 from helios_jax.config import TextEncoderConfig
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.sampling import text
-from helios_jax.sampling.text import TextEncoder, Tokenizer, clean_prompt
+from helios_jax.sampling.text import TextEncoder, Tokenizer, clean_prompt, needed_keys
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "text_encoder"
 TOKENS = json.loads((DATA / "tokens" / "io.json").read_text())
@@ -136,6 +136,44 @@ def test_second_prompt_does_not_retrace(monkeypatch):
     np.testing.assert_array_equal(moved(["one"], max_tokens=10), first)
     assert traces == [(1, 10)]
     assert jnp.abs(first - second).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "padded", "keys"),
+    [
+        ((0,), 512, 128),
+        ((127,), 512, 128),
+        ((128,), 512, 256),  # 128 tokens and one padded
+        ((3, 255, 40), 512, 256),
+        ((256,), 512, 512),
+        ((384,), 512, 512),
+        ((512,), 512, 512),
+        ((100,), 226, 128),
+        ((128,), 226, 226),
+        ((5,), 128, 128),
+        ((5,), 16, 16),
+        ((1,), 1, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_padded_token_at_least_has_a_key(lengths, padded, keys, dtype):
+    embeds = np.random.default_rng(0).standard_normal((len(lengths), padded, 4), np.float32)
+    for row, length in zip(embeds, lengths, strict=True):
+        row[length:] = 0
+    assert needed_keys(jnp.asarray(embeds, dtype)) == keys
+
+
+def test_what_differs_behind_the_text_keeps_its_keys():
+    """Padding of any value counts as such; one odd number in it, or one that is not a number, does not."""
+    embeds = np.zeros((2, 512, 4), np.float32)
+    embeds[0, :100], embeds[0, 100:] = 1, [1, 2, 3, 4]
+    assert needed_keys(jnp.asarray(embeds)) == 128
+    embeds[1, 200, 2] = 1e-30
+    assert needed_keys(jnp.asarray(embeds)) == 256
+    embeds[0, 500, 0] = np.nan
+    assert needed_keys(jnp.asarray(embeds)) == 512
+    embeds[0, 511, 0] = np.nan
+    assert needed_keys(jnp.asarray(embeds)) == 512
 
 
 def test_a_call_without_prompts_is_refused():

@@ -35,7 +35,7 @@ from helios_jax.diffusion.pyramid import (
     pyramid_levels,
     upsample_nearest,
 )
-from helios_jax.models.transformer import Context, TextContext
+from helios_jax.models.transformer import Context
 from helios_jax.parallel.memory import Remat
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.injection import Injection, InjectionDraws
@@ -162,7 +162,7 @@ class Pyramid:
         transformer, layout = networks.transformer, self.context.layout
         clean = jnp.asarray(batch.target, jnp.float32)
         history = self.context.history(batch, draws.context)
-        text = transformer.text_context(networks.text_embeds(batch.text))
+        text = transformer.condition_embedder.text(networks.text_embeds(batch.text))
         context = transformer.context(history.tiers(layout))
 
         errors: list[Array] = []
@@ -178,7 +178,7 @@ class Pyramid:
             predicted = transformer.denoise(
                 interpolate(start, end, per_sample(table_entries(u, level.sigmas))),
                 table_entries(u, level.timesteps),
-                text=TextContext(k=jnp.repeat(text.k, copies, 1), v=jnp.repeat(text.v, copies, 1)),
+                text=jnp.repeat(text, copies, 0),
                 context=Context(tokens=jnp.repeat(context.tokens, copies, 0), rows=context.rows),
                 rope=transformer.rope(layout, history.frames.shape[2:4], end.shape[2:4], end.shape[1]),
                 remat=self.remat,

@@ -1,0 +1,148 @@
+"""A loop over layers that keeps what its gradient needs in the memory of the host.
+
+    forward    x_{l+1} = f(x_l, layer_l);   x_l and the named values inside f go to the host
+    backward   while the gradient of layer l is computed, what that of layer l - 1 needs comes back
+
+``jax.checkpoint`` can offload as well, but asks for the values of a layer when that layer is to be computed: at 384x640
+each of the 14B model's 40 layers would wait 4 ms for 226 MB. Here they travel one layer ahead.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from helios_jax.typing import Array
+
+Arrays = list[Array]
+
+
+def offloaded_scan(
+    body: Callable[[Array, Any, Any], Array], x: Array, layers: Any, constants: Any, names: Sequence[str]
+) -> Array:
+    """The last x of ``x = body(x, layer, constants)`` for each of ``layers``.
+
+    Args:
+        body: One layer. It must not close over traced arrays, which would get no gradient: those are ``constants``.
+        x: Array in front of the first layer.
+        layers: Parameters of all layers, with a leading axis.
+        constants: Arrays that all layers share.
+        names: Values inside ``body`` (``jax.ad_checkpoint.checkpoint_name``) that are kept along with x; all others
+            are computed again.
+    """
+    layer_leaves, layer_structure = jax.tree.flatten(layers)
+    constant_leaves, constant_structure = jax.tree.flatten(constants)
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def flat(x: Array, layer: Arrays, constants: Arrays) -> Array:
+        return body(x, layer_structure.unflatten(layer), constant_structure.unflatten(constants))
+
+    return _scan(jax.checkpoint(flat, policy=policy, prevent_cse=False), x, layer_leaves, constant_leaves)
+
+
+Flat = Callable[[Array, Arrays, Arrays], Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(body: Flat, x: Array, layers: Arrays, constants: Arrays) -> Array:
+    return jax.lax.scan(lambda x, layer: (body(x, layer, constants), None), x, layers)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Gradient:
+    """The function that ``jax.vjp`` returned for a layer, less the arrays that are at hand anyway.
+
+    Attributes:
+        kept: Its arrays but those.
+        sources: For each of its arrays the place among those at hand, or None for the next one that is kept.
+        structure: The function without its arrays.
+    """
+
+    kept: Arrays
+    sources: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
+    structure: Any = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def without(cls, at_hand: Arrays, function: Any) -> "_Gradient":
+        places = {id(array): place for place, array in enumerate(at_hand)}
+        arrays, structure = jax.tree.flatten(function)
+        sources = tuple(places.get(id(array)) for array in arrays)
+        kept = [array for array, source in zip(arrays, sources, strict=True) if source is None]
+        return cls(kept=kept, sources=sources, structure=structure)
+
+    def function(self, at_hand: Arrays) -> Callable[[Array], tuple[Array, Arrays, Arrays]]:
+        kept = iter(self.kept)
+        return self.structure.unflatten(next(kept) if place is None else at_hand[place] for place in self.sources)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """What the backward pass finds: the inputs, and the gradient functions of all layers on the host."""
+
+    layers: Arrays
+    constants: Arrays
+    gradients: _Gradient
+    trained: tuple[tuple[bool, ...], tuple[bool, ...]] = dataclasses.field(metadata={"static": True})
+
+
+def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tuple[Array, _Saved]:
+    # Arrays come with the answer to whether their gradient is wanted. Frozen weights get none: it would be as large.
+    trained = tuple(leaf.perturbed for leaf in layers), tuple(leaf.perturbed for leaf in constants)
+    x, layers, constants = jax.tree.map(lambda leaf: leaf.value, (x, layers, constants), is_leaf=_is_primal)
+
+    def step(x: Array, layer: Arrays) -> tuple[Array, _Gradient]:
+        def run(x: Array, trained_layer: Arrays, trained_constants: Arrays) -> Array:
+            return body(x, _put(layer, trained[0], trained_layer), _put(constants, trained[1], trained_constants))
+
+        x, function = jax.vjp(run, x, _take(layer, trained[0]), _take(constants, trained[1]))
+        gradient = _Gradient.without([*layer, *constants], function)
+        return x, jax.device_put(gradient, jax.memory.Space.Host)
+
+    x, gradients = jax.lax.scan(step, x, layers)
+    return x, _Saved(layers=layers, constants=constants, gradients=gradients, trained=trained)
+
+
+def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Array | None], list[Array | None]]:
+    del body
+    if isinstance(cotangent, SymbolicZero):
+        cotangent = jnp.zeros(cotangent.aval.shape, cotangent.aval.dtype)
+    count = len(saved.layers[0])
+
+    def fetch(index: Any) -> _Gradient:
+        one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), saved.gradients)
+        return jax.device_put(one, jax.memory.Space.Device)
+
+    def step(carry: tuple[Array, Arrays, _Gradient], element: tuple[Arrays, Array]) -> Any:
+        (cotangent, sums, gradient), (layer, index) = carry, element
+        ahead = fetch(jnp.maximum(index - 1, 0))
+        cotangent, of_layer, of_constants = gradient.function([*layer, *saved.constants])(cotangent)
+        return (cotangent, jax.tree.map(jnp.add, sums, of_constants), ahead), of_layer
+
+    start = cotangent, jax.tree.map(jnp.zeros_like, _take(saved.constants, saved.trained[1])), fetch(count - 1)
+    elements = saved.layers, jnp.arange(count)
+    (cotangent, of_constants, _), of_layers = jax.lax.scan(step, start, elements, reverse=True)
+    nothing = [[None] * len(flags) for flags in saved.trained]
+    return cotangent, _put(nothing[0], saved.trained[0], of_layers), _put(nothing[1], saved.trained[1], of_constants)
+
+
+_scan.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _is_primal(leaf: Any) -> bool:
+    return hasattr(leaf, "perturbed")
+
+
+def _take(values: list[Any], chosen: Sequence[bool]) -> list[Any]:
+    return [value for value, is_chosen in zip(values, chosen, strict=True) if is_chosen]
+
+
+def _put(values: list[Any], chosen: Sequence[bool], new: list[Any]) -> list[Any]:
+    """``values`` with the chosen ones replaced."""
+    remaining = iter(new)
+    return [next(remaining) if is_chosen else value for value, is_chosen in zip(values, chosen, strict=True)]
