@@ -110,8 +110,9 @@ def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tup
 
 def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Array | None], list[Array | None]]:
     del body
+    result: Any = cotangent
     if isinstance(cotangent, SymbolicZero):
-        cotangent = jnp.zeros(cotangent.aval.shape, cotangent.aval.dtype)
+        cotangent = jnp.zeros(result.shape, result.dtype)
     count = len(saved.layers[0])
 
     def fetch(index: Any) -> _Gradient:
