@@ -43,7 +43,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
     from helios_jax.training.overrides import frozen
     from helios_jax.training.params import unflatten
     from helios_jax.training.state import initial_state, split_params
-    from helios_jax.training.trainer import make_step
+    from helios_jax.training.trainer import compiled_step
 
     name, batch_size = CASES[case]
     experiment = frozen(importlib.import_module(f"experiments.{name}").get_config("14b"))
@@ -71,8 +71,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
         anchor=normal(4, 1, height, width, 16),
         text=Text(embeds=normal(5, 512, config.text_dim)),
     )
-    shardings = jax.tree.map(lambda array: array.sharding, state)
-    step = jax.jit(make_step(experiment, graph, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, None))
+    step = compiled_step(experiment, graph, optimizer, state, mesh)
     flops = training_flops(experiment.method, unflatten(graph, state.params), batch, state)
 
     def run() -> float:

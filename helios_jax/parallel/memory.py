@@ -22,6 +22,15 @@ ATTENTION = "self_attention"
 """Name of the results of self-attention that its gradient needs."""
 
 
+def compiler_options(remat: Remat | None) -> dict[str, Any]:
+    """Options of ``jax.jit`` for a function whose gradient keeps what ``remat`` says.
+
+    XLA joins kernels to graphs that are launched at once. Copies inside a graph wait for the kernels before them, and
+    those behind for the copies, so that none would travel while blocks compute: "offload" does without graphs.
+    """
+    return {"xla_gpu_graph_min_graph_size": 2**30} if remat == "offload" else {}
+
+
 def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat) -> Array:
     """The last x of ``x = body(x, layer, constants)`` over ``layers``, keeping for the gradient what ``remat`` says.
 

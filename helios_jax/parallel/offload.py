@@ -115,19 +115,27 @@ def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Ar
         cotangent = jnp.zeros(result.shape, result.dtype)
     count = len(saved.layers[0])
 
-    def fetch(index: Any) -> _Gradient:
-        one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), saved.gradients)
-        return jax.device_put(one, jax.memory.Space.Device)
+    def fetch(index: Array | int) -> _Gradient:
+        return jax.device_put(_at(saved.gradients, index), jax.memory.Space.Device)
 
-    def step(carry: tuple[Array, Arrays, _Gradient], element: tuple[Arrays, Array]) -> Any:
-        (cotangent, sums, gradient), (layer, index) = carry, element
-        ahead = fetch(jnp.maximum(index - 1, 0))
-        cotangent, of_layer, of_constants = gradient.function([*layer, *saved.constants])(cotangent)
-        return (cotangent, jax.tree.map(jnp.add, sums, of_constants), ahead), of_layer
+    # A while loop with its counter, not a scan: XLA leaves to the copy engine only what lies at an index that it can
+    # follow; anything else is copied by a kernel, which takes the place of computation.
+    def step(carry: tuple[Array, Array, Arrays, Arrays, _Gradient]) -> Any:
+        turn, cotangent, of_layers, of_constants, gradient = carry
+        index = count - 1 - turn
+        ahead = fetch(index - 1)  # at the end -1, one more than needed, is read as 0
+        layer = _at(saved.layers, index)
+        cotangent, *more = gradient.function([*layer, *saved.constants])(cotangent)
+        of_layers = [
+            jax.lax.dynamic_update_index_in_dim(stack, one, index, 0, allow_negative_indices=False)
+            for stack, one in zip(of_layers, more[0], strict=True)
+        ]
+        of_constants = jax.tree.map(jnp.add, of_constants, more[1])
+        return turn + 1, cotangent, of_layers, of_constants, ahead
 
-    start = cotangent, jax.tree.map(jnp.zeros_like, _take(saved.constants, saved.trained[1])), fetch(count - 1)
-    elements = saved.layers, jnp.arange(count)
-    (cotangent, of_constants, _), of_layers = jax.lax.scan(step, start, elements, reverse=True)
+    trained = [_take(*pair) for pair in zip((saved.layers, saved.constants), saved.trained, strict=True)]
+    start = jnp.int32(0), cotangent, *jax.tree.map(jnp.zeros_like, trained), fetch(count - 1)
+    _, cotangent, of_layers, of_constants, _ = jax.lax.while_loop(lambda carry: carry[0] < count, step, start)
     nothing = [[None] * len(flags) for flags in saved.trained]
     return cotangent, _put(nothing[0], saved.trained[0], of_layers), _put(nothing[1], saved.trained[1], of_constants)
 
@@ -137,6 +145,12 @@ _scan.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _is_primal(leaf: Any) -> bool:
     return hasattr(leaf, "perturbed")
+
+
+def _at(stacks: Any, index: Array | int) -> Any:
+    """One element of stacked arrays. Negative indices are not made positive, which XLA could not follow either."""
+    pick = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False, allow_negative_indices=False)
+    return jax.tree.map(pick, stacks)
 
 
 def _take(values: list[Any], chosen: Sequence[bool]) -> list[Any]:

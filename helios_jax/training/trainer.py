@@ -26,6 +26,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from helios_jax.parallel.memory import compiler_options
 from helios_jax.training.checkpoints import Checkpoints, check_settings, write_settings
 from helios_jax.training.experiment import MAY_CHANGE, Experiment
 from helios_jax.training.flops import peak_flops, training_flops
@@ -97,8 +98,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
         # Loop.
         write_settings(workdir, settings)
-        shardings = jax.tree.map(lambda array: array.sharding, state)
-        step = jax.jit(make_step(experiment, graph, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, None))
+        step = compiled_step(experiment, graph, optimizer, state, mesh)
         with Log(experiment, workdir) as log:
             for done in range(first + 1, experiment.steps + 1):
                 batch = put_batch(next(data), experiment.batch_size, mesh)
@@ -119,6 +119,16 @@ def train(experiment: Experiment, workdir: Path) -> int:
         checkpoints.wait()
     export(experiment, graph, state, workdir / "product" / str(int(state.step)))
     return 0
+
+
+def compiled_step(
+    experiment: Experiment, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> Step:
+    """``make_step`` for states like this one, which it takes over."""
+    shardings = jax.tree.map(lambda array: array.sharding, state)
+    options = compiler_options(getattr(experiment.method, "remat", None))
+    step = make_step(experiment, graph, optimizer, mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def make_step(experiment: Experiment, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh) -> Step:

@@ -78,7 +78,7 @@ def test_gradients_of_frozen_weights_are_not_computed():
     stacks = [
         variable.aval.shape
         for equation in equations(jax.make_jaxpr(jax.grad(loss))(trained).jaxpr)
-        if equation.primitive.name == "scan"
+        if equation.primitive.name == "while"
         for variable in equation.outvars
     ]
     assert stacks.count((LAYERS, WIDTH, WIDTH)) == 1
