@@ -31,9 +31,9 @@ def show(op: str, rows: list[dict[str, Any]]) -> None:
     """Prints a table."""
     names = [name for name in rows[0] if name not in ("shape", "unit")]
     print(f"\n{op}, {rows[0]['unit']}")
-    print(f"{'shape':24s}" + "".join(f"{name:>12s}" for name in names))
+    print(f"{'shape':24s}" + "".join(f"{name:>16s}" for name in names))
     for row in rows:
-        print(f"{row['shape']:24s}" + "".join(f"{row[name]:12.1f}" for name in names), flush=True)
+        print(f"{row['shape']:24s}" + "".join(f"{row[name]:16.1f}" for name in names), flush=True)
 
 
 def main(args: argparse.Namespace) -> None:

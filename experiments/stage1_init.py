@@ -3,7 +3,7 @@
     helios-prepare --model=Wan-AI/Wan2.1-T2V-14B-Diffusers --clips=clips.json --out=latents
     helios-train --config=experiments/stage1_init.py:14b --workdir=runs/stage1_init
 
-Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B) and tiny (fresh weights on moving shapes, see train_tiny.py).
+Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (fresh weights on moving shapes, see train_tiny.py).
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
 in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43. The number of GPUs is not published; the number
@@ -12,18 +12,22 @@ of steps is about 5,500 as quoted from the technical report, two to three days f
 Differences from the published run: the history patchers start as pooling copies of Wan's patch embedding (there, of
 random weights), and every sample draws its own timestep, context and corruption (there, one draw per batch).
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.py.
+Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see train_tiny.py.
 """
 
+import dataclasses
+
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig
+from helios_jax.corruption import Corruption
 from helios_jax.training.datasets import Latents
 from helios_jax.training.experiment import Experiment, Lora
-from helios_jax.training.injection import Injection
+from helios_jax.training.injection import ContextDrop, Injection
 from helios_jax.training.methods.base import Base
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import Pipeline
 from helios_jax.training.starts import Random, Wan
+from helios_jax.training.timesteps import TimestepSampling
 from helios_jax.training.validation import Samples
 
 WAN = {"14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "1_3b": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"}
@@ -35,16 +39,17 @@ PROMPTS = (
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b" or "tiny"."""
-    if size == "tiny":
-        return mutable(tiny())
+    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
+    small = {"tiny": tiny, "tiny_gpu": tiny_gpu}
+    if size in small:
+        return mutable(small[size]())
     if size not in WAN:
-        raise ValueError(f"size {size!r} must be 'tiny' or one of {list(WAN)}")
+        raise ValueError(f"size {size!r} must be one of {', '.join([*WAN, *small])}")
     wan = WAN[size]
     return mutable(
         Experiment(
             start=Wan(folder=wan),
-            method=Base(context=Injection.published(), remat="full"),
+            method=Base(context=Injection.published(), remat="offload"),
             data=Latents(folders=("latents",)),
             product=Pipeline(parts=wan, config=PipelineConfig(is_pyramid=False), scheduler=SchedulerConfig.base()),
             optimizer=AdamW(learning_rate=5e-5, weight_decay=1e-4, clip_norm=1.0),
@@ -60,11 +65,39 @@ def get_config(size: str = "14b"):
 
 
 def tiny() -> Experiment:
-    """A small transformer and text encoder from fresh weights, in full, on moving shapes of 64 x 64."""
+    """A small transformer and text encoder from fresh weights, in full, on moving shapes of 64 x 64.
+
+    Captions of that world state how a video begins, so that only its first chunk is learnt without context, and every
+    sample has corruptions of its own. Noise levels are uniform: at 8 x 8 latents high ones decide what is where.
+    """
     return Experiment(
-        start=Random(transformer=TransformerConfig.tiny(), text_encoder=TextEncoderConfig.tiny(), dtype="float32"),
-        method=Base(context=Injection.published()),
-        data=Latents(folders=("runs/tiny/latents",), tokenizer="runs/tiny/parts", tokens=384),
+        start=Random(
+            transformer=TransformerConfig(
+                num_heads=4,
+                head_dim=32,
+                text_dim=96,
+                freq_dim=128,
+                ffn_dim=512,
+                num_layers=4,
+                rope_dim=(12, 10, 10),
+            ),
+            text_encoder=TextEncoderConfig(vocab_size=96, d_model=96, num_layers=2, num_heads=4, d_kv=24, d_ff=192),
+            dtype="float32",
+        ),
+        method=Base(
+            context=Injection(
+                drop=ContextDrop(t2v=0.0, i2v=0.0, v2v=0.0), corruption=Corruption(blur=0.0), saturation=None
+            ),
+            timesteps=TimestepSampling(density="uniform"),
+        ),
+        data=Latents(
+            folders=("runs/tiny/latents/videos", "runs/tiny/latents/starts"),
+            tokenizer="runs/tiny/parts",
+            tokens=96,
+            drop_text=0.1,
+            in_memory=True,
+            threads=2,
+        ),
         product=Pipeline(
             parts="runs/tiny/parts",
             config=PipelineConfig(is_pyramid=False),
@@ -72,10 +105,36 @@ def tiny() -> Experiment:
             dtype="float32",
             vae_dtype="float32",
         ),
-        optimizer=AdamW(learning_rate=2e-3, warmup_steps=50, weight_decay=1e-4),
-        steps=600,
+        optimizer=AdamW(learning_rate=1e-3, schedule="cosine", warmup_steps=50, betas=(0.9, 0.98)),
+        steps=300,
         batch_size=16,
         seed=43,
         log_every=20,
-        checkpoint_every=200,
+        checkpoint_every=500,
+        keep_checkpoints=1,
+    )
+
+
+def tiny_gpu() -> Experiment:
+    """The same, ten times as large and in bfloat16."""
+    small = tiny()
+    return dataclasses.replace(
+        small,
+        start=Random(
+            transformer=TransformerConfig(
+                num_heads=9,
+                head_dim=32,
+                text_dim=192,
+                ffn_dim=1152,
+                num_layers=8,
+                rope_dim=(12, 10, 10),
+            ),
+            text_encoder=TextEncoderConfig(vocab_size=96, d_model=192, num_layers=4, num_heads=6, d_kv=32, d_ff=448),
+        ),
+        product=dataclasses.replace(small.product, dtype="bfloat16", vae_dtype="bfloat16"),
+        optimizer=dataclasses.replace(small.optimizer, learning_rate=1e-3, warmup_steps=200),
+        steps=5000,
+        batch_size=256,
+        log_every=100,
+        checkpoint_every=2500,
     )

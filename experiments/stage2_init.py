@@ -3,14 +3,14 @@
     helios-train --config=experiments/stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
-Without the override 14b starts from the published Base. Sizes: 14b, 1_3b and tiny (see train_tiny.py).
+Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).
 
 Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
 that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
 not published; both parts of stage 2 took three to four days. The authors advise a lower learning rate for small
 batches; at first samples are coloured noise.
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny: see train_tiny.py.
+Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see train_tiny.py.
 """
 
 import dataclasses
@@ -28,8 +28,10 @@ from helios_jax.training.validation import Samples
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b" or "tiny"."""
-    return mutable(tiny() if size == "tiny" else experiment(size))
+    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
+    if size.startswith("tiny"):
+        return mutable(tiny(frozen(stage1_init.get_config(size))))
+    return mutable(experiment(size))
 
 
 def experiment(size: str) -> Experiment:
@@ -39,7 +41,7 @@ def experiment(size: str) -> Experiment:
     return dataclasses.replace(
         base,
         start=Checkpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
-        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1), remat="full"),
+        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1), remat="offload"),
         product=Pipeline(parts=base.product.parts, config=PipelineConfig(), scheduler=scheduler),
         optimizer=AdamW(learning_rate=1e-4, warmup_steps=1000, weight_decay=1e-4, clip_norm=1.0),
         steps=10_000,
@@ -50,14 +52,14 @@ def experiment(size: str) -> Experiment:
     )
 
 
-def tiny() -> Experiment:
-    """The transformer and text encoder of ``stage1_init``'s tiny, in full."""
-    base, scheduler = stage1_init.tiny(), SchedulerConfig.mid()
+def tiny(base: Experiment) -> Experiment:
+    """What the stage 1 of ``base`` trained, in full."""
+    scheduler, precision = SchedulerConfig.mid(), base.product.dtype
     return dataclasses.replace(
         base,
-        start=Checkpoint(folder="runs/tiny/stage1/product/600", parts=("transformer", "text_encoder"), dtype="float32"),
-        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1)),
+        start=Checkpoint(folder="runs/tiny/stage1", parts=("transformer", "text_encoder"), dtype=precision),
+        method=Pyramid(context=base.method.context, scheduler=scheduler, ratios=(1, 2, 1)),
         product=dataclasses.replace(base.product, config=PipelineConfig(), scheduler=scheduler),
-        optimizer=AdamW(learning_rate=1e-3, warmup_steps=50, weight_decay=1e-4),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=0.7 * base.optimizer.learning_rate),
         seed=45,
     )

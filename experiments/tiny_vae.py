@@ -1,12 +1,13 @@
 """A small VAE of the Wan2.1 kind for the world of moving shapes: the first step of train_tiny.py.
 
     helios-train --config=experiments/tiny_vae.py:images --workdir=runs/tiny/vae_images
-    helios-train --config=experiments/tiny_vae.py:videos --workdir=runs/tiny/vae \
-        --config.start.folder=runs/tiny/vae_images/product/3000
+    helios-train --config=experiments/tiny_vae.py:clips --workdir=runs/tiny/vae \
+        --config.start.folder=runs/tiny/vae_images/product/1200
 
-4x time and 8x space, 16 channels, as published; 64 x 64 pixels. It learns still images first, which cost a fifth, then
-clips, for its convolutions over time. The product is ``vae/`` with the statistics of its latents, which helios-prepare
-uses.
+4x time and 8x space, 16 channels, as published; 64 x 64 pixels. It learns from still images first, which show more
+scenes in the same time: its convolutions start without a view of the past, so that it then repeats every fourth frame
+of a clip, of any length. From a few clips it learns what moves between. The product is ``vae/`` with the statistics
+of its latents, which helios-prepare uses. gpu_images and gpu_clips are the same for a wider one, in bfloat16.
 
 Hardware, cost and result: see train_tiny.py.
 """
@@ -21,34 +22,60 @@ from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import MeasuredVae
 from helios_jax.training.starts import Checkpoint, Random
-from helios_jax.training.validation import Reconstructions
 
 
 def get_config(phase: str = "images"):
-    """The settings; ``phase`` is "images" or "videos"."""
-    held_out = MovingShapes(scenes=64, world=1)
-    images = Experiment(
-        start=Random(vae=VaeConfig.tiny(), dtype="float32"),
-        method=Vae(),
-        data=MovingShapes(scenes=100_000, frames=1),
-        product=MeasuredVae(clips=held_out),
-        optimizer=AdamW(learning_rate=2e-3, schedule="cosine", warmup_steps=20, weight_decay=0.0),
-        steps=3000,
-        batch_size=4,
+    """The settings; ``phase`` is "images" or "clips", "gpu_images" or "gpu_clips"."""
+    phases = {
+        "images": images(),
+        "clips": clips(images(), batch_size=4),
+        "gpu_images": gpu_images(),
+        "gpu_clips": clips(gpu_images(), batch_size=24),
+    }
+    if phase not in phases:
+        raise ValueError(f"phase {phase!r} must be one of {', '.join(phases)}")
+    return mutable(phases[phase])
+
+
+def images() -> Experiment:
+    """Stills, for a narrow VAE."""
+    return Experiment(
+        start=Random(vae=VaeConfig(base_dim=8, num_res_blocks=1), dtype="float32"),
+        method=Vae(square_weight=2.0),
+        data=MovingShapes(scenes=512, length=99, frames=1),
+        product=MeasuredVae(clips=MovingShapes(scenes=64, world=1)),
+        optimizer=AdamW(learning_rate=2e-3, schedule="cosine", warmup_steps=60, betas=(0.9, 0.97), weight_decay=0.0),
+        steps=1200,
+        batch_size=16,
         seed=42,
         log_every=100,
-        checkpoint_every=500,
+        checkpoint_every=2000,
+        keep_checkpoints=1,
     )
-    if phase == "images":
-        return mutable(images)
-    if phase != "videos":
-        raise ValueError(f"phase {phase!r} must be 'images' or 'videos'")
-    return mutable(
-        dataclasses.replace(
-            images,
-            start=Checkpoint(folder="runs/tiny/vae_images/product/3000", parts=("vae",), dtype="float32"),
-            data=MovingShapes(scenes=100_000, frames=5),
-            steps=600,
-            validation=Reconstructions(every=300, clips=held_out),
-        )
+
+
+def gpu_images() -> Experiment:
+    """Stills, for a VAE twice as wide."""
+    narrow = images()
+    return dataclasses.replace(
+        narrow,
+        start=Random(vae=VaeConfig(base_dim=16, num_res_blocks=1), dtype="bfloat16"),
+        data=MovingShapes(scenes=2048, length=99, frames=1, processes=16),
+        product=dataclasses.replace(narrow.product, dtype="bfloat16"),
+        optimizer=dataclasses.replace(narrow.optimizer, learning_rate=1.5e-3),
+        steps=5000,
+        batch_size=128,
+    )
+
+
+def clips(before: Experiment, batch_size: int) -> Experiment:
+    """Short clips, after stills."""
+    return dataclasses.replace(
+        before,
+        start=Checkpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),
+        data=dataclasses.replace(before.data, frames=9),
+        optimizer=dataclasses.replace(before.optimizer, learning_rate=0.3 * before.optimizer.learning_rate),
+        steps=100,
+        batch_size=batch_size,
+        log_every=20,
     )

@@ -88,7 +88,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if (args.shard_index is None) != (args.num_shards is None):
         raise ValueError("--shard_index and --num_shards go together")
-    for name in ("moving_shapes", "clips_per_file", "min_frames", "batch", "readers", "max_text_tokens"):
+    for name in ("moving_shapes", "num_shapes", "clips_per_file", "min_frames", "batch", "readers", "max_text_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name}={value} must be at least 1")
     if args.max_frames < args.min_frames:
@@ -118,7 +118,8 @@ def _encode_job(
 
     if args.moving_shapes is not None:
         frames = args.max_frames
-        clips = [ShapesClip(seed=args.seed, index=i, frames=frames) for i in range(args.moving_shapes)]
+        world = {"seed": args.seed, "num_shapes": args.num_shapes}
+        clips = [ShapesClip(index=i, frames=frames, **world) for i in range(args.moving_shapes)]
     elif args.clips.is_dir():
         clips = clips_from_folder(args.clips)
     else:
@@ -134,7 +135,8 @@ def _encode_job(
         work.setdefault((height // vae.scale_factor_spatial, width // vae.scale_factor_spatial), []).append(clip)
     names = ("min_frames", "max_frames", "max_text_tokens", "seed", "batch", "text", "dtype", "vae_dtype")
     options = {name: getattr(args, name) for name in names}
-    make_encode = functools.partial(_load_encoder, args.model, args.cache, readers=args.readers, **options)
+    reading = {"readers": args.readers, "processes": args.processes}
+    make_encode = functools.partial(_load_encoder, args.model, args.cache, **reading, **options)
     return work, make_encode, {"model": str(args.model), **options}
 
 
@@ -208,6 +210,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("clips", "JSON list of clips, or folder of mp4 files with captions", type=Path)
     add("root", "folder that the paths in the JSON list are relative to (default: that of the list)", type=Path)
     add("moving_shapes", "number of procedural scenes, each --max_frames long", type=int)
+    add("num_shapes", "shapes in each procedural scene (default: 1 to 3)", type=int)
     add("from_pt", "folder of .pt files with chunked latents", type=Path)
     add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
     add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
@@ -219,6 +222,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("vae_dtype", "compute dtype of the VAE", choices=("bfloat16", "float32"), default="float32")
     add("batch", "chunks of 33 frames per device and call (default 1)", type=int, default=1)
     add("readers", "threads that decode clips (default 4)", type=int, default=4)
+    add("processes", "readers are processes, for --moving_shapes", action="store_true")
     add("clips_per_file", "clips in each file (default 64)", type=int, default=64)
     add("shard_index", "number of this worker, from 0", type=int)
     add("num_shards", "number of workers", type=int)

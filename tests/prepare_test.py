@@ -13,6 +13,7 @@ import pytest
 
 from data.helios_latents.reader import open_latents
 from data.helios_latents.record import LatentRecord
+from data.moving_shapes import caption, sample_scene
 from data.prepare.clips import ShapesClip
 from data.prepare.encode import ClipEncoder, EncodeOptions, ahead_of_time, one_behind, uid_hash
 from data.prepare.job import Status
@@ -127,6 +128,16 @@ def test_latents_depend_on_neither_neighbours_nor_division(model, shapes, tmp_pa
     clips = [ShapesClip(seed=0, index=index, frames=33) for index in (3, 1)]
     for record, index in zip(encoder(clips, (2, 4)), (3, 1), strict=True):
         np.testing.assert_array_equal(record.latents, open_latents(shapes)[2, 4][index].latents)
+
+
+def test_processes_and_the_number_of_shapes(model, shapes, tmp_path):
+    options = [f"--model={model}", *SHAPES]
+    assert call(*options, "--processes", "--readers=2", f"--out={tmp_path / 'same'}") == 0
+    assert contents(tmp_path / "same") == contents(shapes)
+    assert call(*options, "--moving_shapes=2", "--num_shapes=2", f"--out={tmp_path / 'pairs'}") == 0
+    records = open_latents(tmp_path / "pairs")[2, 4]
+    assert [record.uid for record in records] == ["moving_shapes-2-0-0", "moving_shapes-2-0-1"]
+    assert [record.caption for record in records] == [caption(sample_scene(0, i, num_shapes=2)) for i in range(2)]
 
 
 def test_two_devices_encode_the_same_bits_as_one(model, shapes, tmp_path):

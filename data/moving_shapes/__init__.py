@@ -16,6 +16,7 @@ _EXPORTS = {
     "build": "data.moving_shapes.builder",
     "caption": "data.moving_shapes.captions",
     "parse_caption": "data.moving_shapes.captions",
+    "vocabulary": "data.moving_shapes.captions",
     "Observation": "data.moving_shapes.observation",
     "observe": "data.moving_shapes.observation",
     "render": "data.moving_shapes.rendering",

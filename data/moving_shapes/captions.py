@@ -6,8 +6,22 @@ sentences like them, so that prompts written by hand can be scored as well: one 
 """
 
 import re
+from collections.abc import Iterable
 
-from data.moving_shapes.world import BACKGROUNDS, COLOURS, DIRECTIONS, KINDS, PLAIN, Description, Scene, Shape
+from data.moving_shapes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    DIRECTIONS,
+    KINDS,
+    LIGHTS,
+    NUM_PHRASINGS,
+    PLAIN,
+    SIZES,
+    SPEEDS,
+    Description,
+    Scene,
+    Shape,
+)
 
 _ADVERBS = {"slow": "slowly", "medium": "steadily", "fast": "quickly"}
 
@@ -90,6 +104,27 @@ def caption(scene: Scene) -> str:
     )
 
 
+def vocabulary() -> list[str]:
+    """All words and punctuation of captions, in lower case and in order."""
+    colours = tuple(COLOURS)
+    texts = []
+    for phrasing in range(NUM_PHRASINGS):
+        for turn in range(len(BACKGROUNDS)):  # the longest of the lists, so that every value takes a turn
+            shapes = tuple(
+                Shape(
+                    kind=_turn(KINDS, turn),
+                    colour=colours[(turn + number) % len(colours)],
+                    size=_turn(SIZES, turn),
+                    speed=_turn(SPEEDS, turn),
+                    direction=_turn(DIRECTIONS, turn),
+                )
+                for number in range(1 + turn % 2)
+            )
+            description = Description(shapes=shapes, background=_turn(BACKGROUNDS, turn), lighting=_turn(LIGHTS, turn))
+            texts.append(caption(Scene(description=description, starts=((0, 0),) * len(shapes), phrasing=phrasing)))
+    return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join(texts).lower())))
+
+
 def parse_caption(text: str) -> Description:
     """Reads what ``text`` says of a scene; ``parse_caption(caption(scene)) == scene.description``.
 
@@ -138,6 +173,11 @@ def _clause(shape: Shape, clause: str, directions: tuple[str, str, str]) -> str:
         direction=direction,
     )
     return re.sub(r"^a (?=[aeiou])", "an ", text)
+
+
+def _turn(options: Iterable[str], number: int) -> str:
+    names = tuple(options)
+    return names[number % len(names)]
 
 
 def _take(text: str, patterns: tuple[str, ...], what: str, example: str) -> tuple[str, str]:

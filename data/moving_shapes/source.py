@@ -1,12 +1,18 @@
 """Scenes as a sequence, rendered as they are asked for."""
 
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import operator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 from data.moving_shapes.captions import caption
 from data.moving_shapes.rendering import render
 from data.moving_shapes.world import Scene, sample_scene
+from helios_jax.typing import UInt8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,3 +52,25 @@ class MovingShapes:
         if not 0 <= number < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         return sample_scene(self.seed, number, num_shapes=self.num_shapes)
+
+    def render_all(self, processes: int = 1) -> UInt8[np.ndarray, "N F H W 3"]:
+        """The frames of all scenes.
+
+        Args:
+            processes: Processes that share the work; 1: this one.
+        """
+        frames = np.empty((self.size, self.frames, self.height, self.width, 3), np.uint8)
+        for target, item in zip(frames, in_processes(self.__getitem__, range(self.size), processes), strict=True):
+            target[...] = item["frames"]
+        return frames
+
+
+def in_processes[S, T](work: Callable[[S], T], items: Iterable[S], processes: int) -> Iterator[T]:
+    """``map(work, items)``, divided among processes; threads would wait for each other's Python."""
+    if processes == 1:
+        yield from map(work, items)
+        return
+    # New processes, since a copy of this one would lack the threads that JAX and grain rely on.
+    context = multiprocessing.get_context("forkserver")
+    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+        yield from pool.map(work, items, chunksize=8)

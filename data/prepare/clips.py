@@ -6,17 +6,21 @@ images are. They are taken as stored, whatever their rate.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from helios_jax.sampling.media import SWSCALE_FLAGS
 from helios_jax.typing import Path, UInt8
+
+if TYPE_CHECKING:
+    from data.moving_shapes.world import Scene
 
 PixelSize = tuple[int, int]
 """Pixel rows and columns."""
@@ -121,26 +125,35 @@ class ShapesClip:
         seed: The world.
         index: The scene.
         frames: How many frames.
+        num_shapes: Shapes in it; ``None``: 1 to 3.
         fps: See ``Clip``.
     """
 
     seed: int
     index: int
     frames: int
+    num_shapes: int | None = None
     fps: float = 24.0
 
     @property
     def uid(self) -> str:
         """See ``Clip``."""
-        return f"moving_shapes-{self.seed}-{self.index}"
+        kind = "" if self.num_shapes is None else f"{self.num_shapes}-"
+        return f"moving_shapes-{kind}{self.seed}-{self.index}"
+
+    @functools.cached_property
+    def scene(self) -> "Scene":
+        """The scene itself."""
+        from data.moving_shapes.world import sample_scene
+
+        return sample_scene(self.seed, self.index, num_shapes=self.num_shapes)
 
     @property
     def caption(self) -> str:
         """See ``Clip``."""
         from data.moving_shapes.captions import caption
-        from data.moving_shapes.world import sample_scene
 
-        return caption(sample_scene(self.seed, self.index))
+        return caption(self.scene)
 
     def aspect(self) -> None:
         """See ``Clip``."""
@@ -148,9 +161,8 @@ class ShapesClip:
     def read(self, size: PixelSize, max_frames: int) -> UInt8[np.ndarray, "F H W 3"]:
         """See ``Clip``."""
         from data.moving_shapes.rendering import render
-        from data.moving_shapes.world import sample_scene
 
-        return render(sample_scene(self.seed, self.index), min(self.frames, max_frames), *size)
+        return render(self.scene, min(self.frames, max_frames), *size)
 
 
 def clips_from_json(file: Path, root: Path | None = None) -> list[FileClip]:

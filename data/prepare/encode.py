@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class EncodeOptions:
         seed: Seed of the posterior samples.
         batch: Chunks per device and call.
         readers: Threads that decode clips.
+        processes: Readers are processes, for clips that are made in Python: its threads would wait for each other.
         text: Compute text embeddings.
         dtype: Compute dtype of the text encoder.
         vae_dtype: Compute dtype of the VAE; the published setting is "float32".
@@ -60,6 +62,7 @@ class EncodeOptions:
     seed: int = 0
     batch: int = 1
     readers: int = 4
+    processes: bool = False
     text: bool = True
     dtype: str = "bfloat16"
     vae_dtype: str = "float32"
@@ -171,20 +174,9 @@ class ClipEncoder:
         self, clips: Sequence[Clip], pixels: tuple[int, int]
     ) -> Iterator[UInt8[np.ndarray, "F H W 3"] | ClipError]:
         """Frames of the clips, or why there are none."""
-
-        def read(clip: Clip) -> UInt8[np.ndarray, "F H W 3"] | ClipError:
-            try:
-                if not clip.caption:
-                    raise ClipError("it has no caption")
-                frames = clip.read(pixels, self.options.max_frames)
-            except ClipError as error:
-                return error
-            needed = max(self.options.min_frames, self.chunk_pixels)
-            if len(frames) < needed:
-                return ClipError(f"it has {len(frames)} frames; at least {needed} are needed")
-            return frames
-
-        return ahead_of_time(read, clips, self.options.readers)
+        minimum = max(self.options.min_frames, self.chunk_pixels)
+        read = functools.partial(_read_clip, pixels=pixels, minimum=minimum, maximum=self.options.max_frames)
+        return ahead_of_time(read, clips, self.options.readers, processes=self.options.processes)
 
     def _chunks(self, frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "S F2 H W 3"]:
         count = len(frames) // self.chunk_pixels
@@ -223,6 +215,21 @@ class ClipEncoder:
     def _split(self, array: np.ndarray) -> Array:
         """Divides the first axis among the devices."""
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec("data")))
+
+
+def _read_clip(
+    clip: Clip, *, pixels: tuple[int, int], minimum: int, maximum: int
+) -> UInt8[np.ndarray, "F H W 3"] | ClipError:
+    """Frames of a clip, or why there are none."""
+    try:
+        if not clip.caption:
+            raise ClipError("it has no caption")
+        frames = clip.read(pixels, maximum)
+    except ClipError as error:
+        return error
+    if len(frames) < minimum:
+        return ClipError(f"it has {len(frames)} frames; at least {minimum} are needed")
+    return frames
 
 
 def uid_hash(uid: str) -> int:
@@ -283,15 +290,31 @@ def one_behind[T](items: Iterable[T]) -> Iterator[T]:
         yield last
 
 
-def ahead_of_time[S, T](work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """``map(work, items)``, in order, with up to ``threads`` results worked on or waiting."""
+def ahead_of_time[S, T](
+    work: Callable[[S], T], items: Iterable[S], workers: int, *, processes: bool = False
+) -> Iterator[T]:
+    """``map(work, items)``, in order, with up to ``workers`` results worked on or waiting.
+
+    Args:
+        work: What is done; for processes a function that they can import.
+        items: With what.
+        workers: Threads, or processes.
+        processes: Which of them.
+    """
     iterator = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        futures = collections.deque(pool.submit(work, item) for item in itertools.islice(iterator, threads))
+    with _pool(workers, processes) as pool:
+        futures = collections.deque(pool.submit(work, item) for item in itertools.islice(iterator, workers))
         while futures:
             result = futures.popleft().result()
             futures.extend(pool.submit(work, item) for item in itertools.islice(iterator, 1))
             yield result
+
+
+def _pool(workers: int, processes: bool) -> concurrent.futures.Executor:
+    if processes:
+        # New processes, since a copy of this one would lack the threads that JAX relies on.
+        return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"))
+    return concurrent.futures.ThreadPoolExecutor(workers)
 
 
 def _padded[T](batch: Sequence[T], size: int) -> list[T]:

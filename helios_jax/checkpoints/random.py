@@ -3,7 +3,7 @@
 import json
 import math
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -104,21 +104,42 @@ def _moments(path: ParamPath, shape: tuple[int, ...]) -> tuple[float, float]:
 
 def write_character_tokenizer(folder: FilePath) -> None:
     """Writes ``tokenizer/tokenizer.json`` whose pieces are single characters, with T5's special tokens."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    pieces = [*_SPECIAL, "▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    model = {"type": "Unigram", "unk_id": 2, "vocab": [[piece, 0.0] for piece in pieces], "byte_fallback": False}
+    _write_tokenizer(folder, model=model, pre_tokenizer=space, decoder=space)
+
+
+def write_word_tokenizer(folder: FilePath, words: Iterable[str]) -> int:
+    """Writes ``tokenizer/tokenizer.json`` whose pieces are whole words, with T5's special tokens.
+
+    Text is read in lower case, punctuation apart from words. Other words than the given ones are unknown.
+
+    Args:
+        folder: The checkpoint.
+        words: Words and punctuation, in lower case.
+
+    Returns:
+        The number of pieces.
+    """
+    pieces = [*_SPECIAL, *sorted(set(words))]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": _SPECIAL[2]}
+    _write_tokenizer(folder, model=model, normalizer={"type": "Lowercase"}, pre_tokenizer={"type": "Whitespace"})
+    return len(pieces)
+
+
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+def _write_tokenizer(folder: FilePath, **parts: Any) -> None:
+    """Writes a tokenizer of these parts in the format of the package ``tokenizers``."""
     special = [
         {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}
-        for i, piece in enumerate(pieces[:3])
+        for i, piece in enumerate(_SPECIAL)
     ]
-    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": special,
-        "normalizer": None,
-        "pre_tokenizer": space,
-        "post_processor": None,
-        "decoder": space,
-        "model": {"type": "Unigram", "unk_id": 2, "vocab": [[piece, 0.0] for piece in pieces], "byte_fallback": False},
-    }
+    empty = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    tokenizer = {"version": "1.0", "added_tokens": special, **empty, **parts}
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n")

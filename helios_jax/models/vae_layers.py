@@ -31,6 +31,7 @@ every rate, so it passes beside their time convolutions.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,25 +69,28 @@ def chain(
 
 
 def per_frame(
-    fn: Callable[[Float[Array, "N H W C"]], Float[Array, "N H2 W2 C2"]], x: Float[Array, "B T H W C"]
+    fn: Callable[..., Float[Array, "N H2 W2 C2"]], *clips: Float[Array, "B T _ _ _"]
 ) -> Float[Array, "B T H2 W2 C2"]:
-    """Applies a function of images to every frame: all at once on accelerators, in turn on the CPU.
+    """Applies a function of images to the frames of one or more clips: all at once on accelerators, in turn on the CPU.
 
     The CPU's sums and matrix products round differently for different numbers of rows. One frame at a time,
     a frame's value does not depend on how many others share the call, hence not on the slicing. What is traced
     within ``frames_together`` does without.
     """
-    frames = x.reshape(-1, *x.shape[2:])
+    frames = [clip.reshape(-1, *clip.shape[2:]) for clip in clips]
     if _together.get():
-        y = fn(frames)
+        y = fn(*frames)
     else:
-        y = jax.lax.platform_dependent(frames, cpu=lambda frames: one_by_one(fn, frames), default=fn)
-    return y.reshape(*x.shape[:2], *y.shape[1:])
+        y = jax.lax.platform_dependent(*frames, cpu=functools.partial(one_by_one, fn), default=fn)
+    return y.reshape(*clips[0].shape[:2], *y.shape[1:])
 
 
 @contextlib.contextmanager
 def frames_together() -> Iterator[None]:
-    """Everywhere all frames at once, for training: four times as fast on a CPU, whose values then depend on slicing."""
+    """All frames at once on CPUs too, and stills without the zeros before them, for training.
+
+    On a CPU that is several times as fast. Values then depend on the slicing, in their last bits.
+    """
     token = _together.set(True)
     try:
         yield
@@ -98,10 +102,10 @@ _together = contextvars.ContextVar("frames_together", default=False)
 
 
 def one_by_one(
-    fn: Callable[[Float[Array, "1 H W C"]], Float[Array, "1 H2 W2 C2"]], frames: Float[Array, "N H W C"]
+    fn: Callable[..., Float[Array, "1 H2 W2 C2"]], *frames: Float[Array, "N _ _ _"]
 ) -> Float[Array, "N H2 W2 C2"]:
     """Applies a function of images to one frame after the other."""
-    return jax.lax.map(lambda frame: fn(frame[None])[0], frames)
+    return jax.lax.map(lambda ones: fn(*(one[None] for one in ones))[0], frames)
 
 
 class Conv(nnx.Module):
@@ -140,13 +144,20 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (*window, in_features, out_features), param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
 
-    def over(self, *taps: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
-        """Convolves the frames of ``taps``, one array per tap, earliest first."""
+    def over(
+        self, *taps: Float[Array, "B T H W C"], shortcut: Float[Array, "B T H2 W2 C2"] | None = None
+    ) -> Float[Array, "B T H2 W2 C2"]:
+        """Convolves the frames of ``taps``, one array per tap, earliest first, and adds ``shortcut``."""
         kernel = self.kernel[...].astype(self.dtype)
-        return self._convolve(jnp.concatenate(taps, -1), taps_to_channels(kernel) if len(taps) > 1 else kernel)
+        if len(taps) > 1:
+            kernel = taps_to_channels(kernel)
+        return self._convolve(jnp.concatenate(taps, -1), kernel, shortcut)
 
     def _convolve(
-        self, x: Float[Array, "B T H W C"], kernel: Float[Array, "*window C C2"]
+        self,
+        x: Float[Array, "B T H W C"],
+        kernel: Float[Array, "*window C C2"],
+        shortcut: Float[Array, "B T H2 W2 C2"] | None = None,
     ) -> Float[Array, "B T H2 W2 C2"]:
         def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
             if kernel.ndim == 2:
@@ -161,7 +172,12 @@ class Conv(nnx.Module):
         plain = kernel.shape[:-2] == (3, 3) and self.stride == 1 and self.padding == "SAME"
         few = kernel.shape[-1] <= _FEW_OUTPUTS and x.shape[3] % _COLUMNS_AT_ONCE == 0
         convolve = convolve_to_few if plain and few else convolve
-        return per_frame(convolve, x) + self.bias[...].astype(self.dtype)
+
+        # The sum is written in images, as the convolution is, which lets XLA make one pass of both.
+        def convolve_and_add(x: Float[Array, "N H W C"], *shortcut: Float[Array, "N H2 W2 C2"]) -> Array:
+            return sum(shortcut, convolve(x) + self.bias[...].astype(self.dtype))
+
+        return per_frame(convolve_and_add, x, *([] if shortcut is None else [shortcut]))
 
 
 def conv2d(
@@ -195,22 +211,31 @@ def taps_to_channels(kernel: Float[Array, "taps *window C C2"]) -> Float[Array, 
 class CausalConv(Conv):
     """A convolution over a frame and the two before it; zeros precede a clip. Cache: the last two frames."""
 
-    def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T H W C2"], Cache]:
-        b, _, *rest = x.shape
+    def __call__(
+        self, x: Float[Array, "B T H W C"], cache: Cache, shortcut: Float[Array, "B T H W C2"] | None = None
+    ) -> tuple[Float[Array, "B T H W C2"], Cache]:
+        b, frames, *rest = x.shape
         past = jnp.zeros((b, 2, *rest), x.dtype) if cache is None else cache
+        if cache is None and frames == 1 and _together.get():  # a third of the products, with other roundings
+            still = self._convolve(x, self.kernel[...][-1].astype(self.dtype), shortcut)
+            return still, jnp.concatenate([past[:, 1:], x], 1)
         x = jnp.concatenate([past, x], 1)
-        return self.over(x[:, :-2], x[:, 1:-1], x[:, 2:]), x[:, -2:]
+        return self.over(x[:, :-2], x[:, 1:-1], x[:, 2:], shortcut=shortcut), x[:, -2:]
 
     def after_norm(
-        self, norm: "RmsNorm", x: Float[Array, "B T H W C"], cache: Cache
+        self,
+        norm: "RmsNorm",
+        x: Float[Array, "B T H W C"],
+        cache: Cache,
+        shortcut: Float[Array, "B T H W C2"] | None = None,
     ) -> tuple[Float[Array, "B T H W C2"], Cache]:
-        """The convolution of SiLU(norm(x)); a clip taken whole goes through a fused pass where there is one."""
+        """The convolution of SiLU(norm(x)), plus ``shortcut``; for clips taken whole in a fused pass if possible."""
         gamma = norm.gamma[...]
         if cache is not None or not runs_as_kernel(x, gamma):
-            return self(jax.nn.silu(norm(x)), cache)
+            return self(jax.nn.silu(norm(x)), cache, shortcut)
         taps = norm_silu_taps(x, gamma)
         past = jnp.pad(taps[:, -2:, ..., 2 * x.shape[-1] :], ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
-        return self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype))), past
+        return self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype)), shortcut), past
 
 
 class RmsNorm(nnx.Module):
@@ -246,9 +271,9 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T H W C2"], Cache]:
         past1, past2 = cache or (None, None)
         h, past1 = self.conv1.after_norm(self.norm1, x, past1)
-        h, past2 = self.conv2.after_norm(self.norm2, h, past2)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut.over(x)
-        return shortcut + h, (past1, past2)
+        h, past2 = self.conv2.after_norm(self.norm2, h, past2, shortcut)
+        return h, (past1, past2)
 
 
 class AttentionBlock(nnx.Module):

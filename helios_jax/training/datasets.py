@@ -1,17 +1,14 @@
 """What an experiment is trained on, as settings: encoded clips, or scenes of a procedural world."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
+from data.helios_latents.reader import open_latents
+from data.helios_latents.record import LatentRecord
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import HistoryConfig
 from helios_jax.sampling.text import Tokenizer
 from helios_jax.training.checkpoints import Resumable
-from helios_jax.training.loaders import OnError, PaddedEmbeds, Tokens, latent_loader, video_loader
-from helios_jax.typing import UInt8
+from helios_jax.training.loaders import OnError, PaddedEmbeds, TextFormat, Tokens, latent_loader, video_loader
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +20,10 @@ class Latents:
         ratios: How often a clip of each is seen, relative to one with ratio 1; empty: 1 for all.
         tokens: Length that texts are padded to.
         tokenizer: Checkpoint with a tokenizer, to train on tokens; empty: stored embeddings are used.
+        drop_text: Part of the captions that give way to the empty text, for guidance; needs ``tokenizer``.
         layout: Geometry of the context, that of the method.
         on_error: What to do about a record that cannot be used.
+        in_memory: Read everything first and keep it, for small data sets and many steps per second.
         threads: Threads that read.
     """
 
@@ -32,18 +31,28 @@ class Latents:
     ratios: tuple[float, ...] = ()
     tokens: int = 512
     tokenizer: str = ""
+    drop_text: float = 0.0
     layout: HistoryConfig = dataclasses.field(default_factory=HistoryConfig)
     on_error: OnError = "raise"
+    in_memory: bool = False
     threads: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_text < 1 or (self.drop_text and not self.tokenizer):
+            raise ValueError(
+                f"drop_text={self.drop_text} must be in [0, 1), and 0 without a tokenizer: stored embeddings do not "
+                "include that of the empty text"
+            )
 
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``LatentBatch``."""
-        text = PaddedEmbeds(tokens=self.tokens)
+        text: TextFormat = PaddedEmbeds(tokens=self.tokens)
         if self.tokenizer:
-            text = Tokens(tokenizer=Tokenizer.from_folder(local_folder(self.tokenizer)), tokens=self.tokens)
+            tokenizer = Tokenizer.from_folder(local_folder(self.tokenizer))
+            text = Tokens(tokenizer=tokenizer, tokens=self.tokens, drop=self.drop_text)
         index, count = part
         return latent_loader(
-            self.folders,
+            [_records(folder) for folder in self.folders] if self.in_memory else self.folders,
             batch=batch_size,
             seed=seed,
             text=text,
@@ -58,32 +67,45 @@ class Latents:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MovingShapes:
-    """Clips of the world of moving shapes, rendered as they are needed.
+    """Clips of the world of moving shapes. All scenes are rendered first and kept in memory.
 
     Attributes:
-        scenes: How many different scenes.
-        frames: Length of a clip, from the start of its scene.
+        scenes: How many scenes.
+        frames: Length of a clip.
+        length: Frames of a scene, of which a clip is a random part; 0: as many as a clip has.
         height: Pixel rows.
         width: Pixel columns.
         world: Seed of the scenes.
-        threads: Threads that render.
+        num_shapes: Shapes in each scene; 0: 1 to 3.
+        processes: Processes that render.
+        threads: Threads that put clips together.
     """
 
     scenes: int
     frames: int = 33
+    length: int = 0
     height: int = 64
     width: int = 64
     world: int = 0
+    num_shapes: int = 0
+    processes: int = 1
     threads: int = 2
 
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``VideoBatch``."""
         from data.moving_shapes import MovingShapes as Scenes
 
-        scenes = Scenes(seed=self.world, size=self.scenes, frames=self.frames, height=self.height, width=self.width)
+        scenes = Scenes(
+            seed=self.world,
+            size=self.scenes,
+            frames=self.length or self.frames,
+            height=self.height,
+            width=self.width,
+            num_shapes=self.num_shapes or None,
+        )
         index, count = part
         return video_loader(
-            [_Frames(scenes)],
+            [list(scenes.render_all(self.processes))],
             batch=batch_size,
             frames=self.frames,
             seed=seed,
@@ -93,14 +115,6 @@ class MovingShapes:
         )
 
 
-class _Frames(Sequence):
-    """The frames of scenes, without their captions."""
-
-    def __init__(self, scenes: Any) -> None:
-        self.scenes = scenes
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "F H W 3"]:
-        return self.scenes[index]["frames"]
+def _records(folder: str) -> list[LatentRecord]:
+    """Everything in a data set."""
+    return [records[index] for records in open_latents(folder).values() for index in range(len(records))]

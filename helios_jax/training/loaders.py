@@ -32,12 +32,15 @@ from absl import logging
 from data.helios_latents.record import LatentRecord, RecordError, Size
 from helios_jax.config import HistoryConfig
 from helios_jax.training.batch import LatentBatch, Text, VideoBatch
-from helios_jax.typing import Float, Path, UInt8
+from helios_jax.typing import Float, Int, Path, UInt8
 
 if TYPE_CHECKING:
     from helios_jax.sampling.text import Tokenizer
 
 OnError = Literal["raise", "skip"]
+
+_CAPTIONS_KEPT = 2**16
+"""Captions whose tokens are kept: for small models tokenizing takes longer than the step."""
 
 
 class Ticket(NamedTuple):
@@ -62,8 +65,8 @@ class TextFormat(Protocol):
         """Raises ValueError when the record's text cannot be used."""
         ...
 
-    def __call__(self, records: Sequence[LatentRecord]) -> Text:
-        """The text of a batch, in host memory."""
+    def __call__(self, records: Sequence[LatentRecord], draws: Sequence[float]) -> Text:
+        """The text of a batch, in host memory; ``draws`` has a number in [0, 1) for each record."""
         ...
 
 
@@ -85,8 +88,8 @@ class PaddedEmbeds:
         if rows > self.tokens:
             raise ValueError(f"its text has {rows} tokens, the loader pads to {self.tokens}; raise that number")
 
-    def __call__(self, records: Sequence[LatentRecord]) -> Text:
-        """See ``TextFormat``."""
+    def __call__(self, records: Sequence[LatentRecord], draws: Sequence[float]) -> Text:
+        """See ``TextFormat``; nothing is drawn."""
         first = records[0].embeds
         embeds = np.zeros((len(records), self.tokens, first.shape[1]), first.dtype)
         for row, record in zip(embeds, records, strict=True):
@@ -101,22 +104,39 @@ class Tokens:
     Attributes:
         tokenizer: The tokenizer.
         tokens: Ids wanted; longer captions lose their last ones, with a warning.
+        drop: Part of the captions that give way to the empty text, for guidance; others in every epoch.
     """
 
     tokenizer: "Tokenizer"
     tokens: int = 512
+    drop: float = 0.0
+    _known: dict[str, Int[np.ndarray, " S"]] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def check(self, record: LatentRecord) -> None:
         """See ``TextFormat``."""
         if not record.caption.strip():
             raise ValueError("it has no caption")
 
-    def __call__(self, records: Sequence[LatentRecord]) -> Text:
+    def __call__(self, records: Sequence[LatentRecord], draws: Sequence[float]) -> Text:
         """See ``TextFormat``."""
+        captions = ["" if draw < self.drop else record.caption for record, draw in zip(records, draws, strict=True)]
+        rows = [self._ids(caption) for caption in captions]
+        ids = np.full((len(rows), self.tokens), self.tokenizer.pad_token_id, np.int32)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = row
+        return Text(tokens=ids, lengths=np.array([len(row) for row in rows], np.int32))
+
+    def _ids(self, caption: str) -> Int[np.ndarray, " S"]:
+        """The ids of one caption, without padding."""
         from helios_jax.sampling.text import clean_prompt
 
-        ids, mask = self.tokenizer([clean_prompt(record.caption) for record in records], self.tokens)
-        return Text(tokens=ids, lengths=mask.sum(axis=1, dtype=np.int32))
+        known = self._known.get(caption)
+        if known is None:
+            ids, mask = self.tokenizer([clean_prompt(caption)], self.tokens)
+            known = ids[0, : mask.sum()].copy()
+            if len(self._known) < _CAPTIONS_KEPT:
+                self._known[caption] = known
+        return known
 
 
 def latent_loader(
@@ -168,12 +188,14 @@ def latent_loader(
         text.check(record)
 
     def load(records: Sequence[LatentRecord], draws: Sequence[float]) -> LatentBatch:
+        # The whole part of a scaled draw is the chunk; what is left is uniform again.
+        places = [divmod(draw * len(record.latents), 1.0) for record, draw in zip(records, draws, strict=True)]
         windows = [
-            cut_window(record.latents, record.anchor, int(draw * len(record.latents)), history.buffer_frames)
-            for record, draw in zip(records, draws, strict=True)
+            cut_window(record.latents, record.anchor, int(chunk), history.buffer_frames)
+            for record, (chunk, _) in zip(records, places, strict=True)
         ]
         target, past, anchor = (np.stack(parts) for parts in zip(*windows, strict=True))
-        return LatentBatch(target=target, history=past, anchor=anchor, text=text(records))
+        return LatentBatch(target=target, history=past, anchor=anchor, text=text(records, [rest for _, rest in places]))
 
     groups = [
         [_Source(part, ratio, lambda record, size=size: check(record, size)) for part, ratio in parts]

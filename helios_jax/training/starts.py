@@ -12,12 +12,10 @@ from helios_jax.checkpoints.diffusers import load_diffusers
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax
 from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
+from helios_jax.training.methods.vae import prepare_vae
 from helios_jax.training.networks import Networks
 from helios_jax.training.sharding import state_shardings
 from helios_jax.typing import Array, Key, Path
-
-_INITIAL_LOGVAR = -6.0
-"""Logarithm of the variance of a fresh VAE's posterior."""
 
 Precision = Literal["bfloat16", "float32"]
 """Compute dtype, and that of frozen parameters; trained ones are fp32 whatever it is."""
@@ -54,9 +52,7 @@ class Random:
             rngs, dtype = nnx.Rngs(key), jnp.dtype(self.dtype)
             networks = {name: kinds[name](config, dtype=dtype, rngs=rngs) for name, config in sizes.items()}
             if "vae" in networks:
-                # The decoder would learn to ignore latents that begin as noise of variance 1.
-                bias = networks["vae"].quant_conv.bias
-                networks["vae"].quant_conv.bias = nnx.Param(bias[...].at[self.vae.z_dim :].set(_INITIAL_LOGVAR))
+                prepare_vae(networks["vae"])
             return Networks(**networks)
 
         graph, abstract = nnx.split(nnx.eval_shape(make, key))

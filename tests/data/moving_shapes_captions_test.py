@@ -1,8 +1,10 @@
 """Captions state everything, and are understood."""
 
+import re
+
 import pytest
 
-from data.moving_shapes.captions import caption, parse_caption
+from data.moving_shapes.captions import caption, parse_caption, vocabulary
 from data.moving_shapes.world import NUM_PHRASINGS, Description, Scene, Shape, sample_scene
 
 
@@ -24,6 +26,13 @@ def test_phrasings_differ():
     captions = {caption(Scene(description=description, starts=((0, 0),), phrasing=n)) for n in range(NUM_PHRASINGS)}
     assert len(captions) == NUM_PHRASINGS
     assert all(parse_caption(text) == description for text in captions)
+
+
+def test_the_vocabulary_is_that_of_captions():
+    words = vocabulary()
+    assert words == sorted(set(words))
+    seen = {word for i in range(2000) for word in re.findall(r"\w+|[^\w\s]", caption(sample_scene(12, i)).lower())}
+    assert seen == set(words)
 
 
 def test_a_caption_in_full():

@@ -29,6 +29,12 @@ def test_items_are_rendered_scenes():
             SOURCE[index]
 
 
+def test_processes_render_what_one_does():
+    frames = np.stack([SOURCE[index]["frames"] for index in range(5)])
+    np.testing.assert_array_equal(SOURCE.render_all(), frames)
+    np.testing.assert_array_equal(SOURCE.render_all(processes=2), frames)
+
+
 def test_grain_reads_it():
     import grain
 

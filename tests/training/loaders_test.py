@@ -191,6 +191,30 @@ def test_captions_become_tokens(tmp_path):
     np.testing.assert_array_equal(mask.sum(1), [4, 7])  # "_ab</s>" and "_abc&d</s>"
 
 
+def test_some_captions_give_way_to_the_empty_text(tmp_path):
+    """Whatever the window, in the share asked for, and others in every epoch; windows stay as they were."""
+    write_character_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    clips = [record(number, caption="ab") for number in range(50)]
+    plain, dropping = (
+        take(latent_loader([clips], batch=50, seed=0, text=Tokens(tokenizer=tokenizer, tokens=8, drop=drop)), 40)
+        for drop in (0.0, 0.3)
+    )
+    assert [seen(batch) for batch in plain] == [seen(batch) for batch in dropping]
+    assert all((batch.text.lengths == 4).all() for batch in plain)
+    dropped = collections.defaultdict(list)
+    for batch in dropping:
+        for (clip, chunk), length, tokens in zip(seen(batch), batch.text.lengths, batch.text.tokens, strict=True):
+            assert length in (1, 4)
+            assert length == 4 or tokens.tolist() == [tokenizer.eos_token_id, *[tokenizer.pad_token_id] * 7]
+            dropped["all"].append(length == 1)
+            dropped[chunk].append(length == 1)
+            dropped[f"clip {clip}"].append(length == 1)
+    for case in ("all", 0, 1, 2):
+        assert np.mean(dropped[case]) == pytest.approx(0.3, abs=4 * (0.21 / len(dropped[case])) ** 0.5)
+    assert {0 < np.mean(dropped[f"clip {clip}"]) < 1 for clip in range(50)} == {True}
+
+
 @pytest.mark.parametrize(
     ("bad", "text", "message"),
     [

@@ -14,8 +14,9 @@ from helios_jax.checkpoints.random import random_network
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
+from helios_jax.models.vae_layers import frames_together
 from helios_jax.training.batch import VideoBatch
-from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, to_model_range
+from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae, to_model_range
 from helios_jax.training.networks import Networks
 
 CONFIG = VaeConfig(
@@ -61,21 +62,25 @@ def test_loss_in_numpy(vae):
     noise = Vae.draw(own, CONFIG, batch)
     assert noise.shape == (2, 2, 2, 3, 4)
 
+    methods = [Vae(penalty="l1", kl_weight=0.25), Vae(kl_weight=0.25), Vae(kl_weight=0.25, square_weight=3.0)]
+
     @jax.jit
     def everything(vae):
         networks = Networks(vae=vae.module)
         mean, logvar = vae.module.encode(to_model_range(batch.frames))
         decoded = decode_unbounded(vae.module, mean + jnp.exp(logvar / 2) * noise)
-        losses = [Vae(penalty=penalty, kl_weight=0.25).loss(networks, batch, own) for penalty in ("l1", "charbonnier")]
+        losses = [method.loss(networks, batch, own) for method in methods]
         return losses, mean, logvar, decoded
 
     losses, mean, logvar, decoded = everything(vae)
     difference = np.asarray(decoded) - (np.asarray(batch.frames) / 127.5 - 1)
     variance = np.exp(np.asarray(logvar))
     kl = (np.asarray(mean) ** 2 + variance - np.log(variance) - 1) / 2
+    smooth = np.sqrt(difference**2 + 1e-6)
     for (loss, metrics), reconstruction in zip(
-        losses, (np.abs(difference), np.sqrt(difference**2 + 1e-6)), strict=True
+        losses, (np.abs(difference), smooth, smooth + 3 * difference**2), strict=True
     ):
+        assert float(metrics["psnr"]) == pytest.approx(10 * np.log10(4 / (difference**2).mean()), rel=1e-4)
         assert float(metrics["reconstruction"]) == pytest.approx(reconstruction.mean(), rel=1e-4)
         assert float(metrics["kl"]) == pytest.approx(kl.mean(), rel=1e-4)
         assert float(loss) == pytest.approx(reconstruction.mean() + 0.25 * kl.mean(), rel=1e-4)
@@ -96,6 +101,44 @@ def test_pixels_beyond_the_range_still_have_a_gradient(vae):
     assert float(jnp.abs(wide).max()) > 1
     np.testing.assert_array_equal(jnp.clip(wide, -1, 1), bounded)
     np.testing.assert_allclose(gradient, wide[..., 0].size, rtol=1e-6)  # every pixel moves with its channel's bias
+
+
+def test_a_prepared_vae_takes_clips_for_stills():
+    """Latent frame k is that of frame 4k as a still; every latent shows as four equal frames, stills of its own."""
+    config = dataclasses.replace(CONFIG, dim_mult=(1, 2, 2))
+    vae = WanVae(config, rngs=nnx.Rngs(3))
+    vae.encoder.conv_in.bias[...] = jnp.linspace(-1, 1, 4)
+    prepare_vae(vae)
+    video = to_model_range(clips(2).frames)
+
+    @jax.jit
+    def run(state):
+        vae = nnx.merge(graph, state)
+        mean, logvar = vae.encode(video)
+        stills = [vae.encode(video[:, frame : frame + 1])[0] for frame in (0, 4)]
+        shown = [vae.decode(still) for still in stills]
+        return mean, logvar, jnp.concatenate(stills, 1), vae.decode(mean), jnp.concatenate(shown, 1)
+
+    graph, state = nnx.split(vae)
+    mean, logvar, stills, decoded, shown = run(state)
+    np.testing.assert_allclose(mean, stills, atol=2e-5)
+    np.testing.assert_allclose(decoded, shown[:, [0, 1, 1, 1, 1]], atol=2e-5)
+    assert float(jnp.abs(shown[:, 0] - shown[:, 1]).max()) > 1e-2
+    assert float(jnp.abs(logvar + 6).max()) < 6  # narrow: noise of about exp(-3)
+    # The new kernels have the variance of the old ones.
+    fresh = WanVae(config, rngs=nnx.Rngs(3)).decoder.conv_in.kernel[...]
+    prepared = vae.decoder.conv_in.kernel[...]
+    assert not prepared[:2].any()
+    np.testing.assert_allclose(prepared[2], 3**0.5 * fresh[2], rtol=1e-6)
+
+
+def test_frames_together_are_frames_in_turn(vae):
+    for frames in (1, 5):
+        video = to_model_range(clips(2).frames)[:, :frames]
+        turned = jax.jit(lambda vae, video: vae.module.encode(video)[0])(vae, video)
+        with frames_together():
+            together = jax.jit(lambda vae, video: vae.module.encode(video)[0])(vae, video)
+        np.testing.assert_allclose(together, turned, atol=2e-5)
 
 
 def test_a_few_steps_learn_a_picture(vae):

@@ -3,24 +3,31 @@
     z    = mean + exp(logvar / 2) eps                                                   raw latents       (1)
     loss = mean rho(decode(z) - x) + kl_weight mean (mean^2 + exp(logvar) - 1 - logvar) / 2               (2)
 
-with rho(d) = |d| ("l1") or sqrt(d^2 + 1e-6) ("charbonnier"), x in [-1, 1]. Both means are over elements.
+with rho(d) = |d| ("l1") or sqrt(d^2 + 1e-6) ("charbonnier"), plus square_weight d^2, and x in [-1, 1]. Both means are
+over elements.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, in_slices
+from helios_jax.models.vae_layers import Conv, frames_together
 from helios_jax.training.batch import VideoBatch
 from helios_jax.training.methods import NOISE, Metrics, fold
 from helios_jax.training.networks import Networks
 from helios_jax.typing import AnyArray, Array, Float, Key, UInt8
+
+_INITIAL_LOGVAR = -6.0
+"""Logarithm of the variance of a fresh VAE's posterior."""
 
 _CHARBONNIER_EPSILON = 1e-6
 """Square of the error below which the Charbonnier penalty is quadratic."""
@@ -37,11 +44,13 @@ class Vae:
 
     Attributes:
         penalty: "l1" or "charbonnier", smooth at zero.
+        square_weight: Weight of the squared error beside it, from which a fresh VAE learns small things sooner.
         kl_weight: Weight of the KL divergence from the standard normal, per element of the latents. It only has to
             keep them bounded: ``measure_latents`` normalises them.
     """
 
     penalty: Literal["l1", "charbonnier"] = "charbonnier"
+    square_weight: float = 0.0
     kl_weight: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -71,17 +80,49 @@ class Vae:
     def loss_from_draws(
         self, networks: Networks, batch: VideoBatch, noise: Float[Array, "B T h w C"]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Equation (2); the metrics "reconstruction" and "kl" are its parts."""
+        """Equation (2); the metrics "reconstruction" and "kl" are its parts, "psnr" is that of the batch in dB."""
         vae, video = networks.vae, to_model_range(batch.frames)
-        mean, logvar = vae.encode(video)
-        decoded = decode_unbounded(vae, mean + jnp.exp(0.5 * logvar) * noise)
+
+        def through(
+            clip: Float[Array, "F H W P"], noise: Float[Array, "T h w C"]
+        ) -> tuple[Float[Array, "T h w C"], Float[Array, "T h w C"], Float[Array, "F H W P"]]:
+            mean, logvar = vae.encode(clip[None])
+            return mean[0], logvar[0], decode_unbounded(vae, mean + jnp.exp(0.5 * logvar) * noise)[0]
+
+        # Attention takes frames in turn: those of one clip, of all clips at once, by vmap.
+        with frames_together():
+            mean, logvar, decoded = jax.vmap(through)(video, noise)
         difference = decoded.astype(jnp.float32) - video
         if self.penalty == "l1":
             reconstruction = jnp.abs(difference).mean()
         else:
             reconstruction = jnp.sqrt(difference**2 + _CHARBONNIER_EPSILON).mean()
+        squares = jnp.square(difference).mean()
+        reconstruction += self.square_weight * squares
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-        return reconstruction + self.kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
+        metrics = {"reconstruction": reconstruction, "kl": kl, "psnr": 10 * jnp.log10(4 / squares)}
+        return reconstruction + self.kl_weight * kl, metrics
+
+
+def prepare_vae(vae: WanVae) -> None:
+    """Changes a fresh VAE, in place, into one that is easily trained.
+
+    Its posterior is narrow, since the decoder would learn to ignore latents that begin as noise of variance 1. And it
+    takes clips for stills: no convolution sees the past yet, and latents stand for every fourth frame, repeated. So
+    what it learns from stills holds for clips of any length, and from clips it only has to learn what moves.
+    """
+    vae.quant_conv.bias[...] = vae.quant_conv.bias[...].at[vae.config.z_dim :].set(_INITIAL_LOGVAR)
+    for _, module in nnx.iter_graph(vae):
+        if not isinstance(module, Conv):
+            continue
+        kernel = module.kernel[...]
+        if kernel.ndim == 5:
+            present = math.sqrt(len(kernel)) * kernel[-1]  # alone, of the variance of all taps
+        elif kernel.ndim == 3:
+            present = jnp.tile(jnp.eye(kernel.shape[1], dtype=kernel.dtype), kernel.shape[2] // kernel.shape[1])
+        else:
+            continue
+        module.kernel[...] = jnp.zeros_like(kernel).at[-1].set(present)
 
 
 def decode_unbounded(vae: WanVae, latents: Float[Array, "B T h w C"]) -> Float[Array, "B F H W P"]:

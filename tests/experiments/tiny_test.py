@@ -1,0 +1,75 @@
+"""The recipe of the small world: its settings fit together, true scenes get full marks, losses become small files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.moving_shapes import MovingShapes, vocabulary
+from experiments import stage1_init, stage2_init, tiny_vae, train_tiny
+from experiments.tiny_curves import write_curves
+from experiments.tiny_scores import judge, rates, show
+from helios_jax.checkpoints.random import write_word_tokenizer
+from helios_jax.training.batch import LatentBatch, Text, VideoBatch
+from helios_jax.training.overrides import frozen
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+def test_stages_fit_together_and_to_their_batches(size, tmp_path):
+    first, second = (frozen(stage.get_config(size)) for stage in (stage1_init, stage2_init))
+    assert write_word_tokenizer(tmp_path, vocabulary()) <= first.start.text_encoder.vocab_size
+    assert first.start.text_encoder.d_model == first.start.transformer.text_dim
+    networks = jax.eval_shape(lambda: first.initial_networks(first.mesh.build()))
+    batch = LatentBatch(
+        target=np.zeros((2, 9, 8, 8, 16), jnp.bfloat16),
+        history=np.zeros((2, 19, 8, 8, 16), jnp.bfloat16),
+        anchor=np.zeros((2, 1, 8, 8, 16), jnp.bfloat16),
+        text=Text(tokens=np.zeros((2, first.data.tokens), np.int32), lengths=np.ones(2, np.int32)),
+    )
+    for experiment in (first, second):
+        loss, _ = jax.eval_shape(experiment.method.loss, networks, batch, jax.random.split(jax.random.key(0), 2))
+        assert (loss.shape, loss.dtype) == ((), jnp.float32)
+
+
+@pytest.mark.parametrize("phase", ["images", "clips", "gpu_images", "gpu_clips"])
+def test_the_vae_fits_its_clips(phase):
+    experiment = frozen(tiny_vae.get_config(phase))
+    start = frozen(tiny_vae.get_config(phase.replace("clips", "images"))).start
+    networks = jax.eval_shape(lambda: start.networks(experiment.mesh.build(), jax.random.key(0)))
+    batch = VideoBatch(frames=np.zeros((2, experiment.data.frames, 64, 64, 3), np.uint8))
+    loss, _ = jax.eval_shape(experiment.method.loss, networks, batch, jax.random.split(jax.random.key(0), 2))
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
+
+
+def test_true_scenes_get_full_marks(tmp_path):
+    scenes = MovingShapes(seed=5, size=12, frames=99, height=64, width=64)
+    rows = [judge((scenes[number]["frames"], scenes[number]["caption"])) for number in range(12)]
+    counts = [len(scenes.scene(number).description.shapes) for number in range(12)]
+    assert [row["shapes"] for row in rows] == counts
+    assert rates(rows)["recovered"] == "100.0 % (12 of 12)"
+    assert rates(rows)["direction"] == f"100.0 % ({sum(counts)} of {sum(counts)})"
+    other = rates([judge((scenes[0]["frames"], scenes[1]["caption"]))])
+    assert other["recovered"] == "0.0 % (0 of 1)"
+    clips = np.stack([scenes[number]["frames"] for number in range(2)])
+    show(tmp_path, clips, clips, clips)
+    with Image.open(tmp_path / "samples.webp") as moving, Image.open(tmp_path / "samples.png") as still:
+        assert (moving.size, moving.n_frames, still.size) == ((128, 192), 99, (13 * 64, 128))
+
+
+def test_losses_become_small_files(tmp_path):
+    lines = [json.dumps({"step": step, "time": 0.0, "loss": 1 / step}) for step in range(1, 1001)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_curves([tmp_path / "run"], tmp_path / "out")
+    rows = (tmp_path / "out" / "curves.csv").read_text().splitlines()
+    assert rows[:3] == ["run,step,loss", "run,1,1", "run,11,0.090909"]
+    assert len(rows) == 101
+    assert (tmp_path / "out" / "curves.png").stat().st_size < 20_000
+
+
+def test_sizes_have_their_own_numbers():
+    args = train_tiny._parse(["train_tiny", "--size=gpu", "--scenes=7", "--steps=4,5,6"])
+    assert (args.scenes, args.steps, args.videos) == (7, (4, 5, 6), train_tiny.DEFAULTS["gpu"]["videos"])
