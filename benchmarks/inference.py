@@ -150,7 +150,7 @@ def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int
         report.add(f"network call, level {level}, ms", ms)
     report.add("network calls, sum of levels, ms", sum(means))
     if levels == 3 and (height, width) == (384, 640):
-        config = pipe.transformer.module.config
+        config = pipe.transformer.config
         flop = sum(call_flop(config, 2400, current, needed_keys(embeds)) for current in (540, 2160, 8640))
         rate, ceiling = flop / sum(means) / 1e9, matmul_ceiling()
         report.add("network calls, TFLOP/s", rate)
@@ -165,7 +165,7 @@ def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int
 
 def vae_psnr(vae: Network[WanVae], latents: jax.Array) -> float:
     """PSNR in dB of the decoded pixels against the same weights in full fp32."""
-    config = vae.module.config
+    config = vae.config
     exact = functools.partial(WanVae, config, dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
     graph, _ = nnx.split(nnx.eval_shape(lambda: exact(rngs=nnx.Rngs(0))))
     params = jax.tree.map(lambda x: x.astype(jnp.float32), vae.params)

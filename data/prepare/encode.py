@@ -131,7 +131,7 @@ class ClipEncoder:
     @property
     def chunk_pixels(self) -> int:
         """Pixel frames of a chunk."""
-        return (CHUNK_FRAMES - 1) * self.vae.module.config.scale_factor_temporal + 1
+        return (CHUNK_FRAMES - 1) * self.vae.config.scale_factor_temporal + 1
 
     def __call__(self, clips: Sequence[Clip], size: Size) -> Iterator[LatentRecord | Failure]:
         """Encodes clips.
@@ -143,7 +143,7 @@ class ClipEncoder:
         Yields:
             One record or failure for each clip, in order.
         """
-        factor = self.vae.module.config.scale_factor_spatial
+        factor = self.vae.config.scale_factor_spatial
         pixels = (size[0] * factor, size[1] * factor)
         embeds = self._encode_texts([clip.caption for clip in clips])
         # The devices run ahead of the records by a batch; tee keeps the clips between.
@@ -251,7 +251,7 @@ def _encode_chunks(
     def encode(
         vae: Network[WanVae], frames: UInt8[Array, "F H W 3"], name: UInt32[Array, ""], number: UInt32[Array, ""]
     ) -> Float[Array, "T h w C"]:
-        config = vae.module.config
+        config = vae.config
         video = frames.astype(jnp.float32) / 255 * 2 - 1
         factor = config.scale_factor_spatial
         shape = (CHUNK_FRAMES, frames.shape[1] // factor, frames.shape[2] // factor, config.z_dim)

@@ -41,6 +41,16 @@ class Network[M: ConfiguredModule]:
         graph, params = nnx.split(module)
         return cls(graph=graph, params=params)
 
+    @functools.cached_property
+    def config(self) -> Any:
+        """The configuration; kept, since putting the module together takes milliseconds."""
+        return self.module.config
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """The compute dtype, kept likewise."""
+        return self.module.dtype
+
     @property
     def module(self) -> M:
         """The module again, around the same arrays."""

@@ -163,7 +163,7 @@ class ChunkSampler:
             Clean latents in model space, in the dtype that the solver ends in.
         """
         solver = make_solver(self.scheduler)
-        dtype, placement = self.transformer.module.dtype, self.placement
+        dtype, placement = self.transformer.dtype, self.placement
         context = embed_history(self.transformer, history, self.history)
         batch, _, height, width, channels = history.frames.shape
         shape = (batch, self.history.chunk_frames, height, width, channels)

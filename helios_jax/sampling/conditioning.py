@@ -95,7 +95,7 @@ class Conditioner:
 
     @property
     def _config(self) -> VaeConfig:
-        return self.vae.module.config
+        return self.vae.config
 
     @property
     def _piece_frames(self) -> int:

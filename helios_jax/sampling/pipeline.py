@@ -294,7 +294,7 @@ class HeliosPipeline:
         black = np.zeros((33, height, width, 3), np.uint8)
         levels = self.scheduler.num_levels
         text: dict[str, Any] = {"prompt": [""] * batch}
-        embeds = np.zeros((batch, max_text_tokens, self.transformer.module.config.text_dim), np.float32)
+        embeds = np.zeros((batch, max_text_tokens, self.transformer.config.text_dim), np.float32)
         if self.text_encoder is None:
             text = {"prompt_embeds": embeds, "negative_prompt_embeds": embeds}
         lengths = possible_keys(max_text_tokens)
@@ -324,15 +324,15 @@ class HeliosPipeline:
         return RequestDefaults(
             pipeline=self.config,
             scheduler=self.scheduler,
-            transformer=self.transformer.module.config,
-            vae=self.vae.module.config,
+            transformer=self.transformer.config,
+            vae=self.vae.config,
         )
 
     def _timeline(
         self, prompt: Prompt | None, embeds: AnyArray | None, request: Request, max_tokens: int
     ) -> EmbeddingTimeline:
         if embeds is not None:
-            return EmbeddingTimeline(jnp.asarray(embeds, self.transformer.module.dtype))
+            return EmbeddingTimeline(jnp.asarray(embeds, self.transformer.dtype))
         if isinstance(prompt, PromptSchedule):
             return prompt.timeline([self._encode(text, request, max_tokens) for text in prompt.prompts])
         return EmbeddingTimeline(self._encode(prompt, request, max_tokens))
@@ -343,7 +343,7 @@ class HeliosPipeline:
         if not request.guided:
             return None
         if embeds is not None:
-            return jnp.asarray(embeds, self.transformer.module.dtype)
+            return jnp.asarray(embeds, self.transformer.dtype)
         return self._encode(prompt, request, max_tokens)
 
     def _encode(self, prompt: str | Sequence[str] | None, request: Request, max_tokens: int) -> Float[Array, "B S E"]:

@@ -200,7 +200,7 @@ class Stream:
             ValueError: Wrong number of texts or shape of embeddings, or no text encoder to encode a text with.
         """
         if isinstance(prompt, jax.Array | np.ndarray):
-            embeds = jnp.asarray(prompt, self._sampler.transformer.module.dtype)
+            embeds = jnp.asarray(prompt, self._sampler.transformer.dtype)
         elif self._text.encode is None:
             raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
         else:
@@ -214,7 +214,7 @@ class Stream:
     def _plan(self, *, amplify: bool) -> tuple[LevelPlan, ...]:
         return plan_chunk(
             self._sampler.scheduler,
-            self._sampler.transformer.module.config,
+            self._sampler.transformer.config,
             steps=self.request.steps,
             frames=self._sampler.history.chunk_frames,
             size=self._history.frames.shape[2:4],

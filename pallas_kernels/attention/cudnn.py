@@ -12,8 +12,17 @@ from jaxtyping import Array, Float
 def attention_cudnn(
     q: Float[Array, "B S N K"], k: Float[Array, "B S2 N K"], v: Float[Array, "B S2 N K"], *, scale: float
 ) -> Float[Array, "B S N K"]:
-    """softmax(scale q k^T) v, differentiable."""
-    return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+    """softmax(scale q k^T) v, differentiable.
+
+    JAX differentiates this for even lengths only; others are padded by a token, the keys' masked.
+    """
+    length, keys = q.shape[1], k.shape[1]
+    if length % 2 == keys % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(q.shape[:1], keys, jnp.int32)
+    out = jax.nn.dot_product_attention(q, k, v, scale=scale, key_value_seq_lengths=lengths, implementation="cudnn")
+    return out[:, :length]
 
 
 def attention_cudnn_gradient(

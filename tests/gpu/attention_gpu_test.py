@@ -103,8 +103,9 @@ def test_every_row_is_written_and_results_repeat():
         assert bool((run(qkv) == first).all())
 
 
-def test_gradients_at_the_length_of_a_level():
-    q, k, v, weight = (draw(seed, (1, 2940, 4, 128)) for seed in range(4))
+@pytest.mark.parametrize(("length", "keys"), [(2940, 2940), (540, 512), (56, 49), (251, 300), (1001, 1001)])
+def test_gradients(length, keys):
+    q, weight, k, v = (draw(seed, (1, rows, 4, 128)) for seed, rows in enumerate((length, length, keys, keys)))
 
     def gradients(implementation):
         def loss(q, k, v):

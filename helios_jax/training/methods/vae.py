@@ -162,5 +162,5 @@ def measure_latents(vae: Network[WanVae], clips: Iterable[VideoBatch]) -> VaeCon
     mean = np.average(means, 0, weights)
     variance = np.average(variances + posteriors + (means - mean) ** 2, 0, weights)
     return dataclasses.replace(
-        vae.module.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(np.sqrt(variance).tolist())
+        vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(np.sqrt(variance).tolist())
     )
