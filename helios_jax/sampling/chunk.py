@@ -206,9 +206,9 @@ class ChunkSampler:
 
 @functools.partial(jax.jit, static_argnums=2)
 def project_text(
-    transformer: Network[HeliosTransformer], embeds: Float[AnyArray, "B S E"], num_keys: int
+    transformer: Network[HeliosTransformer], embeds: Float[AnyArray, "B S E"], num_keys: int | None = None
 ) -> TextContext:
-    """Keys and values of the text for all blocks; once per prompt. ``num_keys`` is from ``needed_keys``."""
+    """Keys and values of the text for all blocks; once per prompt. ``num_keys`` is from ``needed_keys``, or all."""
     return transformer.module.text_context(jnp.asarray(embeds), num_keys)
 
 

@@ -19,7 +19,7 @@ EXPERIMENTS = [
     *(("stage2_init", size) for size in ("14b", "1_3b", "tiny")),
     *(("stage2_post", size) for size in ("14b", "1_3b")),
     ("tiny_vae", "images"),
-    ("tiny_vae", "videos"),
+    ("tiny_vae", "clips"),
 ]
 
 
@@ -104,7 +104,7 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
         ("--config.optimizer.learning_rate=fast", "could not convert string to float"),
         ("--config.batch_size=1.5", "invalid literal for int"),
         ("--config.optimizer.schedule=linear", r"AdamW\.schedule must be 'constant' or 'cosine', got 'linear'"),
-        ("--config.method.remat=some", r"Pyramid\.remat must be 'none' or 'attention' or 'full', got 'some'"),
+        ("--config.method.remat=some", r"Pyramid\.remat must be 'none' or 'attention' or 'full' or 'offload', got 'some'"),
         ("--config.method.ratios=(1,1)", "3 levels need 3 numbers"),
         ("--config.batch_size=0", "batch_size must be at least 1"),
         ("--config.accumulation=3", "must be a multiple of accumulation=3"),
@@ -124,7 +124,7 @@ def test_missing_arguments_are_named(tmp_path):
         parse(["helios-train", "--config=experiments/tiny_vae.py"])
     with pytest.raises(FileNotFoundError, match=r"no experiment file experiments/no\.py"):
         parse(["helios-train", "--config=experiments/no.py", f"--workdir={tmp_path}"])
-    with pytest.raises(ValueError, match="size '13b' must be 'tiny' or one of"):
+    with pytest.raises(ValueError, match="size '13b' must be one of 14b, 1_3b, tiny"):
         parse(["helios-train", "--config=experiments/stage1_init.py:13b", f"--workdir={tmp_path}"])
 
 
