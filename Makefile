@@ -32,7 +32,7 @@ train-tiny: env
 	@$(BIN)/python -m experiments.train_tiny --out=$(TINY)
 
 test: env
-	@$(BIN)/python -m pytest -n $(JOBS) tests
+	@$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests
 
 test-gpu: env
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,gpu]' -c constraints.txt

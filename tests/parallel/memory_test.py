@@ -1,7 +1,5 @@
 """Gradients are those of a plain loop whatever is kept, and what is kept is what was asked for."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,8 +93,7 @@ def equations(jaxpr):
                     yield from equations(inner)
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "offload"])
-def test_the_transformer_learns_the_same(remat):
+def test_the_transformer_learns_the_same():
     config = TransformerConfig.tiny()
     graph, state = nnx.split(HeliosTransformer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     generator = np.random.default_rng(0)
@@ -115,7 +112,7 @@ def test_the_transformer_learns_the_same(remat):
 
         return jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(state, inputs[0], text))
 
-    for one, other in zip(gradients(remat), gradients(None), strict=True):
-        scale = max(float(jnp.abs(other).max()), 1e-3)
-        assert math.isfinite(scale)
-        np.testing.assert_allclose(one, other, atol=2e-5 * scale)
+    expected = gradients(None)
+    for remat in ("full", "attention", "offload"):
+        for one, other in zip(gradients(remat), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-5 * max(float(jnp.abs(other).max()), 1e-3))
