@@ -141,7 +141,7 @@ def test_processes_and_the_number_of_shapes(model, shapes, tmp_path):
 
 
 def test_two_devices_encode_the_same_bits_as_one(model, shapes, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-m", "helios_jax.prepare", f"--model={model}", f"--out={tmp_path}", *SHAPES]
     command += ["--no-text", "--moving_shapes=3"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

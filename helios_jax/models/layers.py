@@ -56,9 +56,13 @@ def linear(
     bias: bool = True,
     dtype: DType,
     param_dtype: DType | None = None,
+    std: float | None = None,
     rngs: nnx.Rngs,
 ) -> Linear:
-    """A linear layer with kernel [in, out], computing in ``dtype``; parameters in ``param_dtype`` or ``dtype``."""
+    """A linear layer with kernel [in, out], computing in ``dtype``; parameters in ``param_dtype`` or ``dtype``.
+
+    Its initial kernel has standard deviation ``std``, by default 1/sqrt(in).
+    """
     return Linear(
         in_features,
         out_features,
@@ -66,6 +70,7 @@ def linear(
         dtype=dtype,
         param_dtype=param_dtype or dtype,
         precision=matmul_precision(dtype),
+        kernel_init=nnx.initializers.normal(std) if std else nnx.initializers.lecun_normal(),
         rngs=rngs,
     )
 

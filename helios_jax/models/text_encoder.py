@@ -6,9 +6,10 @@ Each of the L blocks, with R the T5 norm (statistics over the model dimension, n
     x <- x + W_o ( gelu(W_0 y) * (W_1 y) ),   y = R(x)                                            (2)
     R(x) = w * cast( x / sqrt(mean(x^2) + eps) )                                                  (3)
 
-The scores of (1) are not divided by sqrt(K). The bias b of a query at i and a key at j is row
-bucket(j - i) of the block's table: one half of the rows for j > i, the other half for j <= i; in each half
-the first rows hold one distance each and the rest grow geometrically up to ``max_distance``.
+The scores of (1) are not divided by sqrt(K): Q starts smaller by that factor, and the embeddings with variance 1,
+as T5's do. (With other variances a new encoder mixes its tokens before they mean anything.) The bias b of a query at
+i and a key at j is row bucket(j - i) of the block's table: one half of the rows for j > i, the other half for j <= i;
+in each half the first rows hold one distance each and the rest grow geometrically up to ``max_distance``.
 
 Sources: T5 (Raffel et al. 2020, arXiv 1910.10683), umT5 (Chung et al. 2023, arXiv 2304.09151) and
 ``UMT5EncoderModel`` of transformers, whose attribute names the parameter paths keep: the published
@@ -64,12 +65,16 @@ class RelativeAttention(nnx.Module):
     def __init__(self, config: TextEncoderConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs) -> None:
         inner = config.num_heads * config.d_kv
         options = {"bias": False, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.q = linear(config.d_model, inner, **options)
+        self.q = linear(config.d_model, inner, std=(config.d_model * config.d_kv) ** -0.5, **options)
         self.k = linear(config.d_model, inner, **options)
         self.v = linear(config.d_model, inner, **options)
         self.o = linear(inner, config.d_model, **options)
         self.relative_attention_bias = nnx.Embed(
-            config.num_buckets, config.num_heads, param_dtype=param_dtype, rngs=rngs
+            config.num_buckets,
+            config.num_heads,
+            param_dtype=param_dtype,
+            embedding_init=nnx.initializers.normal(config.d_model**-0.5),
+            rngs=rngs,
         )
         self.num_heads = config.num_heads
         self.dtype = dtype
@@ -176,7 +181,14 @@ class Umt5Encoder(ConfiguredModule):
         param_dtype = param_dtype or dtype
         self.config = config
         self.dtype = dtype
-        self.shared = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.shared = nnx.Embed(
+            config.vocab_size,
+            config.d_model,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            embedding_init=nnx.initializers.normal(1.0),
+            rngs=rngs,
+        )
         self.encoder = BlockStack(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(

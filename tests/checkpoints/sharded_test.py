@@ -70,7 +70,7 @@ SCRIPT = """
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     script = SCRIPT.format(data=str(DATA), tmp=str(tmp_path_factory.mktemp("sharded")))
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},

@@ -52,6 +52,25 @@ def test_bfloat16_rounds_no_more_than_transformers(name):
     assert error.max() < 1.5 * allowed.max()
 
 
+def test_fresh_parameters_have_the_spreads_of_t5():
+    config = TextEncoderConfig(vocab_size=500, d_model=96, num_layers=3, num_heads=6, d_kv=32, d_ff=256)
+    state = nnx.to_flat_state(nnx.state(Umt5Encoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    spreads = {".".join(path[-2:]): float(value[...].std()) for path, value in state}
+    expected = {
+        "shared.embedding": 1.0,
+        "q.kernel": (96 * 32) ** -0.5,
+        "k.kernel": 96**-0.5,
+        "v.kernel": 96**-0.5,
+        "o.kernel": (6 * 32) ** -0.5,
+        "relative_attention_bias.embedding": 96**-0.5,
+        "wi_0.kernel": 96**-0.5,
+        "wi_1.kernel": 96**-0.5,
+        "wo.kernel": 256**-0.5,
+    }
+    for name, spread in expected.items():
+        np.testing.assert_allclose(spreads[name], spread, rtol=0.05, err_msg=name)
+
+
 def test_padding_reaches_no_token():
     io = recorded("narrow")
     token_ids, mask = io["token_ids"], io["mask"]

@@ -78,6 +78,18 @@ def case(q, kv, *, kv_length=None, last_key_count=1, num_heads=None, first_heads
             case((1, 128, 1, 64), (1, 104, 1, 64), kv_length=99, last_key_count=30, block_kv=64),
             id="masked block, last key counts",
         ),
+        pytest.param(
+            case((1, 232, 2, 64), (1, 128, 2, 64), num_blocks=3, block_kv=32, least_part=1),
+            id="last tile in three parts",
+        ),
+        pytest.param(
+            case((2, 136, 1, 64), (2, 160, 1, 64), num_blocks=6, block_kv=32, least_part=2),
+            id="more thread blocks than tiles",
+        ),
+        pytest.param(
+            case((1, 264, 1, 64), (1, 128, 1, 64), num_blocks=7, block_kv=32, least_part=1),
+            id="every tile in two parts",
+        ),
     ],
 )
 def test_kernel_in_the_interpreter(case):

@@ -119,7 +119,8 @@ def report(tmp_path_factory) -> dict:
     for part in (DATA / "checkpoint").iterdir():
         (folder / part.name).symlink_to(part)
     shutil.copytree(DATA / "distilled", folder, dirs_exist_ok=True)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, __file__, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -20,7 +20,7 @@ ROOT = SCRIPT.parents[2]
 
 def start(workdir, changes, cluster=(), devices=1):
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
     }
