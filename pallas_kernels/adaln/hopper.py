@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.compat import CompilerParams, Layout, Ref, kernel, load, pl
+from pallas_kernels.compat import CompilerParams, Layout, Ref, kernel, load, lowered_once, pl
 
 _BYTES_PER_ACCESS = 16
 
 
+@lowered_once("num_history", "norm_history", "eps")
 def residual_norm(
     x: Float[Array, "B S D"],
     update: Float[Array, "B S2 D"],

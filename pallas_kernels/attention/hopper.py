@@ -98,6 +98,17 @@ def _choose_split(num_tiles: int, tiles_per_head: int, num_blocks: int, num_step
     return _Split(tiles, parts) if parts > 1 else _Split(0, 1)
 
 
+@compat.lowered_once(
+    "num_heads",
+    "first_heads",
+    "scale",
+    "kv_length",
+    "last_key_count",
+    "return_lse",
+    "config",
+    "num_blocks",
+    "interpret",
+)
 def attention_hopper(
     q: Float[Array, "B S N0 K"],
     k: Float[Array, "B S2 N1 K"],

@@ -83,6 +83,7 @@ def choose_config(rows: int, columns: int, num_blocks: int) -> LinearConfig:
     return max(_CONFIGS, key=wanted)
 
 
+@compat.lowered_once("activation", "transposed", "config", "num_blocks", "interpret")
 def linear_hopper(
     x: Float[Array, "S D"],
     kernel: Float[Array, "D1 D2"],

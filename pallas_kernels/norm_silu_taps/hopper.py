@@ -28,6 +28,7 @@ _WIDTHS = (64, 96)
 _TAPS = 3
 
 
+@compat.lowered_once("interpret")
 def norm_silu_taps(
     x: Float[Array, "B T P C"],
     gamma: Float[Array, " C"],

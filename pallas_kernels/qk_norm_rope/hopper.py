@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.compat import CompilerParams, Layout, Ref, Tiling, kernel, layout_cast, load
+from pallas_kernels.compat import CompilerParams, Layout, Ref, Tiling, kernel, layout_cast, load, lowered_once
 
 _WORDS_PER_LANE = 4  # 16 bytes
 _LANES, _WARPS = 32, 4
 
 
+@lowered_once("q_start", "k_start", "eps")
 def qk_norm_rope(
     q: Float[Array, "B S D2"],
     k: Float[Array, "B S D3"],
