@@ -17,7 +17,6 @@ own --shard_index, all writing to one folder; or use --beam.
 import argparse
 import functools
 import importlib.util
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app
 from absl.flags import argparse_flags
 
-from helios_jax.cli import run_command
+from helios_jax.cli import Check, run_interruptible
 
 if TYPE_CHECKING:
     from data.prepare.job import Status
@@ -39,8 +38,8 @@ Job = tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]
 """Things to encode by latent size, what makes their encoder, and the settings that decide the result."""
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """Encodes what the arguments name.
+def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -> None:
+    """Encodes what the arguments name; ``check_interrupted`` is called after each clip.
 
     Raises:
         ValueError: Arguments that do not go together, or input that cannot be used.
@@ -67,7 +66,7 @@ def prepare(args: argparse.Namespace) -> None:
         settings=settings,
         clips_per_file=args.clips_per_file,
         part=part,
-        on_clip=_progress(),
+        on_clip=_progress(check_interrupted),
     )
     print(f"{args.out}: {'complete' if complete else f'worker {part[0]} of {part[1]} is done, others are not'}")
 
@@ -170,12 +169,13 @@ def _load_importer() -> Any:
     return import_torch_latents
 
 
-def _progress() -> Callable[["Status"], None]:
+def _progress(check_interrupted: Check) -> Callable[["Status"], None]:
     """Shows the last status: as one line on a terminal, every ten seconds in a log."""
     shown = 0.0
 
     def show(status: "Status") -> None:
         nonlocal shown
+        check_interrupted()
         last = status.done == status.total
         if sys.stderr.isatty():
             print(f"\r\033[K{status}", end="\n" if last else "", file=sys.stderr, flush=True)
@@ -233,8 +233,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Does the work; returns the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_command("helios-prepare", lambda: prepare(args))
+    return run_interruptible("helios-prepare", lambda check_interrupted: prepare(args, check_interrupted))
 
 
 def run() -> None:

@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import json
 import queue
-import signal
 import sys
 import threading
 import time
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app
 from absl.flags import argparse_flags
 
-from helios_jax.cli import run_command
+from helios_jax.cli import Check, run_interruptible
 
 if TYPE_CHECKING:
     from helios_jax.sampling.pipeline import HeliosPipeline
@@ -101,8 +100,8 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     return left
 
 
-def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace) -> None:
-    """Makes one video, chunk by chunk."""
+def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace, check_interrupted: Check = lambda: None) -> None:
+    """Makes one video, chunk by chunk; ``check_interrupted`` is called after each."""
     from helios_jax.sampling.contact_sheet import ContactSheet
     from helios_jax.sampling.prompts import PromptSchedule
     from helios_jax.sampling.video_writer import VideoWriter
@@ -145,6 +144,7 @@ def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace) -> None:
             video.write(frames)
             sheet.write(frames)
             print(f"{job.path.name}: {_describe(chunk, video.num_frames, args.fps)}", flush=True)
+            check_interrupted()
             for prompt in typed():
                 stream.set_prompt(prompt, blend_chunks=args.blend_chunks)
                 print(f"prompt from chunk {chunk.index + 1} on: {prompt}", flush=True)
@@ -272,9 +272,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Makes the videos; returns the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def work() -> None:
+    def work(check_interrupted: Check) -> None:
         jobs = plan_jobs(args)
         if not jobs and not args.warmup:
             return
@@ -298,9 +297,9 @@ def main(args: argparse.Namespace) -> int:
             )
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
         for job in jobs:
-            sample(pipe, job, args)
+            sample(pipe, job, args, check_interrupted)
 
-    return run_command("helios-sample", work)
+    return run_interruptible("helios-sample", work)
 
 
 def run() -> None:
