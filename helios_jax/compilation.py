@@ -1,7 +1,7 @@
 """Compiled programs that outlive the process.
 
 Compiling the three levels and the decoder of the 14B model, with XLA's choice of matrix-product algorithms
-(autotuning), takes about half a minute; both results are kept in a folder for the next process.
+(autotuning), takes one to two minutes; both results are kept in a folder for the next process.
 """
 
 import os
