@@ -4,8 +4,8 @@
     python -m experiments.train_tiny --size=gpu --out=runs/tiny_gpu      on one H200, in minutes, fifteen times as large
 
     1  a small VAE is trained on the world of moving shapes         <out>/vae_images, <out>/vae
-    2  scenes are encoded by helios-prepare, half of them to the    <out>/parts, <out>/latents
-       first chunk, which is the hardest to learn
+    2  scenes are encoded by helios-prepare, most of them up to     <out>/parts, <out>/latents
+       the first chunk, which is the hardest to learn
     3  stage 1: a small transformer and text encoder learn them     <out>/stage1
     4  stage 2: they learn the pyramid                              <out>/stage2
     5  captions of new scenes become videos, which are scored       <out>/artefacts: scores, videos, curves
@@ -43,7 +43,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "image_steps": 1200,
         "clip_steps": 100,
-        "scenes": 192,
+        "scenes": 128,
+        "starts": 256,
         "stage1_steps": 300,
         "stage2_steps": 200,
         "videos": 8,
@@ -53,6 +54,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "image_steps": 5000,
         "clip_steps": 800,
         "scenes": 6144,
+        "starts": 12288,
         "stage1_steps": 5000,
         "stage2_steps": 3000,
         "videos": 256,
@@ -111,13 +113,13 @@ def main(args: argparse.Namespace) -> int:
         images = f"--config.start.folder={newest(out / 'vae_images')}"
         train_on(f"tiny_vae.py:{kind}clips", "vae", args.clip_steps, world, images)
         write_parts(newest(out / "vae"), parts)
-    sets = [("videos", FRAMES), ("starts", CHUNK)]
-    for world, (name, frames) in enumerate(sets if "latents" in wanted else ()):
+    sets = [("videos", FRAMES, args.scenes), ("starts", CHUNK, args.starts)]
+    for world, (name, frames, scenes) in enumerate(sets if "latents" in wanted else ()):
         command(
             "helios-prepare",
             prepare.main,
             f"--model={parts}",
-            f"--moving_shapes={args.scenes}",
+            f"--moving_shapes={scenes}",
             f"--seed={world}",
             *([f"--num_shapes={args.num_shapes}"] if args.num_shapes else []),
             f"--sizes={SIZE}x{SIZE}",
@@ -125,13 +127,13 @@ def main(args: argparse.Namespace) -> int:
             f"--max_frames={frames}",
             "--no-text",
             f"--batch={args.encode_batch}",
-            f"--clips_per_file={max(64, args.scenes // 2)}",
+            f"--clips_per_file={max(64, scenes // 2)}",
             *(["--vae_dtype=bfloat16", "--processes", f"--readers={os.cpu_count()}"] if gpu else []),
             f"--out={out / 'latents' / name}",
             parse=prepare.parse,
         )
     size = "tiny_gpu" if gpu else "tiny"
-    folders = tuple(str(out / "latents" / name) for name, _ in sets)
+    folders = tuple(str(out / "latents" / name) for name, *_ in sets)
     data = (f"--config.data.folders={folders}", f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
     if "stage1" in wanted:
         train_on(f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data)
@@ -174,7 +176,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
-    add("scenes", "scenes to encode, in each of the two sets", type=int)
+    add("scenes", "scenes to encode as whole videos", type=int)
+    add("starts", "further scenes, of which the first chunk is encoded", type=int)
     add("encode_batch", "chunks that are encoded at a time", type=int)
     add("stage1_steps", "steps of stage 1", type=int)
     add("stage2_steps", "steps of stage 2", type=int)
