@@ -1,7 +1,5 @@
 """Caches on disk: what is set, and what is left alone."""
 
-import os
-
 import jax
 import pytest
 
@@ -11,11 +9,8 @@ from helios_jax.compilation import use_compilation_caches
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
     """Settings as they were, whatever a test does to them."""
-    before = {
-        name: getattr(jax.config, name)
-        for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    }
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -29,20 +24,16 @@ def test_nothing_is_kept_for_a_cpu(tmp_path):
 def test_gpu_keeps_programs_and_autotuning(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for _ in range(2):
-        assert use_compilation_caches(tmp_path) == tmp_path
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
-    assert os.environ["XLA_FLAGS"] == (
-        f"--xla_force_host_platform_device_count=1 --xla_gpu_per_fusion_autotune_cache_dir={tmp_path / 'autotune'}"
-    )
-    assert (tmp_path / "autotune").is_dir()
+        assert use_compilation_caches(tmp_path / "new") == tmp_path / "new"
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new")
+    assert jax.config.jax_persistent_cache_enable_xla_caches == "xla_gpu_per_fusion_autotune_cache_dir"
+    assert (tmp_path / "new").is_dir()
 
 
 def test_settings_of_the_user_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir=mine")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    use_compilation_caches(tmp_path)
-    assert os.environ["XLA_FLAGS"] == "--xla_gpu_per_fusion_autotune_cache_dir=mine"
+    assert use_compilation_caches(tmp_path) == tmp_path / "mine"
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
 
 
