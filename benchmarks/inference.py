@@ -171,7 +171,9 @@ def vae_psnr(vae: Network[WanVae], latents: jax.Array) -> float:
     params = jax.tree.map(lambda x: x.astype(jnp.float32), vae.params)
 
     # It runs once: trying algorithms for it would take minutes.
-    @functools.partial(jax.jit, compiler_options={"xla_gpu_autotune_level": 0})
+    untuned = {"xla_gpu_autotune_level": 0, "xla_gpu_experimental_enable_fusion_autotuner": False}
+
+    @functools.partial(jax.jit, compiler_options=untuned)
     def decode(network: Network[WanVae], latents: jax.Array) -> jax.Array:
         return network.module.decode(denormalize(config, latents), 3)
 
