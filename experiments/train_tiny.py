@@ -53,8 +53,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gpu": {
         "image_steps": 5000,
         "clip_steps": 800,
-        "scenes": 6144,
-        "starts": 12288,
+        "scenes": 4096,
+        "starts": 24576,
         "stage1_steps": 5000,
         "stage2_steps": 3000,
         "videos": 256,
