@@ -37,8 +37,8 @@ def case(*shape, bias=True, activation=None, transposed=False, num_blocks=1, **c
     "case",
     [
         pytest.param(
-            case(264, 192, 192, num_blocks=2, rows=64, columns=64, stages=2),
-            id="ragged rows, several tiles a block",
+            case(264, 192, 192, num_blocks=2, rows=64, columns=96, stages=2),
+            id="ragged rows, several tiles a block, chunks of 32 columns",
         ),
         pytest.param(
             case(136, 128, 256, activation="gelu", rows=64, columns=128, stages=4, split="columns"),
@@ -57,7 +57,7 @@ def case(*shape, bias=True, activation=None, transposed=False, num_blocks=1, **c
             id="transposed, no bias",
         ),
         pytest.param(
-            case(136, 192, 448, transposed=True, num_blocks=2, rows=64, columns=64, stages=3, split="columns"),
+            case(136, 192, 448, transposed=True, num_blocks=2, rows=64, columns=96, stages=3, split="columns"),
             id="transposed, split columns",
         ),
     ],
