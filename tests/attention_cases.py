@@ -81,6 +81,18 @@ class AttentionCases:
         want, _ = attention_reference(8 * q, k, v, scale=0.5)
         assert relative_error(out, want) < self.error
 
+    @pytest.mark.parametrize("growth", [4, 12, 40])
+    def test_scores_that_grow_towards_the_first_keys(self, growth: float) -> None:
+        """Kernels that visit keys in some order meet their largest score at any time, by any distance."""
+        shapes = ((2, 200, 3, self.head_dims[0]), *2 * [(2, 500, 3, self.head_dims[0])])
+        q, k, v = draw(6, *shapes, dtype=self.dtype)
+        q = q.at[:, 64:128].multiply(growth)
+        k = (k * jnp.geomspace(growth, 0.1, 500)[:, None, None]).astype(k.dtype)
+        for x in ((q, k, v), (q[:, ::-1], k[:, ::-1], v[:, ::-1])):
+            out = attention(*x, implementation=self.implementation)
+            want, _ = attention_reference(*x)
+            assert relative_error(out, want) < self.error
+
     def test_packed_heads(self) -> None:
         (qkv,) = draw(3, (2, 136, 9, self.head_dims[0]), dtype=self.dtype)
         call = {"num_heads": 3, "implementation": self.implementation}

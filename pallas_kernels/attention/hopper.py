@@ -5,24 +5,29 @@ TMA copies of blocks of keys and values into a ring of slots in shared memory. W
 visits the key blocks j = T-1 .. 0:
 
     S_j = Q K_j^T                                                  (1)
-    m  <- max(m, c rowmax(S_j)),      a = 2^(m_before - m)         (2)
-    P_j = 2^(c S_j - m),              l <- a l + rowsum(P_j)       (3)
-    O  <- a O + P_j V_j                                            (4)
+    m   = c rowmax(S_(T-1)),        of the first block only        (2)
+    P_j = 2^(c S_j - m),            l <- l + rowsum(P_j)           (3)
+    O  <- O + P_j V_j                                              (4)
 
 and ends with out = O / l and lse = m ln 2 + ln l. Going backwards makes the peeled first block the only one with
 keys to mask. It also holds the key that may count n times: ln(n) / scale is added to its scores. A consumer issues (1)
 of a block before (4) of the previous one, so that the tensor cores have work while it starts on the softmax; nothing
 orders the two consumers, and they drift into opposite phases by themselves.
 
+Softmax is the same for every m, so m needs not be the largest logit: nothing may overflow, that is all, and P may be
+larger than one, since bf16 has the exponents of fp32. A maximum that runs along, as is usual, takes from every block a
+maximum over all scores, its exchange between the lanes of a row and a rescaling of O, a third of all instructions
+outside the tensor cores. Instead, when its tiles are done, a thread block looks at its sums. Where one has reached
+2^64 (a score exceeds the largest of its row's first block by 40 or so) or is not a number, the thread block does all of
+its tiles again, now with
+
+    m  <- max(m, c rowmax(S_j)),    a = 2^(m_before - m),    l <- a l,    O <- a O      (5)
+
+in front of (3). So do thread blocks at once where P is fp16, whose exponents do not reach.
+
 The grid is persistent: a thread block walks over tiles of 128 queries, and the next tile's queries, keys and values
 are loaded while the last one is finished. A tile of queries that runs past the end needs no mask: TMA fills
 with zeros what it reads out of bounds and skips what it would write there.
-
-Where the tiles leave a last round that occupies less than half of the grid, those of that round are split over the
-keys, if they are of one head and no block of keys needs a mask. Each part ends with an output O_i and log-sum-exp l_i
-of its own, which are merged after the kernel:
-
-    out = sum_i exp(l_i - lse) O_i,   lse = ln sum_i exp(l_i)      (5)
 """
 
 import dataclasses
@@ -30,6 +35,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -47,6 +53,12 @@ TILE = _CONSUMERS * _ROWS
 _REGISTERS = {"consumer": 240, "producer": 24}
 """Per thread; 65536 for the whole block."""
 
+_LARGEST_SUM = 2.0**64
+"""Of (3). Up to here the products of (4) with any values of size 2^63 stay finite."""
+
+_LANE_COLUMNS = 8
+"""Columns of a row that the fragments of a wgmma repeat after, two in each of four lanes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
@@ -55,12 +67,10 @@ class AttentionConfig:
     Attributes:
         block_kv: Keys per block, a multiple of 32.
         stages: Slots for blocks of keys, and as many for values.
-        least_part: Fewest blocks of keys in each part of a tile that is split.
     """
 
     block_kv: int = 128
     stages: int = 2
-    least_part: int = 16
 
     def __post_init__(self):
         if self.block_kv % 32 or not 32 <= self.block_kv <= 256:
@@ -70,7 +80,7 @@ class AttentionConfig:
 
 
 _CONFIGS = (
-    (4096, AttentionConfig(block_kv=160)),
+    (1024, AttentionConfig(block_kv=160)),
     (257, AttentionConfig(block_kv=128)),
     (129, AttentionConfig(block_kv=96)),
     (1, AttentionConfig(block_kv=128)),
@@ -82,20 +92,6 @@ blocks as slots, two, give every barrier an address of its own, and those find n
 def choose_config(kv_length: int) -> AttentionConfig:
     """The tuned tile shapes."""
     return next(config for least, config in _CONFIGS if kv_length >= least)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """The tiles of the last round, all of the last head: how many, and in how many parts each."""
-
-    tiles: int
-    parts: int
-
-
-def _choose_split(num_tiles: int, tiles_per_head: int, num_blocks: int, num_steps: int, least: int) -> _Split:
-    tiles = num_tiles % num_blocks
-    parts = min(num_blocks // tiles, num_steps // least) if 0 < tiles <= tiles_per_head else 1
-    return _Split(tiles, parts) if parts > 1 else _Split(0, 1)
 
 
 @compat.lowered_once(
@@ -144,57 +140,44 @@ def attention_hopper(
     dtype, block_kv, stages = q.dtype, config.block_kv, config.stages
     tiles_per_head = pl.cdiv(length, TILE)
     num_tiles = batch * num_heads * tiles_per_head
-    num_blocks = num_blocks or compat.multiprocessors()
     num_steps = pl.cdiv(kv_length, block_kv)
     last_columns = kv_length - (num_steps - 1) * block_kv
-    whole_blocks = last_columns == block_kv and last_key_count == 1
-    split = _Split(0, 1)
-    if whole_blocks:
-        split = _choose_split(num_tiles, tiles_per_head, num_blocks, num_steps, config.least_part)
-    whole_tiles = num_tiles - split.tiles
-    num_items = whole_tiles + split.tiles * split.parts
-    num_blocks = min(num_items, num_blocks)
+    num_blocks = min(num_tiles, num_blocks or compat.multiprocessors())
     log2_scale = scale * math.log2(math.e)
+    # With a single block of keys its maximum is the maximum of all.
+    may_repeat = dtype == jnp.bfloat16 and num_steps > 1
     interpreted = interpret is not None
 
     def spread(row: jax.Array, columns: int) -> jax.Array:
         return lax.broadcast_in_dim(row, (_ROWS, columns), [0])
 
-    def body(q_gmem, k_gmem, v_gmem, out_gmem, lse_gmem, parts_gmem, part_lse_gmem, *scratch):
-        q_smem, k_smem, v_smem, out_smem, lse_smem, (q_full, k_full, v_full, k_free, v_free) = scratch
-        warpgroup, block = lax.axis_index("warpgroup"), lax.axis_index("block")
-        my_tiles = lax.div(num_items - block + num_blocks - 1, num_blocks)
+    def load_bias(gmem: compat.Ref) -> jax.Array:
+        return gmem[...] if interpreted else compat.load(gmem, layout=compat.Layout.WGMMA.reduce(0), optimized=False)
 
-        def find_part(n):
-            """Whether this block's tile ``n`` is split, which of the split tiles it is, and which part of it."""
-            item = block + n * num_blocks - whole_tiles
-            return item >= 0, lax.div(item, split.parts), lax.rem(item, split.parts)
+    def body(q_gmem, k_gmem, v_gmem, *refs):
+        *bias_gmem, out_gmem, lse_gmem, q_smem, k_smem, v_smem, out_smem, rows_smem, barriers = refs
+        q_full, k_full, v_full, k_free, v_free, judged = barriers
+        warpgroup, block = lax.axis_index("warpgroup"), lax.axis_index("block")
+        my_tiles = lax.div(num_tiles - block + num_blocks - 1, num_blocks)
+        loads = my_tiles * num_steps
 
         def locate(n):
             """Batch, head and first query of this block's tile ``n``."""
             tile = block + n * num_blocks
-            if split.tiles:
-                is_part, split_tile, _ = find_part(n)
-                tile = jnp.where(is_part, whole_tiles + split_tile, tile)
             row, tile = lax.div(tile, tiles_per_head), lax.rem(tile, tiles_per_head)
             return lax.div(row, num_heads), lax.rem(row, num_heads), tile * TILE
 
-        def find_steps(n):
-            """The first of the tile's blocks of keys, counted from the last key, and their number."""
-            if not split.tiles:
-                return 0, num_steps
-            is_part, _, part = find_part(n)
-            begin, end = (lax.div(p * num_steps, split.parts) for p in (part, part + 1))
-            return jnp.where(is_part, begin, 0), jnp.where(is_part, end - begin, num_steps)
+        def in_doubt():
+            """Whether a sum of either consumer was too large."""
+            return rows_smem[_CONSUMERS, 0] + rows_smem[_CONSUMERS + 1, 0] > 0
 
         @pl.when(warpgroup == _CONSUMERS)
         def produce():
             compat.set_max_registers(_REGISTERS["producer"], action="decrease")
 
-            def load(n, begin, step):
+            def load(count, n, step):
                 batch, head, _ = locate(n)
-                rows = pl.ds((num_steps - 1 - begin - step) * block_kv, block_kv)
-                count = n * num_steps + step
+                rows = pl.ds((num_steps - 1 - step) * block_kv, block_kv)
                 slot = lax.rem(count, stages)
                 for gmem, first, smem, full, free in (
                     (k_gmem, first_heads[1], k_smem, k_full, k_free),
@@ -203,14 +186,20 @@ def attention_hopper(
                     pl.when(count >= stages)(lambda free=free: compat.barrier_wait(free.at[slot]))
                     compat.copy_gmem_to_smem(gmem.at[batch, rows, first + head], smem.at[slot], full.at[slot])
 
-            @pl.loop(0, my_tiles)
-            def _(n):
-                begin, steps = find_steps(n)
-                pl.loop(0, steps)(lambda step: load(n, begin, step))
+            def load_all(first):
+                @pl.loop(0, my_tiles)
+                def _(n):
+                    pl.loop(0, num_steps)(lambda step: load(first + n * num_steps + step, n, step))
 
-            # Leave no arrival of a consumer unobserved. Only a block's last tile can be a part.
-            loaded = (my_tiles - 1) * num_steps + find_steps(my_tiles - 1)[1]
+            load_all(0)
+            loaded = loads
+            if may_repeat:
+                compat.barrier_wait(judged)
+                again = in_doubt()
+                pl.when(again)(lambda: load_all(loads))
+                loaded = jnp.where(again, 2 * loads, loads)
 
+            # Leave no arrival of a consumer unobserved.
             @pl.loop(lax.max(loaded - stages, 0), loaded)
             def _(count):
                 compat.barrier_wait(k_free.at[lax.rem(count, stages)])
@@ -227,42 +216,25 @@ def attention_hopper(
                 source = q_gmem.at[batch, rows, first_heads[0] + head]
                 compat.copy_gmem_to_smem(source, q_tile, q_full.at[warpgroup])
 
-            def attend(n):
-                """(1) to (4) for one tile: (O, m, l)."""
-                first_slot = n * num_steps
-                _, steps = find_steps(n)
+            def attend(n, attempt):
+                """(1) to (5) for one tile: (O, m, l)."""
+                first_count = (attempt * my_tiles + n) * num_steps
 
                 def slot(step):
-                    return lax.rem(first_slot + step, stages)
+                    return lax.rem(first_count + step, stages)
 
-                def softmax(s, m):
-                    m_next = lax.max(m, s.max(axis=1) * log2_scale)
-                    p = jnp.exp2(s * log2_scale - spread(m_next, block_kv))
-                    return p, m_next, p.sum(axis=1)
+                def exponentials(s, m):
+                    return jnp.exp2(s * log2_scale - spread(m, block_kv))
 
-                compat.barrier_wait(k_full.at[slot(0)])
-                s = matmuls.scores(q_tile, k_smem.at[slot(0)], interpret=interpreted)
-                compat.barrier_arrive(k_free.at[slot(0)])
-                column = compat.broadcasted_iota(jnp.int32, s.shape, 1, layout=compat.Layout.WGMMA)
-                if last_key_count > 1:
-                    s = jnp.where(column == last_columns - 1, s + math.log(last_key_count) / scale, s)
-                if last_columns < block_kv:
-                    s = jnp.where(column < last_columns, s, -jnp.inf)
-                p, m, total = softmax(
-                    s, compat.layout_cast(jnp.full((_ROWS,), -jnp.inf), compat.Layout.WGMMA.reduce(1))
-                )
-                p = p.astype(dtype)
-                o = compat.layout_cast(jnp.zeros((_ROWS, head_dim), jnp.float32), compat.Layout.WGMMA)
-
-                def advance(step, carry):
-                    o, m, total, p = carry
+                def advance(step, o, p, softmax):
+                    """O with the block before ``step``, and ``softmax`` of the scores of the block at ``step``."""
                     compat.barrier_wait(k_full.at[slot(step)])
 
                     def release_k_and_softmax(s):
                         compat.barrier_arrive(k_free.at[slot(step)])
-                        return softmax(s, m)
+                        return softmax(s)
 
-                    o, (p, m_next, p_sum) = matmuls.scores_and_update(
+                    o, softmaxed = matmuls.scores_and_update(
                         q_tile,
                         k_smem.at[slot(step)],
                         o,
@@ -273,73 +245,129 @@ def attention_hopper(
                         interpret=interpreted,
                     )
                     compat.barrier_arrive(v_free.at[slot(step - 1)])
-                    alpha = jnp.exp2(m - m_next)
-                    # P is rounded only now: its registers are an operand of the product that has just ended.
-                    return o * spread(alpha, head_dim), m_next, total * alpha + p_sum, p.astype(dtype)
+                    return o, softmaxed
 
-                o, m, total, p = lax.fori_loop(1, steps, advance, (o, m, total, p))
+                # P is rounded only when the product that reads its registers has ended.
+                def visit_with_first_max(o, m, lane_sums, p):
+                    def visit(step, carry):
+                        o, lane_sums, p = carry
+
+                        def softmax(s):
+                            p = exponentials(s, m)
+                            return p, _sum_in_lanes(p)
+
+                        o, (p, sums) = advance(step, o, p, softmax)
+                        return o, lane_sums + sums, p.astype(dtype)
+
+                    o, lane_sums, p = lax.fori_loop(1, num_steps, visit, (o, lane_sums, p))
+                    return o, m, lane_sums.sum(axis=1), p
+
+                def visit_with_running_max(o, m, lane_sums, p):
+                    def visit(step, carry):
+                        o, m, total, p = carry
+
+                        def softmax(s):
+                            m_next = lax.max(m, s.max(axis=1) * log2_scale)
+                            p = exponentials(s, m_next)
+                            return m_next, p, p.sum(axis=1)
+
+                        o, (m_next, p, sums) = advance(step, o, p, softmax)
+                        alpha = jnp.exp2(m - m_next)
+                        return o * spread(alpha, head_dim), m_next, total * alpha + sums, p.astype(dtype)
+
+                    return lax.fori_loop(1, num_steps, visit, (o, m, lane_sums.sum(axis=1), p))
+
+                compat.barrier_wait(k_full.at[slot(0)])
+                s = matmuls.scores(q_tile, k_smem.at[slot(0)], interpret=interpreted)
+                compat.barrier_arrive(k_free.at[slot(0)])
+                if bias_gmem:
+                    s = s + lax.broadcast_in_dim(load_bias(*bias_gmem), s.shape, [1])
+                m = s.max(axis=1) * log2_scale
+                p = exponentials(s, m)
+                o = compat.layout_cast(jnp.zeros((_ROWS, head_dim), jnp.float32), compat.Layout.WGMMA)
+                state = o, m, _sum_in_lanes(p), p.astype(dtype)
+                if may_repeat:
+                    state = lax.cond(attempt > 0, visit_with_running_max, visit_with_first_max, *state)
+                else:
+                    state = visit_with_running_max(*state)
+                o, m, total, p = state
                 pl.when(n + 1 < my_tiles)(lambda: load_q(n + 1))
-                compat.barrier_wait(v_full.at[slot(steps - 1)])
-                o = matmuls.update(o, p, v_smem.at[slot(steps - 1)], interpret=interpreted)
-                compat.barrier_arrive(v_free.at[slot(steps - 1)])
+                compat.barrier_wait(v_full.at[slot(num_steps - 1)])
+                o = matmuls.update(o, p, v_smem.at[slot(num_steps - 1)], interpret=interpreted)
+                compat.barrier_arrive(v_free.at[slot(num_steps - 1)])
                 return o, m, total
 
-            load_q(0)
+            def judge(total):
+                """Remembers sums that are too large; one that is not a number is not smaller either."""
+                doubt = jnp.where(total < _LARGEST_SUM, 0.0, 1.0).max()
+                rows_smem[_CONSUMERS + warpgroup, 0] = lax.max(rows_smem[_CONSUMERS + warpgroup, 0], doubt)
 
-            @pl.loop(0, my_tiles)
-            def _(n):
-                compat.barrier_wait(q_full.at[warpgroup])
-                o, m, total = attend(n)
-                compat.wait_smem_to_gmem(0, wait_read_only=True)
-                out_tile[...] = (o * spread(1.0 / total, head_dim)).astype(dtype)
-                if lse_smem is not None:
-                    lse_smem.at[warpgroup][...] = m * math.log(2) + jnp.log(total)
-                compat.commit_smem()
+            def attend_to_all(attempt):
+                load_q(0)
 
-                def write_tile():
+                @pl.loop(0, my_tiles)
+                def _(n):
+                    compat.barrier_wait(q_full.at[warpgroup])
+                    o, m, total = attend(n, attempt)
+                    if may_repeat:
+                        pl.when(attempt == 0)(lambda: judge(total))
+                    compat.wait_smem_to_gmem(0, wait_read_only=True)
+                    out_tile[...] = (o * spread(1.0 / total, head_dim)).astype(dtype)
+                    if return_lse:
+                        rows_smem.at[warpgroup][...] = m * math.log(2) + jnp.log(total)
+                    compat.commit_smem()
                     batch, head, start = locate(n)
                     rows = pl.ds(start + warpgroup * _ROWS, _ROWS)
                     compat.copy_smem_to_gmem(out_tile, out_gmem.at[batch, rows, head])
                     if return_lse:
-                        compat.copy_smem_to_gmem(lse_smem.at[warpgroup], lse_gmem.at[batch, head, rows])
+                        compat.copy_smem_to_gmem(rows_smem.at[warpgroup], lse_gmem.at[batch, head, rows])
 
-                def write_part():
-                    _, tile, part = find_part(n)
-                    rows = pl.ds(warpgroup * _ROWS, _ROWS)
-                    compat.copy_smem_to_gmem(out_tile, parts_gmem.at[tile, part, rows])
-                    compat.copy_smem_to_gmem(lse_smem.at[warpgroup], part_lse_gmem.at[tile, part, rows])
+            if may_repeat:
+                rows_smem[_CONSUMERS + warpgroup, 0] = 0.0
 
-                if split.tiles:
-                    lax.cond(find_part(n)[0], write_part, write_tile)
-                else:
-                    write_tile()
+                @pl.loop(0, 2)
+                def _(attempt):
+                    wanted = lax.cond(attempt == 0, lambda: jnp.bool_(True), in_doubt)
+                    pl.when(wanted)(lambda: attend_to_all(attempt))
 
+                    @pl.when(attempt == 0)
+                    def _():
+                        compat.barrier_arrive(judged)
+                        compat.barrier_wait(judged)
+            else:
+                attend_to_all(0)
             compat.wait_smem_to_gmem(0)
+
+    # Of the first block that is visited: of keys that do not exist, and of the one that counts several times. Read from
+    # memory, since columns compared with constants would be kept in registers throughout.
+    biases = []
+    if last_columns < block_kv or last_key_count > 1:
+        bias = np.where(np.arange(block_kv) < last_columns, 0, -np.inf)
+        bias[last_columns - 1] = math.log(last_key_count) / scale
+        biases.append(jnp.asarray(bias, jnp.float32))
 
     # In (4) a wgmma contracts swizzle / itemsize keys at a time, which must divide the block.
     v_swizzle = 128 if block_kv % 64 == 0 else 64
     q_tiles = compat.tiled_smem((_CONSUMERS, _ROWS, head_dim), dtype)
-    part_rows = (split.tiles, split.parts, TILE)
-    out, lse, parts, part_lse = compat.kernel(
+    out, lse = compat.kernel(
         body,
         out_type=(
             jax.ShapeDtypeStruct((batch, length, num_heads, head_dim), dtype),
             jax.ShapeDtypeStruct((batch, num_heads, tiles_per_head * TILE), jnp.float32) if return_lse else None,
-            jax.ShapeDtypeStruct((*part_rows, head_dim), dtype) if split.tiles else None,
-            jax.ShapeDtypeStruct(part_rows, jnp.float32) if split.tiles else None,
         ),
         scratch_types=(
             q_tiles,
             compat.tiled_smem((stages, block_kv, head_dim), dtype),
             compat.tiled_smem((stages, block_kv, head_dim), dtype, v_swizzle),
             q_tiles,
-            compat.SMEM((_CONSUMERS, _ROWS), jnp.float32) if return_lse or split.tiles else None,
+            compat.SMEM((2 * _CONSUMERS, _ROWS), jnp.float32),  # log-sum-exp, and doubt of each consumer
             (
                 compat.Barrier(num_barriers=_CONSUMERS),
                 compat.Barrier(num_barriers=stages),
                 compat.Barrier(num_barriers=stages),
                 compat.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
                 compat.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
+                compat.Barrier(num_arrivals=_CONSUMERS) if may_repeat else None,
             ),
         ),
         grid=(num_blocks,),
@@ -347,22 +375,13 @@ def attention_hopper(
         num_threads=_CONSUMERS + 1,
         thread_name="warpgroup",
         # Rows of a wgmma are reduced by shuffles inside a warp: no scratch memory.
-        compiler_params=compat.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
+        compiler_params=compat.CompilerParams(approx_math=True, reduction_scratch_bytes=64),
         kernel_name="attention",
         interpret=interpret,
-    )(q, k, v)
-    if split.tiles:
-        start = (tiles_per_head - split.tiles) * TILE
-        rows, row_lse = _merge(parts, part_lse, length - start)
-        out = out.at[-1, start:, -1].set(rows)
-        lse = None if lse is None else lse.at[-1, -1, start:length].set(row_lse)
+    )(q, k, v, *biases)
     return out, None if lse is None else lse[:, :, :length]
 
 
-def _merge(
-    parts: Float[Array, "tiles parts rows K"], part_lse: Float[Array, "tiles parts rows"], length: int
-) -> tuple[Float[Array, "length K"], Float[Array, " length"]]:
-    """Equation (5)."""
-    lse = jax.nn.logsumexp(part_lse, axis=1)
-    out = jnp.sum(jnp.exp(part_lse - lse[:, None])[..., None] * parts.astype(jnp.float32), axis=1).astype(parts.dtype)
-    return out.reshape(-1, parts.shape[-1])[:length], lse.reshape(-1)[:length]
+def _sum_in_lanes(p: Float[Array, "S K"]) -> Float[Array, "S 8"]:
+    """Sums over the columns that a lane owns, without exchange between lanes."""
+    return sum(p[:, start : start + _LANE_COLUMNS] for start in range(0, p.shape[1], _LANE_COLUMNS))
