@@ -36,7 +36,7 @@ test: env
 
 test-gpu: env
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,gpu]' -c constraints.txt
-	@JAX_PLATFORMS=cuda $(BIN)/python -m pytest tests/gpu
+	@JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -n 4 --dist=loadscope tests/gpu
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

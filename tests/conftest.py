@@ -7,10 +7,12 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# On CPUs most of the time goes into compiling small programs; LLVM's optimisation is a fifth of it. tests/gpu keep it.
+# On CPUs most of the time goes into compiling small programs; LLVM's optimisation is a fifth of it.
 os.environ.setdefault("XLA_FLAGS", "")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+else:  # On GPUs it goes into trying algorithms for references.
+    os.environ["XLA_FLAGS"] += " --xla_gpu_autotune_level=0 --xla_gpu_experimental_enable_fusion_autotuner=false"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="helios_jax_tests_")  # the user's caches stay as they are
 
 from jaxtyping import install_import_hook
