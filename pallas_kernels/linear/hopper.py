@@ -28,8 +28,8 @@ _REGISTERS = {"consumer": 232, "producer": 40}
 _DEPTH = 64
 """Length of a slice along the contraction."""
 
-_BAND = 8
-"""Tiles across a band of the snake."""
+_BAND_ROWS = 2048
+"""Rows of a band of the snake, at most: what is in flight is about as high as it is wide."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,7 @@ def linear_hopper(
     stages, chunk, steps = config.stages, config.chunk, features // _DEPTH
     grid = (pl.cdiv(length, block_rows), pl.cdiv(out_features, block_columns))
     num_tiles = math.prod(grid)
+    band = pl.cdiv(grid[0], pl.cdiv(grid[0] * block_rows, _BAND_ROWS))
     num_blocks = min(num_tiles, num_blocks)
     interpreted = interpret is not None
 
@@ -125,7 +126,7 @@ def linear_hopper(
 
         def locate(n):
             """First row and column of this block's tile ``n``."""
-            row, column = compat.planar_snake(block + n * num_blocks, grid, 0, _BAND)
+            row, column = compat.planar_snake(block + n * num_blocks, grid, 0, band)
             return row * block_rows, column * block_columns
 
         @pl.when(warpgroup == _CONSUMERS)
