@@ -27,6 +27,7 @@ setup(
         "orbax-checkpoint>=0.11,<1.0",
         "absl-py>=2.1",
         "chex>=0.1.90",
+        "flatbuffers>=24",
         "huggingface_hub>=0.30",
         "jaxtyping>=0.3",
         "ml_dtypes>=0.5",

@@ -4,9 +4,7 @@ The dialect is experimental and its names move between JAX releases: kernels imp
 else, so that a change of JAX is a change of this file.
 """
 
-import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,7 +62,6 @@ __all__ = [
     "kernel",
     "layout_cast",
     "load",
-    "lowered_once",
     "multiprocessors",
     "pl",
     "planar_snake",
@@ -84,18 +81,6 @@ def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int = 128) -> 
     """Shared memory in the tiled and swizzled order that TMA writes and wgmma reads; ``swizzle`` in bytes."""
     tiling = TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize))
     return SMEM(shape, dtype, transforms=(tiling, SwizzleTransform(swizzle)))
-
-
-def lowered_once[F: Callable](*static: str) -> Callable[[F], F]:
-    """Decorates what calls a kernel, so that equal calls within a program are lowered once.
-
-    Pallas takes a quarter of a second of the host for a kernel, in every process, also where the compiled program
-    comes from a cache on disk. XLA sees the same program: it inlines the calls first of all.
-
-    Args:
-        static: The keyword arguments that are not arrays.
-    """
-    return functools.partial(jax.jit, static_argnames=static)
 
 
 def compiler_splits_work() -> bool:

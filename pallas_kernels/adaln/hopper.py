@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.compat import CompilerParams, Layout, Ref, kernel, load, lowered_once, pl
+from pallas_kernels.compat import CompilerParams, Layout, Ref, kernel, load, pl
+from pallas_kernels.lowering import lowered_once
 
 _BYTES_PER_ACCESS = 16
 

@@ -42,6 +42,7 @@ from jaxtyping import Array, Float
 from pallas_kernels import compat
 from pallas_kernels.attention import matmuls
 from pallas_kernels.compat import pl
+from pallas_kernels.lowering import lowered_once
 
 _CONSUMERS = 2
 _ROWS = 64
@@ -94,7 +95,7 @@ def choose_config(kv_length: int) -> AttentionConfig:
     return next(config for least, config in _CONFIGS if kv_length >= least)
 
 
-@compat.lowered_once(
+@lowered_once(
     "num_heads",
     "first_heads",
     "scale",

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import compat
 from pallas_kernels.compat import pl
+from pallas_kernels.lowering import lowered_once
 
 _CONSUMERS = 2
 _REGISTERS = {"consumer": 232, "producer": 40}
@@ -83,7 +84,7 @@ def choose_config(rows: int, columns: int, num_blocks: int) -> LinearConfig:
     return max(_CONFIGS, key=wanted)
 
 
-@compat.lowered_once("activation", "transposed", "config", "num_blocks", "interpret")
+@lowered_once("activation", "transposed", "config", "num_blocks", "interpret")
 def linear_hopper(
     x: Float[Array, "S D"],
     kernel: Float[Array, "D1 D2"],

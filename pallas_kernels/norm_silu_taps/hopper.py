@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import compat
 from pallas_kernels.compat import Ref, pl
+from pallas_kernels.lowering import lowered_once
 
 _ROWS = 64
 """Pixels that a warpgroup holds in registers at a time."""
@@ -28,7 +29,7 @@ _WIDTHS = (64, 96)
 _TAPS = 3
 
 
-@compat.lowered_once("interpret")
+@lowered_once("interpret")
 def norm_silu_taps(
     x: Float[Array, "B T P C"],
     gamma: Float[Array, " C"],

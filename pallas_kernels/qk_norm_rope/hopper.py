@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.compat import CompilerParams, Layout, Ref, Tiling, kernel, layout_cast, load, lowered_once
+from pallas_kernels.compat import CompilerParams, Layout, Ref, Tiling, kernel, layout_cast, load
+from pallas_kernels.lowering import lowered_once
 
 _WORDS_PER_LANE = 4  # 16 bytes
 _LANES, _WARPS = 32, 4
