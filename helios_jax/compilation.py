@@ -26,11 +26,13 @@ def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
 
     if jax.default_backend() == "cpu":
         return None
-    if jax.config.jax_compilation_cache_dir is None:
-        user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(folder or pathlib.Path(user_cache) / "helios_jax")
-        folder.mkdir(parents=True, exist_ok=True)
-        # JAX keeps XLA's autotuning results in a folder within (jax_persistent_cache_enable_xla_caches).
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    if jax.config.jax_compilation_cache_dir is not None:
+        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(folder or pathlib.Path(user_cache) / "helios_jax")
+    folder.mkdir(parents=True, exist_ok=True)
+    # JAX keeps XLA's autotuning results in a folder within (jax_persistent_cache_enable_xla_caches), and
+    # pallas_kernels.lowering lowered kernels in another.
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
