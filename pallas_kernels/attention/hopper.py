@@ -17,13 +17,13 @@ orders the two consumers, and they drift into opposite phases by themselves.
 Softmax is the same for every m, so m needs not be the largest logit: nothing may overflow, that is all, and P may be
 larger than one, since bf16 has the exponents of fp32. A maximum that runs along, as is usual, takes from every block a
 maximum over all scores, its exchange between the lanes of a row and a rescaling of O, a third of all instructions
-outside the tensor cores. Instead, when its tiles are done, a thread block looks at its sums. Where one has reached
-2^64 (a score exceeds the largest of its row's first block by 40 or so) or is not a number, the thread block does all of
-its tiles again, now with
+outside the tensor cores. Instead, when its tiles are done, a thread block looks at their sums. A tile with a sum that
+has reached 2^64 (a score exceeds the largest of its row's first block by 40 or so) or is not a number is done again,
+now with
 
     m  <- max(m, c rowmax(S_j)),    a = 2^(m_before - m),    l <- a l,    O <- a O      (5)
 
-in front of (3). So do thread blocks at once where P is fp16, whose exponents do not reach.
+in front of (3). So are all tiles at once where P is fp16, whose exponents do not reach.
 
 The grid is persistent: a thread block walks over tiles of 128 queries, and the next tile's queries, keys and values
 are loaded while the last one is finished. A tile of queries that runs past the end needs no mask: TMA fills
@@ -168,9 +168,10 @@ def attention_hopper(
             row, tile = lax.div(tile, tiles_per_head), lax.rem(tile, tiles_per_head)
             return lax.div(row, num_heads), lax.rem(row, num_heads), tile * TILE
 
-        def in_doubt():
-            """Whether a sum of either consumer was too large."""
-            return rows_smem[_CONSUMERS, 0] + rows_smem[_CONSUMERS + 1, 0] > 0
+        def in_doubt(n):
+            """Whether a sum of either consumer was too large in tile ``n``, or one that shares its place."""
+            place = lax.rem(n, _ROWS)
+            return rows_smem[_CONSUMERS, place] + rows_smem[_CONSUMERS + 1, place] > 0
 
         @pl.when(warpgroup == _CONSUMERS)
         def produce():
@@ -187,18 +188,20 @@ def attention_hopper(
                     pl.when(count >= stages)(lambda free=free: compat.barrier_wait(free.at[slot]))
                     compat.copy_gmem_to_smem(gmem.at[batch, rows, first + head], smem.at[slot], full.at[slot])
 
-            def load_all(first):
-                @pl.loop(0, my_tiles)
-                def _(n):
-                    pl.loop(0, num_steps)(lambda step: load(first + n * num_steps + step, n, step))
+            def load_tile(n, count):
+                pl.loop(0, num_steps)(lambda step: load(count + step, n, step))
 
-            load_all(0)
+            pl.loop(0, my_tiles)(lambda n: load_tile(n, n * num_steps))
             loaded = loads
             if may_repeat:
+
+                def load_again(n, count):
+                    wanted = in_doubt(n)
+                    pl.when(wanted)(lambda: load_tile(n, count))
+                    return jnp.where(wanted, count + num_steps, count)
+
                 compat.barrier_wait(judged)
-                again = in_doubt()
-                pl.when(again)(lambda: load_all(loads))
-                loaded = jnp.where(again, 2 * loads, loads)
+                loaded = lax.fori_loop(0, my_tiles, load_again, loads)
 
             # Leave no arrival of a consumer unobserved.
             @pl.loop(lax.max(loaded - stages, 0), loaded)
@@ -217,9 +220,8 @@ def attention_hopper(
                 source = q_gmem.at[batch, rows, first_heads[0] + head]
                 compat.copy_gmem_to_smem(source, q_tile, q_full.at[warpgroup])
 
-            def attend(n, attempt):
+            def attend(n, first_count, attempt):
                 """(1) to (5) for one tile: (O, m, l)."""
-                first_count = (attempt * my_tiles + n) * num_steps
 
                 def slot(step):
                     return lax.rem(first_count + step, stages)
@@ -292,51 +294,59 @@ def attention_hopper(
                 else:
                     state = visit_with_running_max(*state)
                 o, m, total, p = state
-                pl.when(n + 1 < my_tiles)(lambda: load_q(n + 1))
+                pl.when((attempt == 0) & (n + 1 < my_tiles))(lambda: load_q(n + 1))
                 compat.barrier_wait(v_full.at[slot(num_steps - 1)])
                 o = matmuls.update(o, p, v_smem.at[slot(num_steps - 1)], interpret=interpreted)
                 compat.barrier_arrive(v_free.at[slot(num_steps - 1)])
                 return o, m, total
 
-            def judge(total):
+            def judge(n, total):
                 """Remembers sums that are too large; one that is not a number is not smaller either."""
                 doubt = jnp.where(total < _LARGEST_SUM, 0.0, 1.0).max()
-                rows_smem[_CONSUMERS + warpgroup, 0] = lax.max(rows_smem[_CONSUMERS + warpgroup, 0], doubt)
+                mine = _CONSUMERS + warpgroup, lax.rem(n, _ROWS)
+                rows_smem[mine] = lax.max(rows_smem[mine], doubt)
 
-            def attend_to_all(attempt):
-                load_q(0)
+            def run_tile(n, first_count, attempt=0):
+                compat.barrier_wait(q_full.at[warpgroup])
+                o, m, total = attend(n, first_count, attempt)
+                if may_repeat:
+                    pl.when(attempt == 0)(lambda: judge(n, total))
+                compat.wait_smem_to_gmem(0, wait_read_only=True)
+                out_tile[...] = (o * spread(1.0 / total, head_dim)).astype(dtype)
+                if return_lse:
+                    rows_smem.at[warpgroup][...] = m * math.log(2) + jnp.log(total)
+                compat.commit_smem()
+                batch, head, start = locate(n)
+                rows = pl.ds(start + warpgroup * _ROWS, _ROWS)
+                compat.copy_smem_to_gmem(out_tile, out_gmem.at[batch, rows, head])
+                if return_lse:
+                    compat.copy_smem_to_gmem(rows_smem.at[warpgroup], lse_gmem.at[batch, head, rows])
 
-                @pl.loop(0, my_tiles)
-                def _(n):
-                    compat.barrier_wait(q_full.at[warpgroup])
-                    o, m, total = attend(n, attempt)
-                    if may_repeat:
-                        pl.when(attempt == 0)(lambda: judge(total))
-                    compat.wait_smem_to_gmem(0, wait_read_only=True)
-                    out_tile[...] = (o * spread(1.0 / total, head_dim)).astype(dtype)
-                    if return_lse:
-                        rows_smem.at[warpgroup][...] = m * math.log(2) + jnp.log(total)
-                    compat.commit_smem()
-                    batch, head, start = locate(n)
-                    rows = pl.ds(start + warpgroup * _ROWS, _ROWS)
-                    compat.copy_smem_to_gmem(out_tile, out_gmem.at[batch, rows, head])
-                    if return_lse:
-                        compat.copy_smem_to_gmem(rows_smem.at[warpgroup], lse_gmem.at[batch, head, rows])
-
+            load_q(0)
             if may_repeat:
-                rows_smem[_CONSUMERS + warpgroup, 0] = 0.0
+                no_doubt = compat.layout_cast(jnp.zeros((_ROWS,), jnp.float32), compat.Layout.WGMMA.reduce(1))
+                rows_smem.at[_CONSUMERS + warpgroup][...] = no_doubt
 
                 @pl.loop(0, 2)
                 def _(attempt):
-                    wanted = lax.cond(attempt == 0, lambda: jnp.bool_(True), in_doubt)
-                    pl.when(wanted)(lambda: attend_to_all(attempt))
+                    def visit(n, count):
+                        wanted = lax.cond(attempt == 0, lambda: jnp.bool_(True), lambda: in_doubt(n))
+
+                        @pl.when(wanted)
+                        def _():
+                            pl.when(attempt > 0)(lambda: load_q(n))
+                            run_tile(n, count, attempt)
+
+                        return jnp.where(wanted, count + num_steps, count)
+
+                    lax.fori_loop(0, my_tiles, visit, attempt * loads)
 
                     @pl.when(attempt == 0)
                     def _():
                         compat.barrier_arrive(judged)
                         compat.barrier_wait(judged)
             else:
-                attend_to_all(0)
+                pl.loop(0, my_tiles)(lambda n: run_tile(n, n * num_steps))
             compat.wait_smem_to_gmem(0)
 
     # Of the first block that is visited: of keys that do not exist, and of the one that counts several times. Read from
