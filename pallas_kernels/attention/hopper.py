@@ -57,6 +57,9 @@ _REGISTERS = {"consumer": 240, "producer": 24}
 _LARGEST_SUM = 2.0**64
 """Of (3). Up to here the products of (4) with any values of size 2^63 stay finite."""
 
+_BITS, _ALL_TILES = 32, -1
+"""Of a set of tiles; of 32 tiles each has a bit of its own."""
+
 _LANE_COLUMNS = 8
 """Columns of a row that the fragments of a wgmma repeat after, two in each of four lanes."""
 
@@ -152,15 +155,16 @@ def attention_hopper(
     def spread(row: jax.Array, columns: int) -> jax.Array:
         return lax.broadcast_in_dim(row, (_ROWS, columns), [0])
 
-    def load_bias(gmem: compat.Ref) -> jax.Array:
-        return gmem[...] if interpreted else compat.load(gmem, layout=compat.Layout.WGMMA.reduce(0), optimized=False)
+    def load_row(ref: compat.Ref, reduced: int) -> jax.Array:
+        """An array of one axis as those that a reduction over axis ``reduced`` of a wgmma's result makes."""
+        layout = compat.Layout.WGMMA.reduce(reduced)
+        return ref[...] if interpreted else compat.load(ref, layout=layout, optimized=False)
 
     def body(q_gmem, k_gmem, v_gmem, *refs):
-        *bias_gmem, out_gmem, lse_gmem, q_smem, k_smem, v_smem, out_smem, rows_smem, barriers = refs
+        *bias_gmem, out_gmem, lse_gmem, q_smem, k_smem, v_smem, out_smem, lse_smem, doubt_smem, barriers = refs
         q_full, k_full, v_full, k_free, v_free, judged = barriers
         warpgroup, block = lax.axis_index("warpgroup"), lax.axis_index("block")
         my_tiles = lax.div(num_tiles - block + num_blocks - 1, num_blocks)
-        loads = my_tiles * num_steps
 
         def locate(n):
             """Batch, head and first query of this block's tile ``n``."""
@@ -168,10 +172,18 @@ def attention_hopper(
             row, tile = lax.div(tile, tiles_per_head), lax.rem(tile, tiles_per_head)
             return lax.div(row, num_heads), lax.rem(row, num_heads), tile * TILE
 
-        def in_doubt(n):
-            """Whether a sum of either consumer was too large in tile ``n``, or one that shares its place."""
-            place = lax.rem(n, _ROWS)
-            return rows_smem[_CONSUMERS, place] + rows_smem[_CONSUMERS + 1, place] > 0
+        def is_in(n, tiles):
+            """Whether a set of tiles, given by bits, has tile ``n``, or one that shares its bit."""
+            return lax.shift_right_logical(tiles, n & (_BITS - 1)) & 1 == 1
+
+        def find_doubtful():
+            """The tiles in which a sum of either consumer was too large; waits until both are done."""
+            compat.barrier_wait(judged)
+
+            def add(row, tiles):
+                return tiles | doubt_smem[lax.div(row, _ROWS), lax.rem(row, _ROWS)]
+
+            return lax.fori_loop(0, TILE, add, jnp.int32(0))
 
         @pl.when(warpgroup == _CONSUMERS)
         def produce():
@@ -192,16 +204,16 @@ def attention_hopper(
                 pl.loop(0, num_steps)(lambda step: load(count + step, n, step))
 
             pl.loop(0, my_tiles)(lambda n: load_tile(n, n * num_steps))
-            loaded = loads
+            loaded = my_tiles * num_steps
             if may_repeat:
+                doubtful = find_doubtful()
 
                 def load_again(n, count):
-                    wanted = in_doubt(n)
+                    wanted = is_in(n, doubtful)
                     pl.when(wanted)(lambda: load_tile(n, count))
                     return jnp.where(wanted, count + num_steps, count)
 
-                compat.barrier_wait(judged)
-                loaded = lax.fori_loop(0, my_tiles, load_again, loads)
+                loaded = lax.fori_loop(0, my_tiles, load_again, loaded)
 
             # Leave no arrival of a consumer unobserved.
             @pl.loop(lax.max(loaded - stages, 0), loaded)
@@ -284,7 +296,7 @@ def attention_hopper(
                 s = matmuls.scores(q_tile, k_smem.at[slot(0)], interpret=interpreted)
                 compat.barrier_arrive(k_free.at[slot(0)])
                 if bias_gmem:
-                    s = s + lax.broadcast_in_dim(load_bias(*bias_gmem), s.shape, [1])
+                    s = s + lax.broadcast_in_dim(load_row(*bias_gmem, 0), s.shape, [1])
                 m = s.max(axis=1) * log2_scale
                 p = exponentials(s, m)
                 o = compat.layout_cast(jnp.zeros((_ROWS, head_dim), jnp.float32), compat.Layout.WGMMA)
@@ -301,12 +313,13 @@ def attention_hopper(
                 return o, m, total
 
             def judge(n, total):
-                """Remembers sums that are too large; one that is not a number is not smaller either."""
-                doubt = jnp.where(total < _LARGEST_SUM, 0.0, 1.0).max()
-                mine = _CONSUMERS + warpgroup, lax.rem(n, _ROWS)
-                rows_smem[mine] = lax.max(rows_smem[mine], doubt)
+                """Remembers where sums are too large; one that is not a number is not smaller either."""
+                # Row by row: Mosaic's sums over all rows share their scratch memory among warpgroups.
+                doubtful = load_row(doubt_smem.at[warpgroup], 1)
+                more = doubtful | lax.shift_left(jnp.int32(1), n & (_BITS - 1))
+                doubt_smem.at[warpgroup][...] = jnp.where(total < _LARGEST_SUM, doubtful, more)
 
-            def run_tile(n, first_count, attempt=0):
+            def run_tile(n, first_count, attempt):
                 compat.barrier_wait(q_full.at[warpgroup])
                 o, m, total = attend(n, first_count, attempt)
                 if may_repeat:
@@ -314,39 +327,41 @@ def attention_hopper(
                 compat.wait_smem_to_gmem(0, wait_read_only=True)
                 out_tile[...] = (o * spread(1.0 / total, head_dim)).astype(dtype)
                 if return_lse:
-                    rows_smem.at[warpgroup][...] = m * math.log(2) + jnp.log(total)
+                    lse_smem.at[warpgroup][...] = m * math.log(2) + jnp.log(total)
                 compat.commit_smem()
                 batch, head, start = locate(n)
                 rows = pl.ds(start + warpgroup * _ROWS, _ROWS)
                 compat.copy_smem_to_gmem(out_tile, out_gmem.at[batch, rows, head])
                 if return_lse:
-                    compat.copy_smem_to_gmem(rows_smem.at[warpgroup], lse_gmem.at[batch, head, rows])
+                    compat.copy_smem_to_gmem(lse_smem.at[warpgroup], lse_gmem.at[batch, head, rows])
+
+            def run_tiles(attempt, carry):
+                tiles, first_count = carry
+
+                def run_if_wanted(n, count):
+                    wanted = is_in(n, tiles)
+
+                    @pl.when(wanted)
+                    def _():
+                        pl.when(attempt > 0)(lambda: load_q(n))
+                        run_tile(n, count, attempt)
+
+                    return jnp.where(wanted, count + num_steps, count)
+
+                def find_next():
+                    compat.barrier_arrive(judged)
+                    return find_doubtful()
+
+                count = lax.fori_loop(0, my_tiles, run_if_wanted, first_count)
+                return lax.cond(attempt == 0, find_next, lambda: jnp.int32(0)), count
 
             load_q(0)
             if may_repeat:
-                no_doubt = compat.layout_cast(jnp.zeros((_ROWS,), jnp.float32), compat.Layout.WGMMA.reduce(1))
-                rows_smem.at[_CONSUMERS + warpgroup][...] = no_doubt
-
-                @pl.loop(0, 2)
-                def _(attempt):
-                    def visit(n, count):
-                        wanted = lax.cond(attempt == 0, lambda: jnp.bool_(True), lambda: in_doubt(n))
-
-                        @pl.when(wanted)
-                        def _():
-                            pl.when(attempt > 0)(lambda: load_q(n))
-                            run_tile(n, count, attempt)
-
-                        return jnp.where(wanted, count + num_steps, count)
-
-                    lax.fori_loop(0, my_tiles, visit, attempt * loads)
-
-                    @pl.when(attempt == 0)
-                    def _():
-                        compat.barrier_arrive(judged)
-                        compat.barrier_wait(judged)
+                none = compat.layout_cast(jnp.zeros((_ROWS,), jnp.int32), compat.Layout.WGMMA.reduce(1))
+                doubt_smem.at[warpgroup][...] = none
+                lax.fori_loop(0, 2, run_tiles, (jnp.int32(_ALL_TILES), jnp.int32(0)))
             else:
-                pl.loop(0, my_tiles)(lambda n: run_tile(n, n * num_steps))
+                pl.loop(0, my_tiles)(lambda n: run_tile(n, n * num_steps, 0))
             compat.wait_smem_to_gmem(0)
 
     # Of the first block that is visited: of keys that do not exist, and of the one that counts several times. Read from
@@ -371,7 +386,8 @@ def attention_hopper(
             compat.tiled_smem((stages, block_kv, head_dim), dtype),
             compat.tiled_smem((stages, block_kv, head_dim), dtype, v_swizzle),
             q_tiles,
-            compat.SMEM((2 * _CONSUMERS, _ROWS), jnp.float32),  # log-sum-exp, and doubt of each consumer
+            compat.SMEM((_CONSUMERS, _ROWS), jnp.float32) if return_lse else None,
+            compat.SMEM((_CONSUMERS, _ROWS), jnp.int32) if may_repeat else None,
             (
                 compat.Barrier(num_barriers=_CONSUMERS),
                 compat.Barrier(num_barriers=stages),
@@ -386,7 +402,7 @@ def attention_hopper(
         num_threads=_CONSUMERS + 1,
         thread_name="warpgroup",
         # Rows of a wgmma are reduced by shuffles inside a warp: no scratch memory.
-        compiler_params=compat.CompilerParams(approx_math=True, reduction_scratch_bytes=64),
+        compiler_params=compat.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
         kernel_name="attention",
         interpret=interpret,
     )(q, k, v, *biases)

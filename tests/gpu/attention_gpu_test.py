@@ -54,6 +54,26 @@ def test_lengths_of_the_model(length, kv_length):
     assert relative_error(out[:, :length], attention(q, k, v, implementation="cudnn")) < 5e-3
 
 
+@pytest.mark.parametrize("growth", [12, 60])
+def test_scores_that_grow_in_one_of_many_heads(growth):
+    """Its tiles are done again, by thread blocks whose other tiles are not."""
+    length, head = 4560, 17
+    shape = (1, length, 40, 128)
+    q, k, v = (draw(seed, shape) for seed in range(3))
+    call = {"implementation": "pallas", "return_lse": True}
+    before, _ = attention(q, k, v, **call)
+    q = q.at[:, :, head].multiply(growth)
+    k = k.at[:, :100, head].multiply(growth)
+    out, lse = attention(q, k, v, **call)
+    others = np.arange(40) != head
+    assert bool((out[:, :, others] == before[:, :, others]).all())
+    rows = np.r_[0:70, 2200:2300, length - 140 : length]
+    q, k, v, out, lse = q[:, rows, head], k[:, :, head], v[:, :, head], out[:, rows, head], lse[:, head, rows]
+    want, want_lse = attention_reference(*(x[:, :, None] for x in (q, k, v)))
+    assert relative_error(out, want[:, :, 0]) < 4e-3
+    np.testing.assert_allclose(lse, want_lse[:, 0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("kv_length", [128, 256, 384])
 @pytest.mark.parametrize("length", [8640, 2160, 540])
 def test_one_padded_key_in_place_of_all(length, kv_length):
