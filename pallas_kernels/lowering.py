@@ -75,20 +75,28 @@ def _from_disk(
     described = [f"{function.__module__}.{function.__qualname__}", str(structure), str(shapes), repr(settings)]
     digest = hashlib.sha256(json.dumps([*described, *_surroundings()]).encode()).hexdigest()
     file = folder / f"{function.__name__}-{digest[:32]}"
-    try:
-        return jax.jit(jax.export.deserialize(bytearray(file.read_bytes())).call)
-    except Exception:  # there is none, or one that cannot be read: what reading raises then is not said anywhere
-        pass
 
     def of_leaves(*leaves: Any) -> Any:
         args, kwargs = jax.tree.unflatten(structure, leaves)
         return function(*args, **kwargs, **dict(settings))
 
-    allowed = [jax.export.DisabledSafetyCheck.custom_call(_KERNEL_CALL)]
-    code = jax.export.export(jax.jit(of_leaves), platforms=("cuda",), disabled_checks=allowed)(*shapes).serialize()
-    _write(file, code)
-    # Read again, so that this process and the next lower the same program.
-    return jax.jit(jax.export.deserialize(code).call)
+    try:
+        exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    except Exception:  # there is none, or one that cannot be read: what reading raises then is not said anywhere
+        allowed = [jax.export.DisabledSafetyCheck.custom_call(_KERNEL_CALL)]
+        code = jax.export.export(jax.jit(of_leaves), platforms=("cuda",), disabled_checks=allowed)(*shapes).serialize()
+        _write(file, code)
+        exported = jax.export.deserialize(code)  # so that this process and the next lower the same program
+
+    call = jax.custom_batching.custom_vmap(jax.jit(exported.call))
+
+    @call.def_vmap
+    def call_batched(size: int, is_batched: list[bool], *leaves: Any) -> tuple[Any, Any]:
+        """Pallas can put an axis in front of a kernel; lowered code is what it is."""
+        out = jax.vmap(of_leaves, [0 if batched else None for batched in is_batched])(*leaves)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call
 
 
 def _write(file: pathlib.Path, code: bytes | bytearray) -> None:

@@ -82,6 +82,19 @@ def test_a_folder_that_cannot_be_written_costs_time_only(folder, norm):
     assert len(traces) == 1
 
 
+def test_a_batch_of_calls_is_one_kernel_with_an_axis_more(folder, norm):
+    call, _ = norm
+    options = {"num_history": 0, "norm_history": True, "eps": 1e-6, "gate": None}
+    x, row = jax.ShapeDtypeStruct((3, 1, 8, 1024), jnp.bfloat16), jax.ShapeDtypeStruct((1, 1, 1024), jnp.float32)
+
+    def program(x, row):
+        return jax.vmap(lambda x: call(x, x, scale=row, shift=row, **options))(x)
+
+    text = jax.jit(program).trace(x, row).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu_v2") == 1
+    assert "tensor<3x1x8x1024xbf16>" in text
+
+
 def test_without_a_cache_nothing_is_written(norm):
     call, traces = norm
     assert lowering._cache_folder() is None
