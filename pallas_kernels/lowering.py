@@ -7,12 +7,12 @@ name is a digest of all that it depends on: shapes and settings, the sources of 
 the device.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -101,13 +101,14 @@ def _from_disk(
 
 def _write(file: pathlib.Path, code: bytes | bytearray) -> None:
     """Writes a whole file or none; a full disk or a folder that may not be written to costs time only."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
-            partial.write(code)
-        os.replace(partial.name, file)
+        partial.write_bytes(code)
+        partial.replace(file)
     except OSError:
-        pass
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @functools.cache

@@ -349,6 +349,8 @@ def attention_hopper(
                     return jnp.where(wanted, count + num_steps, count)
 
                 def find_next():
+                    # What is written again must not be overtaken by what was written first.
+                    compat.wait_smem_to_gmem(0)
                     compat.barrier_arrive(judged)
                     return find_doubtful()
 
