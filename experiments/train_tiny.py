@@ -56,7 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "scenes": 4096,
         "starts": 49152,
         "stage1_steps": 5000,
-        "stage2_steps": 5000,
+        "stage2_steps": 2500,
         "videos": 256,
         "encode_batch": 64,
     },
