@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels.adaln import residual_norm
+from pallas_kernels.norm_silu_pairs import norm_silu_pairs
 from pallas_kernels.norm_silu_taps import norm_silu_taps
 from pallas_kernels.qk_norm_rope import qk_norm_rope
 
@@ -102,4 +103,18 @@ def norm_silu_taps_rows() -> list[dict[str, Any]]:
     for shape in DECODER_LEVELS:
         x, gamma = normal(0, 1, *shape), normal(1, shape[-1])
         rows.append(row("x".join(map(str, shape)), 4 * x.size, call, x, gamma))
+    return rows
+
+
+def norm_silu_pairs_rows() -> list[dict[str, Any]]:
+    """Norm, activation and sums of frames, at the same sizes."""
+
+    def call(x, gamma, implementation):
+        return norm_silu_pairs(x, gamma, implementation=implementation)
+
+    rows = []
+    for shape in DECODER_LEVELS:
+        x, gamma = normal(0, 1, *shape), normal(1, shape[-1])
+        written = 4 * (shape[0] + 1) // 2 * (x.size // shape[0])
+        rows.append(row("x".join(map(str, shape)), x.size + written, call, x, gamma))
     return rows

@@ -25,6 +25,14 @@ the result sees rows i-1, i, i of the small image, row 2i+1 sees i, i, i+1. So, 
 
 and alike for columns: one 2x2 convolution of the small image with four times the channels, 16 products in place of 36.
 
+Two frames at once take four convolutions over space in place of six, of sums of frames (``frames_in_pairs``):
+
+    y_t = m_0 + m_1 + m_2,   y_(t+1) = m_1 - m_2 - m_3,                                         (4)
+    m_0 = K_0 * (x_{t-2} - x_t),                        m_1 = (K_0 + K_1 + K_2) / 2 * (x_{t-1} + x_t),
+    m_2 = (K_0 - K_1 + K_2) / 2 * (x_t - x_{t-1}),      m_3 = K_2 * (x_{t-1} - x_{t+1})
+
+(Winograd's F(2, 3), arXiv 1509.09308).
+
 The first frame of a clip is special to the layers that change the frame rate: it is one frame at
 every rate, so it passes beside their time convolutions.
 """
@@ -32,7 +40,7 @@ every rate, so it passes beside their time convolutions.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -40,6 +48,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.typing import Array, DType, Float
+from pallas_kernels.norm_silu_pairs import norm_silu_pairs
 from pallas_kernels.norm_silu_taps import norm_silu_taps, runs_as_kernel
 
 _FEW_OUTPUTS, _COLUMNS_AT_ONCE = 4, 4
@@ -101,6 +110,19 @@ def frames_together() -> Iterator[None]:
 _together = contextvars.ContextVar("frames_together", default=False)
 
 
+@contextlib.contextmanager
+def frames_in_pairs() -> Iterator[None]:
+    """Whole clips by equation (4) where kernels run, for what is traced within."""
+    token = _pairs.set(True)
+    try:
+        yield
+    finally:
+        _pairs.reset(token)
+
+
+_pairs = contextvars.ContextVar("frames_in_pairs", default=False)
+
+
 def one_by_one(
     fn: Callable[..., Float[Array, "1 H2 W2 C2"]], *frames: Float[Array, "N _ _ _"]
 ) -> Float[Array, "N H2 W2 C2"]:
@@ -158,6 +180,8 @@ class Conv(nnx.Module):
         x: Float[Array, "B T H W C"],
         kernel: Float[Array, "*window C C2"],
         shortcut: Float[Array, "B T H2 W2 C2"] | None = None,
+        *,
+        with_bias: bool = True,
     ) -> Float[Array, "B T H2 W2 C2"]:
         def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
             if kernel.ndim == 2:
@@ -175,7 +199,8 @@ class Conv(nnx.Module):
 
         # The sum is written in images, as the convolution is, which lets XLA make one pass of both.
         def convolve_and_add(x: Float[Array, "N H W C"], *shortcut: Float[Array, "N H2 W2 C2"]) -> Array:
-            return sum(shortcut, convolve(x) + self.bias[...].astype(self.dtype))
+            y = convolve(x)
+            return sum(shortcut, y + self.bias[...].astype(self.dtype) if with_bias else y)
 
         return per_frame(convolve_and_add, x, *([] if shortcut is None else [shortcut]))
 
@@ -233,9 +258,39 @@ class CausalConv(Conv):
         gamma = norm.gamma[...]
         if cache is not None or not runs_as_kernel(x, gamma):
             return self(jax.nn.silu(norm(x)), cache, shortcut)
+        if _pairs.get():
+            past = jnp.pad(jax.nn.silu(norm(x[:, -2:])), ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
+            return self._in_pairs(norm_silu_pairs(x, gamma), x.shape[1], shortcut), past
         taps = norm_silu_taps(x, gamma)
         past = jnp.pad(taps[:, -2:, ..., 2 * x.shape[-1] :], ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
         return self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype)), shortcut), past
+
+    def _in_pairs(
+        self, sums: Sequence[Float[Array, "B N H W C"]], frames: int, shortcut: Float[Array, "B T H W C2"] | None
+    ) -> Float[Array, "B T H W C2"]:
+        """The convolution by four products for every two frames, equation (4), plus ``shortcut``.
+
+        Args:
+            sums: From ``norm_silu_pairs``.
+            frames: Of the clip.
+            shortcut: What to add.
+        """
+        first, middle, last = self.kernel[...].astype(jnp.float32)
+        kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
+        # The bias of the second product is in both results.
+        m0, m1, m2, m3 = (
+            self._convolve(d, kernel.astype(self.dtype), with_bias=number == 1).astype(jnp.float32)
+            for number, (d, kernel) in enumerate(zip(sums, kernels, strict=True))
+        )
+        results = [m0 + m1 + m2, m1 - m2 - m3]
+        if shortcut is not None:
+            whole = jnp.pad(shortcut, ((0, 0), (0, 2 * m0.shape[1] - frames), *[(0, 0)] * 3))
+            pairs = whole.reshape(*m0.shape[:2], 2, *m0.shape[2:]).astype(jnp.float32)
+            results = [result + pairs[:, :, place] for place, result in enumerate(results)]
+        z = jnp.stack(results, axis=2).astype(self.dtype)
+        # Else XLA keeps the sum in fp32 as well, for the next block to add to.
+        z = jax.lax.optimization_barrier(z)
+        return z.reshape(z.shape[0], -1, *z.shape[3:])[:, :frames]
 
 
 class RmsNorm(nnx.Module):

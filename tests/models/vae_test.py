@@ -14,7 +14,9 @@ from jax.extend.core import jaxprs_in_params
 
 import helios_jax as hx
 from helios_jax.config import VaeConfig
+from helios_jax.models import vae_layers
 from helios_jax.models.vae import WanVae, decode_frames, denormalize, normalize, to_uint8
+from pallas_kernels.norm_silu_pairs import norm_silu_pairs
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "vae"
 CASES = ["wan", "other"]
@@ -60,6 +62,27 @@ def test_decode_matches_diffusers(case, frames):
     arrays = recorded(case)
     video = run(load(case), "decode", arrays[f"latents{frames}"])
     np.testing.assert_allclose(video, arrays[f"decoded{frames}"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 9])
+def test_decode_in_pairs_of_frames_matches_diffusers(frames, monkeypatch):
+    """Four products for two frames, with the kernel's reference in its place."""
+    monkeypatch.setattr(vae_layers, "runs_as_kernel", lambda x, gamma: True)
+    calls = []
+    monkeypatch.setattr(
+        vae_layers, "norm_silu_pairs", lambda x, gamma: calls.append(x.shape) or norm_silu_pairs(x, gamma)
+    )
+    arrays, vae = recorded("wan"), load("wan")
+    graph, state = nnx.split(vae)
+
+    @jax.jit
+    def decode(state, latents):
+        with vae_layers.frames_in_pairs():
+            return nnx.merge(graph, state).decode(latents, None)
+
+    video = decode(state, jnp.asarray(arrays[f"latents{frames}"]))
+    np.testing.assert_allclose(video, arrays[f"decoded{frames}"], rtol=0, atol=2e-5)
+    assert len(calls) > 20
 
 
 @pytest.mark.parametrize(("case", "slice_frames"), [("wan", 3), ("other", 1), ("other", 4)])
