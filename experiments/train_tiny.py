@@ -53,10 +53,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gpu": {
         "image_steps": 5000,
         "clip_steps": 800,
-        "scenes": 4096,
-        "starts": 49152,
+        "scenes": 8192,
+        "starts": 24576,
         "stage1_steps": 5000,
-        "stage2_steps": 2500,
+        "stage2_steps": 2000,
         "videos": 256,
         "encode_batch": 64,
     },
@@ -134,7 +134,10 @@ def main(args: argparse.Namespace) -> int:
         )
     size = "tiny_gpu" if gpu else "tiny"
     folders = tuple(str(out / "latents" / name) for name, *_ in sets)
-    data = (f"--config.data.folders={folders}", f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
+    # Half of the samples are of whole videos, so that a third has a past.
+    ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
+    data = (f"--config.data.folders={folders}", ratios, f"--config.data.tokenizer={parts}")
+    data += (f"--config.product.parts={parts}",)
     if "stage1" in wanted:
         train_on(f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data)
     if "stage2" in wanted:
