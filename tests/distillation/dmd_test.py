@@ -25,7 +25,7 @@ CONFIG = TransformerConfig(
     text_dim=32,
     freq_dim=16,
     ffn_dim=32,
-    num_layers=2,
+    num_layers=1,
     rope_dim=(4, 6, 6),
 )
 
