@@ -26,18 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.config import SchedulerConfig, TransformerConfig
-from helios_jax.diffusion.flow import interpolate, predict_clean
-from helios_jax.diffusion.pyramid import (
-    LevelSchedule,
-    block_noise,
-    check_steps,
-    downsample_noise,
-    level_schedule,
-    level_tokens,
-    renoise,
-    transition,
-)
+from helios_jax.config import SchedulerConfig
+from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
+from helios_jax.sampling.chunk import LevelPlan, begin_first_level, begin_level
 from helios_jax.typing import AnyArray, Array, Float, Int
 
 
@@ -66,45 +57,9 @@ class RolloutDraws:
     blocks: tuple[Float[Array, "B T _ _ C"], ...]
 
 
-def rollout_schedules(
-    scheduler: SchedulerConfig,
-    transformer: TransformerConfig,
-    *,
-    steps: Sequence[int],
-    frames: int,
-    size: tuple[int, int],
-    amplify: bool = False,
-) -> tuple[LevelSchedule, ...]:
-    """The steps of every level.
-
-    The published training shifts a level by its own number of tokens, released sampling by that of the level below:
-    see ``SchedulerConfig.shift_after_upsampling``.
-
-    Args:
-        scheduler: That of a few-step model.
-        transformer: Gives the patch, hence the tokens behind the dynamic shift.
-        steps: N of each level.
-        frames: Latent frames of the chunk.
-        size: Its full latent (height, width).
-        amplify: Twice the steps, for chunks without context.
-
-    Raises:
-        ValueError: The scheduler's solver is not "dmd", or steps or size do not fit the levels.
-    """
-    if scheduler.solver != "dmd":
-        raise ValueError(f"a rollout takes the steps of solver 'dmd'; the scheduler has {scheduler.solver!r}")
-    steps = check_steps(scheduler, steps)
-    tokens = level_tokens(scheduler, transformer, frames, *size)
-    return tuple(
-        level_schedule(scheduler, level, count, num_tokens=tokens[level], amplify=amplify)
-        for level, count in enumerate(steps)
-    )
-
-
-def draw_exits(seed: Sequence[int], schedules: Sequence[LevelSchedule]) -> tuple[int, ...]:
+def draw_exits(seed: Sequence[int], plans: Sequence[LevelPlan]) -> tuple[int, ...]:
     """Exits of all levels. Equal seeds, such as (seed of the run, step), give equal exits in every process."""
-    steps = [len(schedule.timesteps) for schedule in schedules]
-    return tuple(map(int, np.random.default_rng(list(seed)).integers(steps)))
+    return tuple(map(int, np.random.default_rng(list(seed)).integers([len(plan.rows) for plan in plans])))
 
 
 def lowest_trained(exits: Sequence[int]) -> int:
@@ -117,7 +72,7 @@ def rollout[M](
     velocity: Velocity[M],
     network: M,
     scheduler: SchedulerConfig,
-    schedules: Sequence[LevelSchedule],
+    plans: Sequence[LevelPlan],
     draws: RolloutDraws,
     exits: Int[AnyArray, " L"],
     lowest: int,
@@ -127,54 +82,62 @@ def rollout[M](
     Args:
         velocity: Calls the network.
         network: Its parameters.
-        scheduler: Transitions and the block noise's gamma.
-        schedules: From ``rollout_schedules``.
+        scheduler: That of a few-step model.
+        plans: From ``sampling.chunk.plan_chunk``. The published training tells the network timesteps as they are, and
+            shifts a level by its own number of tokens (``SchedulerConfig.shift_after_upsampling``).
         draws: Noise.
         exits: From ``draw_exits``. May be traced.
         lowest: ``lowest_trained`` of the exits. Static: above it, levels end at their first step.
+
+    Raises:
+        ValueError: The scheduler's solver is not "dmd".
     """
-    frozen = jax.lax.stop_gradient(network)
-    x = draws.initial
-    for _ in schedules[1:]:
-        x = downsample_noise(x)
-    for level, schedule in enumerate(schedules):
-        if level > 0:
-            noise = block_noise(draws.blocks[level - 1], scheduler.gamma)
-            x = renoise(x, noise, *transition(scheduler, level), jnp.float32)
-        exit_step = exits[level] if level <= lowest else 0
+    if scheduler.solver != "dmd":
+        raise ValueError(f"a rollout takes the steps of solver 'dmd'; the scheduler has {scheduler.solver!r}")
+    solver, frozen = make_solver(scheduler), jax.lax.stop_gradient(network)
+    state = begin_first_level(solver, draws.initial, len(plans) - 1)
+    for level, plan in enumerate(plans):
+        if plan.transition is not None:
+            noise = draws.blocks[level - 1]
+            state = begin_level(solver, state, noise, plan.transition, scheduler.gamma, jnp.float32)
+        exit_step = 0
         if level <= lowest:
-            x = _before_exit(velocity, frozen, schedule, level, x, exit_step)
-        x = _end_point(velocity, network if level >= lowest else frozen, schedule, level, x, exit_step)
-    return x
+            exit_step = exits[level]
+            state = _before_exit(solver, velocity, frozen, plan, level, state, exit_step)
+        rows = plan.rows * np.array([1, 0], np.float32)  # on to the end point
+        trained = network if level >= lowest else frozen
+        state = _step(solver, velocity, trained, rows, plan.timesteps, level, state, exit_step)
+    return solver.finish(state, jnp.float32)
 
 
 def _before_exit[M](
+    solver: Solver,
     velocity: Velocity[M],
     frozen: M,
-    schedule: LevelSchedule,
+    plan: LevelPlan,
     level: int,
-    start: Float[Array, "B T H W C"],
-    exit_step: Int[AnyArray, ""] | int,
-) -> Float[Array, "B T H W C"]:
-    """x at the exit, by (2) and (3), without gradients."""
-    start = jax.lax.stop_gradient(start)
-    sigmas = jnp.asarray(schedule.sigmas, jnp.float32)
+    state: SolverState,
+    exit_step: Int[AnyArray, ""],
+) -> SolverState:
+    """The state at the exit, by (2) and (3), without gradients."""
 
-    def step(k: Int[Array, ""], x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        return interpolate(start, _end_point(velocity, frozen, schedule, level, x, k), sigmas[k + 1])
+    def step(k: Int[Array, ""], state: SolverState) -> SolverState:
+        return _step(solver, velocity, frozen, plan.rows, plan.timesteps, level, state, k)
 
-    return jax.lax.fori_loop(0, exit_step, step, start)
+    return jax.lax.fori_loop(0, exit_step, step, jax.lax.stop_gradient(state))
 
 
-def _end_point[M](
+def _step[M](
+    solver: Solver,
     velocity: Velocity[M],
     network: M,
-    schedule: LevelSchedule,
+    rows: Float[np.ndarray, "N 2"],
+    timesteps: Float[np.ndarray, " N"],
     level: int,
-    x: Float[Array, "B T H W C"],
+    state: SolverState,
     step: Int[AnyArray, ""] | int,
-) -> Float[Array, "B T H W C"]:
-    """Equation (2)."""
-    sigma, timestep = (jnp.asarray(table, jnp.float32)[step] for table in (schedule.sigmas, schedule.timesteps))
-    v = velocity(network, x, jnp.broadcast_to(timestep, x.shape[:1]), level)
-    return predict_clean(x, v.astype(jnp.float32), sigma)
+) -> SolverState:
+    """The solver's step number ``step``."""
+    timestep = jnp.broadcast_to(jnp.asarray(timesteps)[step], state.x.shape[:1])
+    v = velocity(network, state.x, timestep, level).astype(jnp.float32)
+    return solver.step(state, v, jnp.asarray(rows)[step])

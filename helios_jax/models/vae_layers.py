@@ -259,11 +259,13 @@ class CausalConv(Conv):
         if cache is not None or not runs_as_kernel(x, gamma):
             return self(jax.nn.silu(norm(x)), cache, shortcut)
         if _pairs.get():
-            past = jnp.pad(jax.nn.silu(norm(x[:, -2:])), ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
-            return self._in_pairs(norm_silu_pairs(x, gamma), x.shape[1], shortcut), past
-        taps = norm_silu_taps(x, gamma)
-        past = jnp.pad(taps[:, -2:, ..., 2 * x.shape[-1] :], ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
-        return self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype)), shortcut), past
+            past = jax.nn.silu(norm(x[:, -2:]))
+            y = self._in_pairs(norm_silu_pairs(x, gamma), x.shape[1], shortcut)
+        else:
+            taps = norm_silu_taps(x, gamma)
+            past = taps[:, -2:, ..., 2 * x.shape[-1] :]
+            y = self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype)), shortcut)
+        return y, jnp.pad(past, ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
 
     def _in_pairs(
         self, sums: Sequence[Float[Array, "B N H W C"]], frames: int, shortcut: Float[Array, "B T H W C2"] | None

@@ -1,18 +1,16 @@
 """Norm, activation and sums of frames in plain JAX: the arithmetic that the kernel reproduces."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from pallas_kernels.norm_silu_taps.reference import norm_silu
 
 Sums = tuple[Float[Array, "B N H W C"], Float[Array, "B N H W C"], Float[Array, "B N H W C"], Float[Array, "B N H W C"]]
 
 
 def norm_silu_pairs(x: Float[Array, "B T H W C"], gamma: Float[Array, " C"]) -> Sums:
     """See ``pallas_kernels.norm_silu_pairs.norm_silu_pairs``."""
-    x32 = x.astype(jnp.float32)
-    length = jnp.sqrt((x32 * x32).sum(-1, keepdims=True))
-    scale = x.shape[-1] ** 0.5 * gamma.astype(jnp.float32)
-    y = jax.nn.silu(x32 / jnp.maximum(length, 1e-12) * scale)
+    y = norm_silu(x, gamma)
     frames = x.shape[1]
     y = jnp.pad(y, ((0, 0), (2, frames % 2), (0, 0), (0, 0), (0, 0)))
     pairs = (frames + 1) // 2

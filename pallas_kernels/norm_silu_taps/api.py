@@ -37,16 +37,17 @@ def norm_silu_taps(
     Raises:
         NotImplementedError: The kernel is asked for and cannot run here.
     """
-    run = _fused if use_pallas("norm_silu_taps", implementation, _obstacle(x, gamma)) else reference.norm_silu_taps
+    run = _fused if use_pallas("norm_silu_taps", implementation, obstacle(x, gamma)) else reference.norm_silu_taps
     return run(x, gamma)
 
 
 def runs_as_kernel(x: Float[Array, "B T H W C"], gamma: Float[Array, " C"]) -> bool:
     """Whether ``norm_silu_taps`` would choose the kernel."""
-    return use_pallas("norm_silu_taps", None, _obstacle(x, gamma))
+    return use_pallas("norm_silu_taps", None, obstacle(x, gamma))
 
 
-def _obstacle(x: Array, gamma: Array) -> str | None:
+def obstacle(x: Array, gamma: Array) -> str | None:
+    """Why the kernel, or that of ``norm_silu_pairs``, cannot take these operands."""
     pixels = x.shape[2] * x.shape[3]
     if not x.dtype == gamma.dtype == jnp.bfloat16:
         return f"x and gamma must be bfloat16, not {x.dtype} and {gamma.dtype}"

@@ -66,7 +66,7 @@ def norm_silu_taps(
             for part, ref in zip(slices, parts, strict=True):
                 z = ref[...].astype(jnp.float32)
                 z = z * lax.broadcast_in_dim(scale, z.shape, [0]) * lax.broadcast_in_dim(weight(part), z.shape, [1])
-                ref[...] = _silu(z).astype(x.dtype)
+                ref[...] = silu(z).astype(x.dtype)
         compat.commit_smem()
         for later in range(_TAPS):
             pl.when(frame + later < frames)(lambda later=later: store(_TAPS - 1 - later, later))
@@ -98,6 +98,6 @@ def norm_silu_taps(
     )(x, gamma)
 
 
-def _silu(z: Float[Array, "P C"]) -> Float[Array, "P C"]:
+def silu(z: Float[Array, "P C"]) -> Float[Array, "P C"]:
     """z sigmoid(z) by one exponential."""
     return z / (1 + jnp.exp2(z * -math.log2(math.e)))

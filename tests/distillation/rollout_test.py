@@ -10,8 +10,8 @@ import pytest
 from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import level_sizes, transition
 from helios_jax.diffusion.solvers import make_solver
-from helios_jax.distillation.rollout import RolloutDraws, draw_exits, lowest_trained, rollout, rollout_schedules
-from helios_jax.sampling.chunk import begin_first_level, begin_level
+from helios_jax.distillation.rollout import RolloutDraws, draw_exits, lowest_trained, rollout
+from helios_jax.sampling.chunk import begin_first_level, begin_level, plan_chunk
 
 SCHEDULER = SchedulerConfig(
     solver="dmd", use_dynamic_shifting=True, time_shift_type="linear", shift_after_upsampling=True
@@ -20,9 +20,17 @@ SHAPE = (2, 3, 8, 16, 4)
 LEVELS = 3
 
 
-def schedules(steps=(2, 2, 2), *, amplify: bool = False, frames: int = 9, size=(48, 80)):
-    transformer = TransformerConfig.helios_14b()
-    return rollout_schedules(SCHEDULER, transformer, steps=steps, frames=frames, size=size, amplify=amplify)
+def schedules(steps=(2, 2, 2), *, amplify: bool = False):
+    """At the published size."""
+    return plan_chunk(
+        SCHEDULER,
+        TransformerConfig.helios_14b(),
+        steps=steps,
+        frames=9,
+        size=(48, 80),
+        integer_timesteps=False,
+        amplify=amplify,
+    )
 
 
 def draws(seed: int = 0) -> RolloutDraws:
@@ -72,15 +80,14 @@ def test_published_grids(steps, timesteps, sigmas):
     plans = schedules((2,) * LEVELS, amplify=steps == 4)
     for level, plan in enumerate(plans):
         np.testing.assert_allclose(plan.timesteps, timesteps[level], atol=1e-3)
-        assert plan.sigmas[-1] == 0
+        assert plan.rows[-1, 1] == 0
         if sigmas:
-            np.testing.assert_allclose(plan.sigmas[:-1], sigmas[level], atol=1e-5)
+            np.testing.assert_allclose(plan.rows[:, 0], sigmas[level], atol=1e-5)
 
 
 def test_only_few_step_schedules_are_rolled_out():
-    arguments = {"steps": (2, 2, 2), "frames": 9, "size": (48, 80)}
     with pytest.raises(ValueError, match="solver 'dmd'; the scheduler has 'unipc'"):
-        rollout_schedules(SchedulerConfig.mid(), TransformerConfig.helios_14b(), **arguments)
+        rollout(velocity, GAINS, SchedulerConfig.mid(), schedules(), draws(), jnp.array([0, 0, 0]), 0)
 
 
 def test_the_last_exits_are_the_sampler():
@@ -92,7 +99,7 @@ def test_the_last_exits_are_the_sampler():
         if level:
             z = noise.blocks[level - 1]
             state = begin_level(solver, state, z, transition(SCHEDULER, level), SCHEDULER.gamma, jnp.float32)
-        for row, timestep in zip(solver.coefficients(plan), plan.timesteps, strict=True):
+        for row, timestep in zip(plan.rows, plan.timesteps, strict=True):
             v = velocity(GAINS, state.x, jnp.full(SHAPE[:1], timestep, jnp.float32), level)
             state = solver.step(state, v, jnp.asarray(row))
     result = rollout(velocity, GAINS, SCHEDULER, plans, noise, jnp.array([1, 2, 1]), 2)
