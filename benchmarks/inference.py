@@ -12,7 +12,6 @@ With torch and diffusers installed, ``peer_diffusers.py`` runs first on the same
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -38,7 +37,6 @@ from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig
 from helios_jax.models import HeliosTransformer, Umt5Encoder, WanVae
 from helios_jax.models.network import Network
 from helios_jax.models.vae import denormalize
-from helios_jax.models.vae_layers import frames_in_pairs
 from helios_jax.sampling.chunk import StepInfo
 from helios_jax.sampling.noise import KeyNoise
 from helios_jax.sampling.pipeline import HeliosPipeline
@@ -262,7 +260,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt_tokens", type=int, default=100, help="the rest, to 512, is padding")
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--vae_dtype", default="bfloat16")
-    parser.add_argument("--vae_pairs", action="store_true", help="decode two frames by four products")
     parser.add_argument("--text_encoder", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=None, help="by default if installed")
     parser.add_argument("--out", type=Path, default=Path("inference.json"))
@@ -273,11 +270,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """``main``, with the VAE that is asked for."""
-    with frames_in_pairs() if args.vae_pairs else contextlib.nullcontext():
-        main(args)
-
-
 if __name__ == "__main__":
-    app.run(run, flags_parser=parse)
+    app.run(main, flags_parser=parse)

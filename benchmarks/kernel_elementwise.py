@@ -15,7 +15,6 @@ from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels.adaln import residual_norm
 from pallas_kernels.norm_silu_pairs import norm_silu_pairs
-from pallas_kernels.norm_silu_taps import norm_silu_taps
 from pallas_kernels.qk_norm_rope import qk_norm_rope
 
 DIM, HEAD_DIM, HISTORY = 5120, 128, 2400
@@ -93,21 +92,8 @@ def qk_norm_rope_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def norm_silu_taps_rows() -> list[dict[str, Any]]:
-    """Norm, activation and taps of the VAE's decoder, 33 frames of 384 x 640."""
-
-    def call(x, gamma, implementation):
-        return norm_silu_taps(x, gamma, implementation=implementation)
-
-    rows = []
-    for shape in DECODER_LEVELS:
-        x, gamma = normal(0, 1, *shape), normal(1, shape[-1])
-        rows.append(row("x".join(map(str, shape)), 4 * x.size, call, x, gamma))
-    return rows
-
-
 def norm_silu_pairs_rows() -> list[dict[str, Any]]:
-    """Norm, activation and sums of frames, at the same sizes."""
+    """Norm, activation and sums of frames of the VAE's decoder, 33 frames of 384 x 640."""
 
     def call(x, gamma, implementation):
         return norm_silu_pairs(x, gamma, implementation=implementation)

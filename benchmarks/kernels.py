@@ -15,7 +15,7 @@ import jax
 from absl import app
 from absl.flags import argparse_flags
 from kernel_attention import attention_rows
-from kernel_elementwise import adaln_rows, norm_silu_pairs_rows, norm_silu_taps_rows, qk_norm_rope_rows
+from kernel_elementwise import adaln_rows, norm_silu_pairs_rows, qk_norm_rope_rows
 from kernel_linear import linear_rows
 
 OPS: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -23,7 +23,6 @@ OPS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "adaln": adaln_rows,
     "qk_norm_rope": qk_norm_rope_rows,
     "linear": linear_rows,
-    "norm_silu_taps": norm_silu_taps_rows,
     "norm_silu_pairs": norm_silu_pairs_rows,
 }
 

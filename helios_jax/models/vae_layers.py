@@ -25,7 +25,7 @@ the result sees rows i-1, i, i of the small image, row 2i+1 sees i, i, i+1. So, 
 
 and alike for columns: one 2x2 convolution of the small image with four times the channels, 16 products in place of 36.
 
-Two frames at once take four convolutions over space in place of six, of sums of frames (``frames_in_pairs``):
+Two frames at once take four convolutions over space in place of six, of sums of frames:
 
     y_t = m_0 + m_1 + m_2,   y_(t+1) = m_1 - m_2 - m_3,                                         (4)
     m_0 = K_0 * (x_{t-2} - x_t),                        m_1 = (K_0 + K_1 + K_2) / 2 * (x_{t-1} + x_t),
@@ -48,8 +48,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.typing import Array, DType, Float
-from pallas_kernels.norm_silu_pairs import norm_silu_pairs
-from pallas_kernels.norm_silu_taps import norm_silu_taps, runs_as_kernel
+from pallas_kernels.norm_silu_pairs import norm_silu_pairs, runs_as_kernel
 
 _FEW_OUTPUTS, _COLUMNS_AT_ONCE = 4, 4
 """Convolutions with so few outputs make several columns at once."""
@@ -108,19 +107,6 @@ def frames_together() -> Iterator[None]:
 
 
 _together = contextvars.ContextVar("frames_together", default=False)
-
-
-@contextlib.contextmanager
-def frames_in_pairs() -> Iterator[None]:
-    """Whole clips by equation (4) where kernels run, for what is traced within."""
-    token = _pairs.set(True)
-    try:
-        yield
-    finally:
-        _pairs.reset(token)
-
-
-_pairs = contextvars.ContextVar("frames_in_pairs", default=False)
 
 
 def one_by_one(
@@ -254,17 +240,12 @@ class CausalConv(Conv):
         cache: Cache,
         shortcut: Float[Array, "B T H W C2"] | None = None,
     ) -> tuple[Float[Array, "B T H W C2"], Cache]:
-        """The convolution of SiLU(norm(x)), plus ``shortcut``; for clips taken whole in a fused pass if possible."""
+        """The convolution of SiLU(norm(x)), plus ``shortcut``; where a kernel runs, two frames of a clip at once."""
         gamma = norm.gamma[...]
         if cache is not None or not runs_as_kernel(x, gamma):
             return self(jax.nn.silu(norm(x)), cache, shortcut)
-        if _pairs.get():
-            past = jax.nn.silu(norm(x[:, -2:]))
-            y = self._in_pairs(norm_silu_pairs(x, gamma), x.shape[1], shortcut)
-        else:
-            taps = norm_silu_taps(x, gamma)
-            past = taps[:, -2:, ..., 2 * x.shape[-1] :]
-            y = self._convolve(taps, taps_to_channels(self.kernel[...].astype(self.dtype)), shortcut)
+        y = self._in_pairs(norm_silu_pairs(x, gamma), x.shape[1], shortcut)
+        past = jax.nn.silu(norm(x[:, -2:]))
         return y, jnp.pad(past, ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
 
     def _in_pairs(

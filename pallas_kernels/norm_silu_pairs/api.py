@@ -18,12 +18,15 @@ Arithmetic is fp32, rounded once.
 """
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Implementation, use_pallas
 from pallas_kernels.norm_silu_pairs import reference
 from pallas_kernels.norm_silu_pairs.reference import Sums
-from pallas_kernels.norm_silu_taps.api import obstacle
+
+_CHANNELS = (96, 192, 384)
+"""Channels of the published VAE's levels; a tile of the kernel holds whole pixels."""
 
 
 def norm_silu_pairs(
@@ -37,8 +40,8 @@ def norm_silu_pairs(
     Args:
         x: Features of the frames of a clip.
         gamma: Weight of the norm.
-        implementation: ``"pallas"``, for the operands of ``norm_silu_taps``, ``"xla"``, or ``None`` for the first of
-            these that can run.
+        implementation: ``"pallas"`` (Hopper, bf16, 96, 192 or 384 channels, pixels of a frame a multiple of 8),
+            ``"xla"``, or ``None`` for the first of these that can run.
 
     Returns:
         d_0 to d_3, N = ceil(T / 2) frames each; behind a clip of odd length lies a frame of zeros.
@@ -46,8 +49,25 @@ def norm_silu_pairs(
     Raises:
         NotImplementedError: The kernel is asked for and cannot run here.
     """
-    run = _fused if use_pallas("norm_silu_pairs", implementation, obstacle(x, gamma)) else reference.norm_silu_pairs
+    run = _fused if use_pallas("norm_silu_pairs", implementation, _obstacle(x, gamma)) else reference.norm_silu_pairs
     return run(x, gamma)
+
+
+def runs_as_kernel(x: Float[Array, "B T H W C"], gamma: Float[Array, " C"]) -> bool:
+    """Whether ``norm_silu_pairs`` would choose the kernel."""
+    return use_pallas("norm_silu_pairs", None, _obstacle(x, gamma))
+
+
+def _obstacle(x: Array, gamma: Array) -> str | None:
+    """Why the kernel cannot take these operands."""
+    pixels = x.shape[2] * x.shape[3]
+    if not x.dtype == gamma.dtype == jnp.bfloat16:
+        return f"x and gamma must be bfloat16, not {x.dtype} and {gamma.dtype}"
+    if x.shape[-1] not in _CHANNELS:
+        return f"there must be {_CHANNELS} channels, not {x.shape[-1]}"
+    if pixels % 8:
+        return f"the pixels of a frame must be a multiple of 8, not {pixels}"
+    return None
 
 
 @jax.custom_vjp

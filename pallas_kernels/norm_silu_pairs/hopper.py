@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from pallas_kernels import compat
 from pallas_kernels.compat import Ref, pl
 from pallas_kernels.lowering import lowered_once
-from pallas_kernels.norm_silu_taps.hopper import silu
 
 _ROWS = 64
 """Pixels of a block: what a warpgroup holds in registers at a time."""
@@ -63,7 +62,7 @@ def norm_silu_pairs(
             y = []
             for tile, scale in zip(smem, scales, strict=True):
                 z = tile.at[:, part][...].astype(jnp.float32)
-                y.append(silu(z * lax.broadcast_in_dim(scale, z.shape, [0]) * gain))
+                y.append(_silu(z * lax.broadcast_in_dim(scale, z.shape, [0]) * gain))
             sums = (y[0] - y[2], y[1] + y[2], y[2] - y[1], y[1] - y[3])
             for tile, d in zip(smem, sums, strict=True):
                 tile.at[:, part][...] = d.astype(x.dtype)
@@ -86,3 +85,8 @@ def norm_silu_pairs(
         kernel_name="norm_silu_pairs",
         interpret=interpret,
     )(x, gamma)
+
+
+def _silu(z: Float[Array, "P C"]) -> Float[Array, "P C"]:
+    """z sigmoid(z) by one exponential."""
+    return z / (1 + jnp.exp2(z * -math.log2(math.e)))

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from elementwise_cases import normal
 
 from pallas_kernels import dispatch
-from pallas_kernels.norm_silu_pairs import hopper, norm_silu_pairs, reference
-from pallas_kernels.norm_silu_taps import runs_as_kernel
+from pallas_kernels.norm_silu_pairs import hopper, norm_silu_pairs, reference, runs_as_kernel
 
 SHAPES = [(1, 1, 2, 4, 96), (2, 2, 3, 5, 24), (1, 5, 4, 2, 192)]
 
@@ -118,15 +118,39 @@ def test_gradients(path, request):
         assert calls == [(1, 5, 8, 192)]
 
 
-def test_the_choice_is_that_of_the_taps(device):
+def test_a_cpu_uses_the_reference():
     x, gamma = normal(0, 1, 3, 2, 4, 96), normal(1, 96)
-    for operands in ((x, gamma), (x[:, :, :, :3], gamma), (x[..., :48], gamma[:48]), (x.astype("float32"), gamma)):
-        before = len(device)
-        norm_silu_pairs(*operands)
-        assert len(device) - before == runs_as_kernel(*operands)
+    assert not runs_as_kernel(x, gamma)
+    for ours, plain in zip(norm_silu_pairs(x, gamma), norm_silu_pairs(x, gamma, implementation="xla"), strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+def test_the_choice_is_told_in_advance(device):
+    x, gamma = normal(0, 1, 3, 2, 4, 96), normal(1, 96)
+    assert runs_as_kernel(x, gamma)
+    norm_silu_pairs(x, gamma)
+    assert len(device) == 1
+    for refused in ((x[:, :, :, :3], gamma), (x[..., :48], gamma[:48]), (x.astype("float32"), gamma)):
+        assert not runs_as_kernel(*refused)
+        norm_silu_pairs(*refused)
     assert len(device) == 1
 
 
-def test_a_kernel_that_cannot_run_says_why():
-    with pytest.raises(NotImplementedError, match=r"norm_silu_pairs .* it needs a GPU of compute capability 9.0"):
-        norm_silu_pairs(normal(0, 1, 2, 2, 4, 96), normal(1, 96), implementation="pallas")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 2, 2, 4, 96), "bfloat16", r"norm_silu_pairs .* it needs a GPU of compute capability 9.0"),
+        ((1, 2, 2, 4, 96), "float32", "must be bfloat16, not float32 and float32"),
+        ((1, 2, 2, 4, 128), "bfloat16", r"there must be \(96, 192, 384\) channels, not 128"),
+        ((1, 2, 3, 4, 96), "bfloat16", "the pixels of a frame must be a multiple of 8, not 12"),
+    ],
+)
+def test_a_kernel_that_cannot_run_says_why(shape, dtype, message):
+    with pytest.raises(NotImplementedError, match=message):
+        norm_silu_pairs(normal(0, *shape, dtype=dtype), normal(1, shape[-1], dtype=dtype), implementation="pallas")
+
+
+def test_unknown_implementation(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users: annotations are not checked
+    with pytest.raises(ValueError, match="unknown norm_silu_pairs implementation 'cudnn'"):
+        norm_silu_pairs(normal(0, 1, 2, 2, 4, 96), normal(1, 96), implementation="cudnn")
