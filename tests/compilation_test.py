@@ -8,9 +8,10 @@ from helios_jax.compilation import use_compilation_caches
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """Settings as they were, whatever a test does to them."""
+    """JAX's own settings for each test, and those of the suite afterwards."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
     yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -2,18 +2,25 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# On CPUs most of the time goes into compiling small programs; LLVM's optimisation is a fifth of it.
 os.environ.setdefault("XLA_FLAGS", "")
+# The user's caches stay as they are.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="helios_jax_tests_")
 if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Most of the time goes into compiling small programs. LLVM's optimisation is a fifth of it, and workers, and the
+    # processes that tests start, share what they compile.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 else:  # On GPUs it goes into trying algorithms for references.
     os.environ["XLA_FLAGS"] += " --xla_gpu_autotune_level=0 --xla_gpu_experimental_enable_fusion_autotuner=false"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="helios_jax_tests_")  # the user's caches stay as they are
 
 from jaxtyping import install_import_hook
 
@@ -23,7 +30,14 @@ if importlib.util.find_spec("beartype"):
     install_import_hook(["helios_jax", "pallas_kernels", "data"], "shape_checks.check")
 
 import flax
+import pytest
 
 # These defaults of flax will flip; running with them off keeps the library independent of the flip.
 flax.config.update("nnx_graph_mode", False)
 flax.config.update("nnx_graph_updates", False)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The process that made the caches removes them."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

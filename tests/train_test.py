@@ -26,7 +26,7 @@ def get_config(folder):
     return mutable(
         Experiment(
             start=Checkpoint(folder=f"{{folder}}/parts"),
-            method=Base(remat="full"),
+            method=Base(),
             data=Latents(folders=(f"{{folder}}/latents",), tokens=8),
             product=Pipeline(
                 parts=f"{{folder}}/parts",

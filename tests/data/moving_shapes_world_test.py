@@ -96,7 +96,7 @@ def test_scenes_are_the_same_everywhere():
 
 
 def test_attributes_are_uniform():
-    scenes = [sample_scene(9, index) for index in range(1200)]
+    scenes = [sample_scene(9, index) for index in range(600)]
     shapes = [shape for scene in scenes for shape in scene.description.shapes]
     tables = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "speed": SPEEDS, "direction": DIRECTIONS}
     samples = {name: ([getattr(shape, name) for shape in shapes], table) for name, table in tables.items()}

@@ -64,8 +64,7 @@ def test_decode_matches_diffusers(case, frames):
     np.testing.assert_allclose(video, arrays[f"decoded{frames}"], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("frames", [1, 9])
-def test_decode_in_pairs_of_frames_matches_diffusers(frames, monkeypatch):
+def test_decode_in_pairs_of_frames_matches_diffusers(monkeypatch):
     """Four products for two frames, with the kernel's reference in its place."""
     monkeypatch.setattr(vae_layers, "runs_as_kernel", lambda x, gamma: True)
     calls = []
@@ -76,14 +75,14 @@ def test_decode_in_pairs_of_frames_matches_diffusers(frames, monkeypatch):
     graph, state = nnx.split(vae)
 
     decode = jax.jit(lambda state, latents: nnx.merge(graph, state).decode(latents, None))
-    video = decode(state, jnp.asarray(arrays[f"latents{frames}"]))
-    np.testing.assert_allclose(video, arrays[f"decoded{frames}"], rtol=0, atol=2e-5)
+    video = decode(state, jnp.asarray(arrays["latents9"]))
+    np.testing.assert_allclose(video, arrays["decoded9"], rtol=0, atol=2e-5)
     assert len(calls) > 20
 
 
-@pytest.mark.parametrize(("case", "slice_frames"), [("wan", 3), ("other", 1), ("other", 4)])
+@pytest.mark.parametrize(("case", "slice_frames"), [("wan", 3), ("other", 4)])
 def test_slices_change_no_bit(case, slice_frames):
-    """Slices of 1 and 4 divide the 8 frames after the first, 3 does not."""
+    """Slices of 4 divide the 8 frames after the first, of 3 do not."""
     arrays = recorded(case)
     whole, sliced = (run(load(case), "decode", arrays["latents9"], n) for n in (None, slice_frames))
     assert (whole == sliced).all()

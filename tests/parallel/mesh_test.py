@@ -1,4 +1,4 @@
-"""Sampling on meshes of eight devices equals sampling on one; run in a process of its own with virtual devices."""
+"""Sampling on meshes of four devices equals sampling on one; run in a process of its own with virtual devices."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import sys
 import pytest
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "pipelines"
-MESHES = {"flat": ((8,), ("fsdp",)), "square": ((2, 4), ("replica", "fsdp"))}
+MESHES = {"flat": ((4,), ("fsdp",)), "square": ((2, 2), ("replica", "fsdp"))}
 SHAPES = [
     ((40, 5120, 13824), [None, None, ["fsdp"]]),
     ((40, 13824, 5120), [None, ["fsdp"], None]),
@@ -39,7 +39,7 @@ def report_shardings() -> dict:
     from helios_jax.models import HeliosTransformer
     from helios_jax.parallel.mesh import parameter_sharding
 
-    mesh = jax.make_mesh(*MESHES["flat"])
+    mesh = jax.make_mesh((8,), ("fsdp",))
     sizes = {True: 0, False: 0}
     model = nnx.eval_shape(lambda: HeliosTransformer(TransformerConfig.helios_14b(), rngs=nnx.Rngs(0)))
     for leaf in jax.tree.leaves(nnx.state(model)):
@@ -58,7 +58,7 @@ def report_video(folder: str, mesh_name: str | None, expected: dict, compiled: l
 
     import helios_jax as hx
 
-    mesh = None if mesh_name is None else jax.make_mesh(*MESHES[mesh_name])
+    mesh = None if mesh_name is None else jax.make_mesh(*MESHES[mesh_name], devices=jax.devices()[:4])
     pipe = hx.HeliosPipeline.from_pretrained(folder, dtype="float32", vae_dtype="float32", mesh=mesh)
     leaves = jax.tree.leaves((pipe.transformer, pipe.vae, pipe.text_encoder))
     sharded = {
@@ -82,7 +82,7 @@ def report_video(folder: str, mesh_name: str | None, expected: dict, compiled: l
         }
     step_programs = compiled.count("jit(denoise_step)")
     compiled.clear()
-    pipe("a dog", num_frames=66, seed=1, **arguments)
+    pipe("a dog", num_frames=33, seed=1, **arguments)
     return {
         "errors": errors,
         "sharded": sharded,
@@ -149,8 +149,8 @@ def test_video_equals_that_of_one_device(report, mesh):
 def test_parameters_are_sharded(report, mesh):
     found, axes = report[mesh], list(MESHES[mesh][1])
     assert found["bytes"] == report["one"]["bytes"]
-    # An eighth, and what is too small or odd to be cut.
-    assert found["bytes_per_device"] < 0.2 * found["bytes"]
+    # A quarter, and what is too small or odd to be cut.
+    assert found["bytes_per_device"] < 0.3 * found["bytes"]
     sharded = found["sharded"]
     assert sharded["blocks.ffn.proj_in.kernel"] == [None, None, axes]
     assert sharded["blocks.attn1.to_qkv.kernel"] == [None, None, axes]
