@@ -134,7 +134,7 @@ def test_stream_takes_prompts_from_standard_input_until_it_is_interrupted(model,
             elif after is not None:
                 after += 1
                 if after == 2:  # it goes on after the change
-                    process.send_signal(signal.SIGINT)
+                    process.send_signal(signal.SIGTERM)  # handled as Ctrl-C is
                     break
         process.stdout.read()
         message = process.stderr.read()

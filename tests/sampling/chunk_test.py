@@ -11,7 +11,7 @@ from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.sampling import chunk as chunk_module
 from helios_jax.sampling.chunk import plan_chunk
 
-# No other test samples at this width, so that nothing is compiled when these begin.
+# No other test samples at this size, so that nothing is compiled when these begin.
 FRESH = {"height": 128, "width": 64, "max_text_tokens": 8}
 SMALL = {"height": 64, "width": 64, "max_text_tokens": 8}
 
