@@ -97,7 +97,7 @@ def tiny() -> Experiment:
             tokens=96,
             drop_text=0.1,
             in_memory=True,
-            threads=2,
+            threads=1,
         ),
         product=Pipeline(
             parts="runs/tiny/parts",
@@ -137,9 +137,9 @@ def tiny_gpu() -> Experiment:
         ),
         method=dataclasses.replace(small.method, remat="full"),
         product=dataclasses.replace(small.product, dtype="bfloat16", vae_dtype="bfloat16"),
-        optimizer=dataclasses.replace(small.optimizer, learning_rate=1e-3, warmup_steps=200),
-        steps=5000,
-        batch_size=256,
+        optimizer=dataclasses.replace(small.optimizer, learning_rate=2e-3, warmup_steps=600),
+        steps=12_000,
+        batch_size=128,
         log_every=100,
-        checkpoint_every=2500,
+        checkpoint_every=4000,
     )

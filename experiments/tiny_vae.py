@@ -28,9 +28,9 @@ def get_config(phase: str = "images"):
     """The settings; ``phase`` is "images" or "clips", "gpu_images" or "gpu_clips"."""
     phases = {
         "images": images(),
-        "clips": clips(images(), batch_size=4),
+        "clips": clips(images(), batch_size=4, scenes=512),
         "gpu_images": gpu_images(),
-        "gpu_clips": clips(gpu_images(), batch_size=24),
+        "gpu_clips": clips(gpu_images(), batch_size=24, scenes=2048),
     }
     if phase not in phases:
         raise ValueError(f"phase {phase!r} must be one of {', '.join(phases)}")
@@ -42,7 +42,7 @@ def images() -> Experiment:
     return Experiment(
         start=Random(vae=VaeConfig(base_dim=8, num_res_blocks=1), dtype="float32"),
         method=Vae(square_weight=2.0),
-        data=MovingShapes(scenes=512, length=99, frames=1),
+        data=MovingShapes(scenes=512, length=99, frames=1, threads=1),
         product=MeasuredVae(clips=MovingShapes(scenes=64, world=1)),
         optimizer=AdamW(learning_rate=2e-3, schedule="cosine", warmup_steps=60, betas=(0.9, 0.97), weight_decay=0.0),
         steps=1200,
@@ -55,25 +55,25 @@ def images() -> Experiment:
 
 
 def gpu_images() -> Experiment:
-    """Stills, for a VAE twice as wide."""
+    """Stills, for a VAE four times as wide."""
     narrow = images()
     return dataclasses.replace(
         narrow,
-        start=Random(vae=VaeConfig(base_dim=16, num_res_blocks=1), dtype="bfloat16"),
-        data=MovingShapes(scenes=2048, length=99, frames=1, processes=16),
+        start=Random(vae=VaeConfig(base_dim=32, num_res_blocks=1), dtype="bfloat16"),
+        data=MovingShapes(scenes=4096, length=99, frames=1, processes=16, threads=1),
         product=dataclasses.replace(narrow.product, dtype="bfloat16"),
-        optimizer=dataclasses.replace(narrow.optimizer, learning_rate=1.5e-3),
-        steps=5000,
+        optimizer=dataclasses.replace(narrow.optimizer, learning_rate=1e-3),
+        steps=6000,
         batch_size=128,
     )
 
 
-def clips(before: Experiment, batch_size: int) -> Experiment:
+def clips(before: Experiment, batch_size: int, scenes: int) -> Experiment:
     """Short clips, after stills."""
     return dataclasses.replace(
         before,
         start=Checkpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),
-        data=dataclasses.replace(before.data, frames=9),
+        data=dataclasses.replace(before.data, frames=9, scenes=scenes),
         optimizer=dataclasses.replace(before.optimizer, learning_rate=0.3 * before.optimizer.learning_rate),
         steps=100,
         batch_size=batch_size,

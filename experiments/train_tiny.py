@@ -56,12 +56,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "encode_batch": 4,
     },
     "gpu": {
-        "image_steps": 5000,
-        "clip_steps": 800,
+        "image_steps": 6000,
+        "clip_steps": 1200,
         "scenes": 8192,
         "starts": 24576,
-        "stage1_steps": 5000,
-        "stage2_steps": 2000,
+        "stage1_steps": 12_000,
+        "stage2_steps": 9000,
         "videos": 256,
         "encode_batch": 64,
     },
@@ -100,7 +100,9 @@ def main(args: argparse.Namespace) -> int:
     """Runs the phases."""
     logging.set_verbosity(logging.WARNING)
     from helios_jax import prepare, train
+    from helios_jax.compilation import use_compilation_caches
 
+    use_compilation_caches()
     out, gpu, start = args.out, args.size == "gpu", time.perf_counter()
     parts = out / "parts"
     wanted = PHASES[: PHASES.index(args.until) + 1]

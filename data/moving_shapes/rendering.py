@@ -9,6 +9,9 @@ and painted, the hindmost first, c <- c + (colour - c) a / 256. Light then multi
 A star is the set of points inside at least four of the five lines through the sides of a pentagon.
 """
 
+import functools
+from collections.abc import Iterator
+
 import numpy as np
 
 from data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene, centres, half_width
@@ -69,7 +72,7 @@ def light(lighting: str, height: int, width: int) -> Int[np.ndarray, "{height} {
 
 
 def coverage(
-    kind: str, dx: Int[np.ndarray, "*shape"], dy: Int[np.ndarray, "*shape"], radius: int
+    kind: str, dx: Int[np.ndarray, "*#shape"], dy: Int[np.ndarray, "*#shape"], radius: int
 ) -> Int[np.ndarray, "*shape"]:
     """The part of a pixel at (dx, dy) from the centre of a shape that the shape covers, by (1).
 
@@ -85,18 +88,22 @@ def coverage(
     if kind == "circle":
         # The square root of IEEE 754 is correctly rounded, so that its floor is exact, too.
         distance = np.sqrt((dx * dx + dy * dy).astype(np.float64)).astype(np.int64) - radius
-    elif kind == "square":
-        distance = _distances(_SQUARE, dx, dy, radius)[-1]
-    elif kind == "triangle":
-        distance = _distances(_TRIANGLE, dx, dy, radius)[-1]
+    elif kind == "star":
+        # The second largest distance: inside at least four of the five lines.
+        largest = distance = np.array(np.iinfo(np.int64).min)
+        for line in _distances(_STAR, dx, dy, radius):
+            distance = np.maximum(distance, np.minimum(largest, line))
+            largest = np.maximum(largest, line)
     else:
-        distance = _distances(_STAR, dx, dy, radius)[-2]
+        lines = _distances(_SQUARE if kind == "square" else _TRIANGLE, dx, dy, radius)
+        distance = functools.reduce(np.maximum, lines)
     return np.clip(UNIT // 2 - distance, 0, UNIT).astype(np.int32)
 
 
-def _distances(lines: tuple, dx: np.ndarray, dy: np.ndarray, radius: int) -> np.ndarray:
-    """Signed distances to the lines, outside positive, sorted along the first axis."""
-    return np.sort(np.stack([(nx * dx + ny * dy - offset * radius) >> 16 for nx, ny, offset in lines]), axis=0)
+def _distances(lines: tuple, dx: np.ndarray, dy: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """Signed distances to the lines, outside positive."""
+    for nx, ny, offset in lines:
+        yield ((nx * dx - offset * radius) + ny * dy) >> 16
 
 
 def _paint(canvas: np.ndarray, kind: str, colour: Colour, path: np.ndarray, radius: int) -> None:
@@ -108,8 +115,7 @@ def _paint(canvas: np.ndarray, kind: str, colour: Colour, path: np.ndarray, radi
     dx, dy = (
         pixels * UNIT + UNIT // 2 - path[:, axis, None] for axis, pixels in enumerate((columns, rows))
     )  # from the centre of the shape to those of pixels
-    dx, dy = np.broadcast_arrays(dx[:, None, :], dy[:, :, None])
-    alpha = coverage(kind, dx, dy, radius)[..., None]
+    alpha = coverage(kind, dx[:, None, :], dy[:, :, None], radius)[..., None]
     box = np.arange(len(path))[:, None, None], rows[:, :, None], columns[:, None, :]
     under = canvas[box].astype(np.int32)
     canvas[box] = under + ((np.array(colour, np.int32) - under) * alpha + UNIT // 2 >> 8)

@@ -199,15 +199,13 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
             Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
             for i in order
         )
-        description = Description(shapes=shapes, background=background, lighting=lighting)
-        scenes = (
-            Scene(description=description, starts=tuple(_start(draws, shape) for shape in shapes), phrasing=phrasing)
-            for _ in range(_TRIES if count > 1 else 1)
-        )
-        scene = min(scenes, key=_overlaps)  # the first of equals
-        if _overlaps(scene)[0] == 0:
+        tries = [tuple(_start(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
+        overlaps = _overlaps(shapes, np.array(tries, np.int64))
+        best = min(range(len(tries)), key=overlaps.__getitem__)  # the first of equals
+        if overlaps[best][0] == 0:
             break
-    return scene
+    description = Description(shapes=shapes, background=background, lighting=lighting)
+    return Scene(description=description, starts=tries[best], phrasing=phrasing)
 
 
 def half_width(shape: Shape, side: int) -> int:
@@ -217,20 +215,26 @@ def half_width(shape: Shape, side: int) -> int:
 
 def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "N F 2"]:
     """The centres (x, y) of all shapes by (1), in 1/256 pixel from the top left corner of the frame."""
-    side, t = min(height, width), np.array(frames, np.int64)
-    paths = []
-    for shape, start in zip(scene.description.shapes, scene.starts, strict=True):
-        radius, signs = half_width(shape, side), DIRECTIONS[shape.direction]
-        way = SPEEDS[shape.speed] * side * t
-        if all(signs):
-            way = way * _HALF_ROOT[0] // _HALF_ROOT[1]
-        axes = []
-        for fraction, sign, extent in zip(start, signs, (width, height), strict=True):
-            room = extent * UNIT - 2 * radius
-            position = fraction * room // _START_STEPS + sign * way
-            axes.append(radius + room - abs(position % (2 * room) - room))
-        paths.append(np.stack(axes, axis=-1))
-    return np.stack(paths)
+    starts, t = np.array(scene.starts, np.int64), np.array(frames, np.int64)
+    shapes = scene.description.shapes
+    return np.stack([_path(shape, start, t, height, width) for shape, start in zip(shapes, starts, strict=True)])
+
+
+def _path(
+    shape: Shape, starts: Int[np.ndarray, "*T 2"], frames: Int[np.ndarray, " F"], height: int, width: int
+) -> Int[np.ndarray, "*T F 2"]:
+    """``centres`` of one shape, from each of the starts."""
+    side = min(height, width)
+    radius, signs = half_width(shape, side), DIRECTIONS[shape.direction]
+    way = SPEEDS[shape.speed] * side * frames
+    if all(signs):
+        way = way * _HALF_ROOT[0] // _HALF_ROOT[1]
+    axes = []
+    for axis, (sign, extent) in enumerate(zip(signs, (width, height), strict=True)):
+        room = extent * UNIT - 2 * radius
+        position = starts[..., axis, None] * room // _START_STEPS + sign * way
+        axes.append(radius + room - abs(position % (2 * room) - room))
+    return np.stack(axes, axis=-1)
 
 
 def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
@@ -241,17 +245,18 @@ def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
     return x, y
 
 
-def _overlaps(scene: Scene) -> tuple[int, int]:
-    """Pairs of shapes that touch at the start, and frames in which they do, of 99 (the first 25 count fourfold)."""
-    shapes, side = scene.description.shapes, 64
-    paths = centres(scene, range(99), side, side)
-    at_start = total = 0
-    for (i, one), (j, other) in itertools.combinations(enumerate(shapes), 2):
+def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T N 2"]) -> list[tuple[int, int]]:
+    """Of each of T starts: pairs that touch at once, and frames with a touch, of 99 (the first 25 count fourfold)."""
+    side = 64
+    frames = np.arange(99)
+    paths = [_path(shape, starts[:, number], frames, side, side) for number, shape in enumerate(shapes)]
+    at_start = total = np.zeros(len(starts), np.int64)
+    for (one, path), (other, other_path) in itertools.combinations(zip(shapes, paths, strict=True), 2):
         reach = half_width(one, side) + half_width(other, side)
-        touching = ((paths[i] - paths[j]) ** 2).sum(-1) < reach**2
-        at_start += int(touching[0])
-        total += int(touching.sum()) + 3 * int(touching[:25].sum())
-    return at_start, total
+        touching = ((path - other_path) ** 2).sum(-1) < reach**2
+        at_start = at_start + touching[:, 0]
+        total = total + touching.sum(-1) + 3 * touching[:, :25].sum(-1)
+    return list(zip(at_start.tolist(), total.tolist(), strict=True))
 
 
 def _check(name: str, value: str, options: Collection[str]) -> None:

@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from helios_jax.typing import Array, DType, Float
+from helios_jax.typing import Array, DType, Float, Int
 from pallas_kernels.linear import Activation
 from pallas_kernels.linear import linear as fused_linear
+
+_SMALL_TABLE = 4096
+"""Rows up to which the gradient of a table is a matrix product."""
 
 
 def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
@@ -95,6 +98,37 @@ class LayerNormAffine(nnx.Module):
     def __init__(self, features: int) -> None:
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+
+def lookup(table: Float[Array, "V D"], indices: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """Rows of a table; the gradient of a small one is a matrix product with one-hot rows.
+
+    XLA adds up the gradients of a row one by one, on GPUs in no fixed order: slow where many indices are equal, as
+    those of padding are, and different in every run. A table of a large vocabulary keeps that, for one-hot rows of its
+    length would fill the memory.
+    """
+    return _lookup_small(table, indices) if len(table) <= _SMALL_TABLE else jnp.take(table, indices, axis=0)
+
+
+@jax.custom_vjp
+def _lookup_small(table: Float[Array, "V D"], indices: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    return jnp.take(table, indices, axis=0)
+
+
+def _lookup_forward(table: Array, indices: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _lookup_small(table, indices), (table, indices)
+
+
+def _lookup_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    table, indices = saved
+    selected = jax.nn.one_hot(indices.reshape(-1), len(table), dtype=table.dtype)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    precision = matmul_precision(table.dtype)
+    total = jnp.matmul(selected.T, rows, precision=precision, preferred_element_type=jnp.float32)
+    return total.astype(table.dtype), None
+
+
+_lookup_small.defvjp(_lookup_forward, _lookup_backward)
 
 
 class PatchEmbed(nnx.Module):

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from helios_jax.config import TextEncoderConfig
-from helios_jax.models.layers import linear, matmul_precision, stack_layers
+from helios_jax.models.layers import linear, lookup, matmul_precision, stack_layers
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, Bool, DType, Float, Int
 
@@ -83,7 +83,7 @@ class RelativeAttention(nnx.Module):
         self, x: Float[Array, "B S D"], buckets: Int[Array, "S S"], mask: Bool[Array, "B S"]
     ) -> Float[Array, "B S D"]:
         q, k, v = (project(x).reshape(*x.shape[:2], self.num_heads, -1) for project in (self.q, self.k, self.v))
-        bias = self.relative_attention_bias.embedding[...].astype(jnp.float32)[buckets]
+        bias = lookup(self.relative_attention_bias.embedding[...].astype(jnp.float32), buckets)
         precision = matmul_precision(self.dtype)
         scores = jnp.einsum("bqnk,bsnk->bnqs", q, k, precision=precision, preferred_element_type=jnp.float32)
         scores = scores + bias.transpose(2, 0, 1)
@@ -208,4 +208,5 @@ class Umt5Encoder(ConfiguredModule):
         by_offset = jnp.asarray(relative_buckets(np.arange(1 - length, length), self.config))
         positions = jnp.arange(length)
         buckets = by_offset[positions[None, :] - positions[:, None] + length - 1]
-        return self.encoder(self.shared(token_ids), buckets, mask.astype(bool)).astype(self.dtype)
+        embeds = lookup(self.shared.embedding[...].astype(self.dtype), token_ids)
+        return self.encoder(embeds, buckets, mask.astype(bool)).astype(self.dtype)

@@ -8,7 +8,8 @@
 
 Everything up to the last line is a pure function of the position in the stream: global batch j holds the same
 samples for any number of processes, and the state of an iterator is j. A ticket's draw, uniform in [0, 1), depends on
-(seed, epoch, record) and selects the window of the clip, so that a clip shows another window every epoch.
+(seed, position in the stream of its source) and selects the window of the clip, so that a clip shows another window
+every epoch.
 
 A window around chunk k of a clip with latent frames z (9 per chunk), as Helios is trained (arXiv 2603.04379):
 
@@ -41,6 +42,8 @@ OnError = Literal["raise", "skip"]
 
 _CAPTIONS_KEPT = 2**16
 """Captions whose tokens are kept: for small models tokenizing takes longer than the step."""
+
+_WORD = 2**64 - 1
 
 
 class Ticket(NamedTuple):
@@ -384,6 +387,14 @@ def _rows(batch: int, index: int | None, count: int | None) -> slice:
     return slice(index * share, (index + 1) * share)
 
 
+def _uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) of a position: SplitMix64 (Steele, Lea and Flood 2014), of which 53 bits are kept."""
+    z = seed + (position + 1) * 0x9E3779B97F4A7C15 & _WORD
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _WORD
+    return ((z ^ z >> 31) >> 11) * 2.0**-53
+
+
 def _iterate(
     groups: Sequence[Sequence[_Source]],
     load: Callable[[Sequence[Any], Sequence[float]], Any],
@@ -401,13 +412,14 @@ def _iterate(
 
     def tickets(number: int) -> grain.MapDataset:
         # Seeds of their own, so that sources of equal length are not shuffled alike.
-        own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        order, draws = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
+        # grain's random_map would make a generator for every ticket, which takes longer than all the rest.
         return (
             grain.MapDataset.range(len(sources[number].records))
-            .seed(own)
-            .random_map(lambda record, generator: Ticket(number, record, generator.random()))
+            .seed(order)
             .shuffle()
             .repeat()
+            .map_with_index(lambda position, record: Ticket(number, record, _uniform(draws, position)))
         )
 
     def read(wanted: Sequence[Ticket]) -> Any:

@@ -14,6 +14,7 @@ from helios_jax.models.layers import (
     Scale,
     from_patches,
     linear,
+    lookup,
     matmul_precision,
     pad_to_multiple,
     rms_norm,
@@ -121,3 +122,31 @@ def test_stacked_layers_differ_and_run_in_a_scan():
     x = normal(0, 2, 4)
     out, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x), None), x, state)
     np.testing.assert_allclose(out, np.asarray(x) @ kernels[0] @ kernels[1] @ kernels[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [7, 5000])
+def test_lookup_and_its_gradient_are_those_of_indexing(rows):
+    table = jax.random.normal(jax.random.key(0), (rows, 5))
+    indices = jnp.array([[0, 6, 6], [3, 0, 6]])  # a row that occurs thrice, some that never do
+    cotangent = jax.random.normal(jax.random.key(1), (2, 3, 5))
+    out, vjp = jax.vjp(lambda table: lookup(table, indices), table)
+    np.testing.assert_array_equal(out, np.asarray(table)[np.asarray(indices)])
+    expected = np.zeros((rows, 5), np.float32)
+    np.add.at(expected, np.asarray(indices), np.asarray(cotangent))
+    np.testing.assert_allclose(vjp(cotangent)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_lookup_in_a_small_table_adds_up_in_a_fixed_order():
+    def gradient(rows):
+        loss = jax.grad(lambda table, indices: lookup(table, indices).sum())
+        table, indices = jnp.zeros((rows, 5), jnp.bfloat16), jnp.zeros((2, 3), jnp.int32)
+        return jax.jit(loss).lower(table, indices).as_text()
+
+    assert "scatter" not in gradient(96)
+    assert "scatter" in gradient(256_384)
+
+
+def test_lookup_sums_in_fp32():
+    table, indices = jnp.ones((2, 1), jnp.bfloat16), jnp.zeros((1000,), jnp.int32)
+    gradient = jax.grad(lambda table: lookup(table, indices).sum().astype(jnp.float32))(table)
+    assert gradient[0, 0] == 1000  # one by one in bfloat16 it would stop at 256
