@@ -60,7 +60,7 @@ def gpu_images() -> Experiment:
     return dataclasses.replace(
         narrow,
         start=Random(vae=VaeConfig(base_dim=32, num_res_blocks=1), dtype="bfloat16"),
-        data=MovingShapes(scenes=4096, length=99, frames=1, processes=16, threads=1),
+        data=dataclasses.replace(narrow.data, scenes=4096, processes=16),
         product=dataclasses.replace(narrow.product, dtype="bfloat16"),
         optimizer=dataclasses.replace(narrow.optimizer, learning_rate=1e-3),
         steps=6000,
