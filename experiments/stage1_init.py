@@ -119,8 +119,8 @@ def tiny() -> Experiment:
 def tiny_gpu() -> Experiment:
     """The same, fifteen times as large and in bfloat16.
 
-    A GPU takes as many samples a second in steps of 128 as of 256, so that smaller steps are more of them; losses are in
-    train_tiny.py.
+    A GPU takes as many samples a second in steps of 128 as of 256, so that smaller steps are more of them. The losses
+    of both are in train_tiny.py.
 
     Such narrow layers are limited by memory traffic, so that computing blocks again costs less than keeping them.
     """
