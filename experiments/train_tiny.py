@@ -22,9 +22,11 @@ the stages, 1.3 s for 256 videos once compiled. Of 256 videos of 99 frames, from
 guidance of 2 (95.7 %), 244 with 4; the VAE bounds that at 247. All colours and directions are right, and the eleven
 that are missed are small stars. results/tiny_gpu has the scores, curves and videos (guidance 2).
 
-The present settings, with one to three shapes, have not been run to the end. The VAE takes 4.3 minutes; through it all
-of 96 new scenes are recovered (38.0 dB). The data take 1.9 minutes, stage 1 8.8 minutes. Stage 1, by samples per step
-and learning rate:
+The present settings, with one to three shapes, have been run up to stage 1. The VAE takes 4.3 minutes; through it all
+of 96 new scenes are recovered (38.0 dB). The data take 1.9 minutes, stage 1 8.8 minutes. Its product, sampled on a CPU
+(tiny_scores, --videos=48 --batch=16 --steps=15 --guidance=2), shows what the caption says in 46 of 48 videos: all 16
+with one shape, 16 of 17 with two, 14 of 15 with three; colours and kinds of all 95 shapes are right, and one direction
+is not. Stage 1 by samples per step and learning rate:
 
     samples a step  learning rate  steps    samples   loss   (*: 6144 whole videos, no further first chunks)
     256             1e-3            1 200     307k    0.169  *
