@@ -75,7 +75,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "scenes": 8192,
         "starts": 24576,
         "stage1_steps": 10_000,
-        "stage2_steps": 9000,
+        "stage2_steps": 4500,
         "videos": 256,
         "encode_batch": 64,
     },
