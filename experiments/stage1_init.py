@@ -119,8 +119,7 @@ def tiny() -> Experiment:
 def tiny_gpu() -> Experiment:
     """The same, fifteen times as large and in bfloat16.
 
-    Of the batch sizes and learning rates in train_tiny.py, these end lowest. In short runs others do: what is learnt
-    fast at a high rate with small batches does not get as far.
+    Of the batch sizes and learning rates in train_tiny.py, these end lowest; in short runs others do.
 
     Such narrow layers are limited by memory traffic, so that computing blocks again costs less than keeping them.
     """
