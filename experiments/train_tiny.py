@@ -16,9 +16,10 @@ Through the VAE 81 % of the colours, 72 % of the directions and 28 % of the kind
 follows light (30 of 32) and background (16 of 32), and rarely draws the shape (colour: 3 of 32). The defaults take a
 third of that.
 
-One H100, with --guidance=2,3,4 at commit 5f36bde: 4.0 minutes for the VAE (39.4 dB), 2.1 for the data, 8.9 and 13.0 for
-the stages (7.8 and 11.0 of them in steps, the rest in compiling, reading and writing), 1.5 for the first 256 videos and
-1.5 s for as many again; 31.3 minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new captions:
+One H100, with --guidance=2,3,4 and XLA_FLAGS=--xla_gpu_enable_triton_gemm=false (fewer kernels to try) at commit
+5f36bde: 4.0 minutes for the VAE (39.4 dB), 2.1 for the data, 8.9 and 13.0 for the stages (7.8 and 11.0 of them in
+steps, the rest in compiling, reading and writing), 1.5 for the first 256 videos and 1.5 s for as many again; 31.3
+minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new captions:
 
     model     steps a level  guidance  of 256   1 shape, of 85   2 shapes, of 80   3 shapes, of 91
     the VAE, given the scene           255      85               80                90
