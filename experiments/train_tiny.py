@@ -17,9 +17,9 @@ follows light (30 of 32) and background (16 of 32), and rarely draws the shape (
 third of that.
 
 One H100, with --guidance=2,3,4 and XLA_FLAGS=--xla_gpu_enable_triton_gemm=false (fewer kernels to try) at commit
-5f36bde: 4.0 minutes for the VAE (39.4 dB), 2.1 for the data, 8.9 and 13.0 for the stages (7.8 and 11.0 of them in
-steps, the rest in compiling, reading and writing), 1.5 for the first 256 videos and 1.5 s for as many again; 31.3
-minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new captions:
+5f36bde: 4.0 minutes for the VAE (39.4 dB on its last batches), 2.0 for the data, 8.9 and 13.0 for the stages (7.8 and
+11.0 of them in steps, the rest in compiling, reading and writing), 1.4 for the first 256 videos and 2 s for as many
+again; 31.3 minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new captions:
 
     model     steps a level  guidance  of 256   1 shape, of 85   2 shapes, of 80   3 shapes, of 91
     the VAE, given the scene           255      85               80                90
@@ -30,9 +30,14 @@ minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new cap
     stage 2   10             4         212      75               69                68
     stage 1   30             2         239      85               75                79
 
+The rows with 20 and 6 steps, and what an H200 sampled, come from
+
+    python -m experiments.tiny_scores --pipeline=runs/tiny_gpu/stage2/product/4000 --out=runs/tiny_gpu/more_steps \
+        --videos=256 --batch=128 --steps=20,20,20 --guidance=2
+
 With a guidance of 3 all 518 colours are right, 517 kinds, 512 directions; whether shapes bounce or pass through the
-border is right for 473. Sampled on an H200 the same product gives the same 249 and 241. An earlier run with one shape
-in every scene, half the VAE and 5000 and 2000 steps (commit 4913285, H200) had 245 of 256.
+border is right for 473. Sampled on an H200 with 10 steps the same product gives the same 249 and 241. An earlier run
+with --num_shapes=1, half the VAE and 5000 and 2000 steps (commit 4913285, H200, guidance 2) had 245 of 256.
 
 Stage 1 by samples per step and learning rate, on H200s:
 
