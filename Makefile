@@ -29,7 +29,7 @@ demo: env
 	@$(BIN)/python -m helios_jax.demo --out=$(OUT) $(if $(CLIP),--clip=$(CLIP))
 
 train-tiny: env
-	@$(BIN)/python -m experiments.train_tiny --out=$(TINY)
+	@$(BIN)/python -m helios_jax.experiments.train_tiny --out=$(TINY)
 
 test: env
 	@$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests

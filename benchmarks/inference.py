@@ -36,12 +36,12 @@ from helios_jax.checkpoints.random import random_network
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.models import HeliosTransformer, Umt5Encoder, WanVae
 from helios_jax.models.network import Network
+from helios_jax.models.tokenization import encode_tokens, needed_keys
 from helios_jax.models.vae import denormalize
 from helios_jax.sampling.chunk import StepInfo
 from helios_jax.sampling.noise import KeyNoise
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.stream import decode_chunk
-from helios_jax.sampling.text import encode_tokens, needed_keys
 
 FRAMES = 33
 REPEATS = 5

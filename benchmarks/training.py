@@ -46,7 +46,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
     from helios_jax.training.trainer import compiled_step
 
     name, batch_size = CASES[case]
-    experiment = frozen(importlib.import_module(f"experiments.{name}").get_config("14b"))
+    experiment = frozen(importlib.import_module(f"helios_jax.experiments.{name}").get_config("14b"))
     method = dataclasses.replace(experiment.method, remat=remat)
     experiment = dataclasses.replace(experiment, method=method, batch_size=batch_size)
     config = SIZES[size][0]

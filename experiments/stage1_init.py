@@ -18,7 +18,7 @@ Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see t
 import dataclasses
 
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig
-from helios_jax.corruption import Corruption
+from helios_jax.training.corruption import Corruption
 from helios_jax.training.datasets import Latents
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import ContextDrop, Injection

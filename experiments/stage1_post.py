@@ -11,7 +11,7 @@ Hardware, cost and result: not measured.
 
 import dataclasses
 
-from experiments import stage1_init
+from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable

@@ -13,7 +13,7 @@ Hardware, cost and result: not measured.
 
 import dataclasses
 
-from experiments import stage1_post
+from helios_jax.experiments import stage1_post
 from helios_jax.training.injection import Injection
 from helios_jax.training.overrides import mutable
 

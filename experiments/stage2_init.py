@@ -15,8 +15,8 @@ Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see t
 
 import dataclasses
 
-from experiments import stage1_init
 from helios_jax.config import PipelineConfig, SchedulerConfig
+from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.pyramid import Pyramid

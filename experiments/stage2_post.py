@@ -12,7 +12,7 @@ Hardware, cost and result: not measured.
 
 import dataclasses
 
-from experiments import stage2_init
+from helios_jax.experiments import stage2_init
 from helios_jax.training.experiment import Lora
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable

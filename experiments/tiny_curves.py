@@ -1,6 +1,6 @@
 """Losses of several runs as one small table and one picture.
 
-python -m experiments.tiny_curves runs/tiny/vae runs/tiny/stage1 runs/tiny/stage2 --out=runs/tiny/artefacts
+python -m helios_jax.experiments.tiny_curves runs/tiny/vae runs/tiny/stage1 runs/tiny/stage2 --out=runs/tiny/artefacts
 """
 
 import argparse

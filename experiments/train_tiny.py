@@ -1,7 +1,7 @@
 """Everything from nothing: a VAE, a data set, stages 1 and 2, videos and their scores.
 
-    python -m experiments.train_tiny --out=runs/tiny                   on a CPU, in minutes (make train-tiny)
-    python -m experiments.train_tiny --size=gpu --out=runs/tiny_gpu    on one GPU, in half an hour, 15 times the size
+    python -m helios_jax.experiments.train_tiny --out=runs/tiny                   # make train-tiny
+    python -m helios_jax.experiments.train_tiny --size=gpu --out=runs/tiny_gpu    # 15 times the size
 
     1  a small VAE is trained on the world of moving shapes         <out>/vae_images, <out>/vae
     2  scenes are encoded by helios-prepare, most of them up to     <out>/parts, <out>/latents
@@ -32,8 +32,8 @@ again; 31.3 minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, 
 
 The rows with 20 and 6 steps, and what an H200 sampled, come from
 
-    python -m experiments.tiny_scores --pipeline=runs/tiny_gpu/stage2/product/4000 --out=runs/tiny_gpu/more_steps \
-        --videos=256 --batch=128 --steps=20,20,20 --guidance=2
+    python -m helios_jax.evaluation.moving_shapes --pipeline=runs/tiny_gpu/stage2/product/4000 \
+        --out=runs/tiny_gpu/more_steps --videos=256 --batch=128 --steps=20,20,20 --guidance=2
 
 With a guidance of 3 all 518 colours are right, 517 kinds, 512 directions; whether shapes bounce or pass through the
 border is right for 473. Sampled on an H200 with 10 steps the same product gives the same 249 and 241. An earlier run
@@ -67,8 +67,8 @@ from typing import Any
 from absl import app, logging
 from absl.flags import argparse_flags
 
-from experiments.tiny_curves import write_curves
-from experiments.tiny_scores import CHUNK, FRAMES, SIZE, Sampling, integers, sample_and_score
+from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Sampling, integers, sample_and_score
+from helios_jax.experiments.tiny_curves import write_curves
 
 HERE = Path(__file__).parent
 PHASES = ("vae", "latents", "stage1", "stage2", "videos")
@@ -114,8 +114,8 @@ def newest(run: Path) -> Path:
 
 def write_parts(vae: Path, parts: Path) -> None:
     """A checkpoint with what stages 1 and 2 do not train: the VAE, and a tokenizer of the world's words."""
-    from data.moving_shapes import vocabulary
     from helios_jax.checkpoints.random import write_word_tokenizer
+    from helios_jax.data.moving_shapes import vocabulary
 
     partial = parts.with_name(f"{parts.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,7 @@ The public names are imported on first use, so that ``import helios_jax`` costs 
 from typing import TYPE_CHECKING
 
 from helios_jax._lazy import lazy_exports
+from helios_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from helios_jax import checkpoints, config, context, diffusion, models, parallel, sampling
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from helios_jax.sampling.pipeline import HeliosPipeline
     from helios_jax.sampling.prompts import PromptSchedule
 
-__version__ = "0.1.0"
+
 __all__ = [
     "HeliosPipeline",
     "KeyNoise",

@@ -23,7 +23,7 @@ def write_clip(path: Path, num_frames: int = 48) -> None:
     """A synthetic clip: a disc that moves over a gradient."""
     import numpy as np
 
-    from helios_jax.sampling.video_writer import VideoWriter
+    from helios_jax.media.video_writer import VideoWriter
 
     t, y, x = np.meshgrid(np.arange(num_frames), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")
     distance = np.hypot(y - HEIGHT * (0.5 + 0.25 * np.sin(0.1 * t)), x - WIDTH * (0.2 + 0.6 * t / num_frames))

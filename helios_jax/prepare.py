@@ -29,7 +29,7 @@ from absl.flags import argparse_flags
 from helios_jax.cli import Check, run_interruptible
 
 if TYPE_CHECKING:
-    from data.prepare.job import Status
+    from helios_jax.data.prepare.job import Status
 
 Size = tuple[int, int]
 """Rows and columns."""
@@ -47,13 +47,13 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
         FileExistsError: ``--beam`` would write into a dataset that exists.
     """
     _check(args)
-    from data.prepare.job import write_latents
+    from helios_jax.data.prepare.job import write_latents
 
     work, make_encode, settings = _import_job(args) if args.from_pt else _encode_job(args)
     clips = sum(map(len, work.values()))
     print(f"{clips} clips, latent sizes {', '.join(f'{h}x{w} ({len(work[h, w])})' for h, w in work)}", flush=True)
     if args.beam is not None:
-        from data.prepare.beam import write_latents_with_beam
+        from helios_jax.data.prepare.beam import write_latents_with_beam
 
         write_latents_with_beam(work, make_encode, args.out, options=args.beam)
         print(f"{args.out}: complete")
@@ -110,10 +110,10 @@ def _encode_job(
     args: argparse.Namespace,
 ) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
     """Clips by latent size, what encodes them, and the settings that matter."""
-    from data.prepare.clips import ClipError, ShapesClip, clips_from_folder, clips_from_json, nearest_size
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
     from helios_jax.config import VaeConfig
+    from helios_jax.data.prepare.clips import ClipError, ShapesClip, clips_from_folder, clips_from_json, nearest_size
 
     if args.moving_shapes is not None:
         frames = args.max_frames
@@ -143,7 +143,7 @@ def _import_job(
     args: argparse.Namespace,
 ) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
     """The same for files of the original implementation."""
-    from data.helios_latents.torch_files import find_torch_latents
+    from helios_jax.data.helios_latents.torch_files import find_torch_latents
 
     work: dict[Size, list[Any]] = {}
     for file in find_torch_latents(args.from_pt, min_frames=args.min_frames):
@@ -153,8 +153,8 @@ def _import_job(
 
 def _load_encoder(model: str, cache: Path | None, **options: Any) -> Any:
     """Loads the networks; with Beam, on a worker."""
-    from data.prepare.encode import ClipEncoder, EncodeOptions
     from helios_jax.compilation import use_compilation_caches
+    from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions
 
     use_compilation_caches(cache)
     start = time.monotonic()
@@ -164,7 +164,7 @@ def _load_encoder(model: str, cache: Path | None, **options: Any) -> Any:
 
 
 def _load_importer() -> Any:
-    from data.helios_latents.torch_files import import_torch_latents
+    from helios_jax.data.helios_latents.torch_files import import_torch_latents
 
     return import_torch_latents
 
@@ -188,7 +188,7 @@ def _progress(check_interrupted: Check) -> Callable[["Status"], None]:
 
 def _sizes(text: str) -> list[Size]:
     """HxW, or HxW,HxW,..."""
-    from data.helios_latents.record import parse_size
+    from helios_jax.data.helios_latents.record import parse_size
 
     try:
         return [parse_size(part) for part in text.split(",")]

@@ -102,9 +102,9 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace, check_interrupted: Check = lambda: None) -> None:
     """Makes one video, chunk by chunk; ``check_interrupted`` is called after each."""
-    from helios_jax.sampling.contact_sheet import ContactSheet
+    from helios_jax.media.contact_sheet import ContactSheet
+    from helios_jax.media.video_writer import VideoWriter
     from helios_jax.sampling.prompts import PromptSchedule
-    from helios_jax.sampling.video_writer import VideoWriter
 
     num_frames = args.num_frames
     if num_frames is None and isinstance(job.prompt, PromptSchedule) and len(job.prompt.prompts) > 1:

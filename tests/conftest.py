@@ -1,5 +1,6 @@
 """Test set-up: CPU, shape checks on, and flax.nnx in its tree-safe subset."""
 
+import importlib.machinery
 import importlib.util
 import os
 import shutil
@@ -23,15 +24,27 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 else:  # On GPUs it goes into trying algorithms for references.
     os.environ["XLA_FLAGS"] += " --xla_gpu_autotune_level=0 --xla_gpu_experimental_enable_fusion_autotuner=false"
 
+import flax
+import pytest
 from jaxtyping import install_import_hook
+
+TESTS = os.path.dirname(__file__)
+
+
+class PathFinder(importlib.machinery.PathFinder):
+    """Also finds data/ and experiments/ under their import names; the hook checks only what a PathFinder finds."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        moved = fullname in ("helios_jax.data", "helios_jax.experiments")
+        return super().find_spec(fullname, [os.path.dirname(TESTS)] if moved else path, target)
+
 
 # Every jaxtyping annotation of the library becomes a check. The hook must precede the first import.
 if importlib.util.find_spec("beartype"):
-    sys.path.insert(0, os.path.dirname(__file__))
-    install_import_hook(["helios_jax", "pallas_kernels", "data"], "shape_checks.check")
-
-import flax
-import pytest
+    sys.path.insert(0, TESTS)
+    sys.meta_path.insert(0, PathFinder)
+    install_import_hook(["helios_jax", "pallas_kernels"], "shape_checks.check")
 
 # These defaults of flax will flip; running with them off keeps the library independent of the flip.
 flax.config.update("nnx_graph_mode", False)

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.helios_latents.reader import open_latents
-from data.helios_latents.record import LatentRecord
-from data.moving_shapes import caption, sample_scene
-from data.prepare.clips import ShapesClip
-from data.prepare.encode import ClipEncoder, EncodeOptions, ahead_of_time, one_behind, uid_hash
-from data.prepare.job import Status
 from helios_jax import load_diffusers, prepare
 from helios_jax.checkpoints.random import write_random_checkpoint
+from helios_jax.data.helios_latents.reader import open_latents
+from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.data.moving_shapes import caption, sample_scene
+from helios_jax.data.prepare.clips import ShapesClip
+from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions, ahead_of_time, one_behind, uid_hash
+from helios_jax.data.prepare.job import Status
+from helios_jax.media.reading import load_video, to_signed
+from helios_jax.media.video_writer import VideoWriter
+from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.models.vae import normalize
-from helios_jax.sampling.media import load_video, to_signed
-from helios_jax.sampling.text import TextEncoder, Tokenizer
-from helios_jax.sampling.video_writer import VideoWriter
 
 PT_LATENTS = pathlib.Path(__file__).parent / "parity" / "data" / "pt_latents" / "clips"
 

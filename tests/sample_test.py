@@ -11,9 +11,9 @@ import pytest
 
 from helios_jax import sample
 from helios_jax.checkpoints.random import write_random_checkpoint
-from helios_jax.sampling.media import load_video
+from helios_jax.media.reading import load_video
+from helios_jax.media.video_writer import VideoWriter
 from helios_jax.sampling.prompts import PromptSchedule
-from helios_jax.sampling.video_writer import VideoWriter
 
 SMALL = ["--height=64", "--width=64", "--steps=1,1,1", "--max_text_tokens=32", "--no-amplify_first_chunk"]
 

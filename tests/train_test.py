@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import helios_jax as hx
-from data.helios_latents.record import LatentRecord
-from data.helios_latents.writer import LatentWriter
 from helios_jax import train
 from helios_jax.checkpoints.random import write_random_checkpoint
 from helios_jax.config import PipelineConfig, SchedulerConfig
+from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.data.helios_latents.writer import LatentWriter
 from helios_jax.training.metrics import read_metrics
 
 EXPERIMENT = """

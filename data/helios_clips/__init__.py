@@ -12,21 +12,21 @@ files, the format of Helios (arXiv 2603.04379) and Open-Sora-Plan. ``build`` che
 from helios_jax._lazy import lazy_exports
 
 _EXPORTS = {
-    "BuildReport": "data.helios_clips.builder",
-    "HeliosClips": "data.helios_clips.builder",
-    "Skipped": "data.helios_clips.builder",
-    "build": "data.helios_clips.builder",
-    "open_clips": "data.helios_clips.builder",
-    "open_report": "data.helios_clips.builder",
-    "decode_clip": "data.helios_clips.decode",
-    "read_frames": "data.helios_clips.decode",
-    "ClipError": "data.helios_clips.metadata",
-    "ClipMetadata": "data.helios_clips.metadata",
-    "read_clip_list": "data.helios_clips.metadata",
-    "Bucket": "data.helios_clips.rules",
-    "ClipRules": "data.helios_clips.rules",
-    "LENGTHS": "data.helios_clips.rules",
-    "RESOLUTIONS": "data.helios_clips.rules",
+    "BuildReport": "helios_jax.data.helios_clips.builder",
+    "HeliosClips": "helios_jax.data.helios_clips.builder",
+    "Skipped": "helios_jax.data.helios_clips.builder",
+    "build": "helios_jax.data.helios_clips.builder",
+    "open_clips": "helios_jax.data.helios_clips.builder",
+    "open_report": "helios_jax.data.helios_clips.builder",
+    "decode_clip": "helios_jax.data.helios_clips.decode",
+    "read_frames": "helios_jax.data.helios_clips.decode",
+    "ClipError": "helios_jax.data.helios_clips.metadata",
+    "ClipMetadata": "helios_jax.data.helios_clips.metadata",
+    "read_clip_list": "helios_jax.data.helios_clips.metadata",
+    "Bucket": "helios_jax.data.helios_clips.rules",
+    "ClipRules": "helios_jax.data.helios_clips.rules",
+    "LENGTHS": "helios_jax.data.helios_clips.rules",
+    "RESOLUTIONS": "helios_jax.data.helios_clips.rules",
 }
 
 __all__ = list(_EXPORTS)

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data.helios_clips.decode import read_frames
-from data.helios_clips.metadata import ClipError, ClipMetadata, read_clip_list
-from data.helios_clips.rules import Bucket, ClipRules
+from helios_jax.data.helios_clips.decode import read_frames
+from helios_jax.data.helios_clips.metadata import ClipError, ClipMetadata, read_clip_list
+from helios_jax.data.helios_clips.rules import Bucket, ClipRules
 from helios_jax.typing import Path
 
 FEATURES = tfds.features.FeaturesDict(

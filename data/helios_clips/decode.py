@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data.draws import Draws
-from data.helios_clips.metadata import ClipError
-from helios_jax.sampling.media import SWSCALE_FLAGS
+from helios_jax.data.draws import Draws
+from helios_jax.data.helios_clips.metadata import ClipError
+from helios_jax.media.reading import SWSCALE_FLAGS
 from helios_jax.typing import Path, UInt8
 
 

@@ -7,7 +7,7 @@ The tables are those that Helios was trained with (PKU-YuanGroup/Helios, ``helio
 import dataclasses
 import math
 
-from data.helios_clips.metadata import ClipError, ClipMetadata
+from helios_jax.data.helios_clips.metadata import ClipError, ClipMetadata
 
 LENGTHS = (*range(21, 182, 20), 193, *range(221, 502, 20))
 """Numbers of frames; a clip is used with the largest that it has."""

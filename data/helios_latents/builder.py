@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.helios_latents.record import CHUNK_FRAMES
+from helios_jax.data.helios_latents.record import CHUNK_FRAMES
 
 
 def _array(*shape: int | None) -> tfds.features.Tensor:

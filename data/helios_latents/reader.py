@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from data.helios_latents.record import LatentRecord, RecordError, Size, parse_size, size_name
+from helios_jax.data.helios_latents.record import LatentRecord, RecordError, Size, parse_size, size_name
 from helios_jax.typing import Path
 
 

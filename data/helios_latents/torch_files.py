@@ -17,8 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from data.helios_latents.record import LatentRecord, Size
-from data.helios_latents.writer import Failure
+from helios_jax.data.helios_latents.record import LatentRecord, Size
+from helios_jax.data.helios_latents.writer import Failure
 from helios_jax.typing import Path
 
 _STORAGES = {

@@ -14,8 +14,8 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer, naming, splits
 
-from data.helios_latents.builder import HeliosLatents
-from data.helios_latents.record import LatentRecord, Size, size_name
+from helios_jax.data.helios_latents.builder import HeliosLatents
+from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
 from helios_jax.typing import Path
 
 SETTINGS_FILE = "prepare.json"

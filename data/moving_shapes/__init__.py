@@ -12,21 +12,21 @@ finds out from pixels alone whether a video shows what its caption says.
 from helios_jax._lazy import lazy_exports
 
 _EXPORTS = {
-    "MovingShapesBuilder": "data.moving_shapes.builder",
-    "build": "data.moving_shapes.builder",
-    "caption": "data.moving_shapes.captions",
-    "parse_caption": "data.moving_shapes.captions",
-    "vocabulary": "data.moving_shapes.captions",
-    "Observation": "data.moving_shapes.observation",
-    "observe": "data.moving_shapes.observation",
-    "render": "data.moving_shapes.rendering",
-    "Score": "data.moving_shapes.scoring",
-    "score": "data.moving_shapes.scoring",
-    "MovingShapes": "data.moving_shapes.source",
-    "Description": "data.moving_shapes.world",
-    "Scene": "data.moving_shapes.world",
-    "Shape": "data.moving_shapes.world",
-    "sample_scene": "data.moving_shapes.world",
+    "MovingShapesBuilder": "helios_jax.data.moving_shapes.builder",
+    "build": "helios_jax.data.moving_shapes.builder",
+    "caption": "helios_jax.data.moving_shapes.captions",
+    "parse_caption": "helios_jax.data.moving_shapes.captions",
+    "vocabulary": "helios_jax.data.moving_shapes.captions",
+    "Observation": "helios_jax.data.moving_shapes.observation",
+    "observe": "helios_jax.data.moving_shapes.observation",
+    "render": "helios_jax.data.moving_shapes.rendering",
+    "Score": "helios_jax.data.moving_shapes.scoring",
+    "score": "helios_jax.data.moving_shapes.scoring",
+    "MovingShapes": "helios_jax.data.moving_shapes.source",
+    "Description": "helios_jax.data.moving_shapes.world",
+    "Scene": "helios_jax.data.moving_shapes.world",
+    "Shape": "helios_jax.data.moving_shapes.world",
+    "sample_scene": "helios_jax.data.moving_shapes.world",
 }
 
 __all__ = list(_EXPORTS)

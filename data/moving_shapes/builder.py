@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.helios_clips.builder import FEATURES
-from data.moving_shapes.source import MovingShapes
+from helios_jax.data.helios_clips.builder import FEATURES
+from helios_jax.data.moving_shapes.source import MovingShapes
 from helios_jax.typing import Path, UInt8
 
 _FPS = 24

@@ -8,7 +8,7 @@ sentences like them, so that prompts written by hand can be scored as well: one 
 import re
 from collections.abc import Iterable
 
-from data.moving_shapes.world import (
+from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
     COLOURS,
     DIRECTIONS,

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from data.moving_shapes.world import DIRECTIONS, SPEEDS
+from helios_jax.data.moving_shapes.world import DIRECTIONS, SPEEDS
 from helios_jax.typing import Bool, Float, Int
 
 _LAG = 6  # frames between the two positions that give a velocity

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from data.moving_shapes.motion import Motion, measure_motion
-from data.moving_shapes.outlines import find_outline, fit_outline, guess_outline, uncovered
-from data.moving_shapes.segmentation import MIN_AREA, Segmentation, cores, grow, segment
-from data.moving_shapes.world import SIZES
+from helios_jax.data.moving_shapes.motion import Motion, measure_motion
+from helios_jax.data.moving_shapes.outlines import find_outline, fit_outline, guess_outline, uncovered
+from helios_jax.data.moving_shapes.segmentation import MIN_AREA, Segmentation, cores, grow, segment
+from helios_jax.data.moving_shapes.world import SIZES
 from helios_jax.typing import Bool, Float, UInt8
 
 _NEIGHBOURS = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))], bool)

@@ -16,9 +16,9 @@ import functools
 
 import numpy as np
 
-from data.moving_shapes.rendering import coverage
-from data.moving_shapes.segmentation import Segmentation, cores, grow
-from data.moving_shapes.world import COLOURS, KINDS, SIZES, UNIT
+from helios_jax.data.moving_shapes.rendering import coverage
+from helios_jax.data.moving_shapes.segmentation import Segmentation, cores, grow
+from helios_jax.data.moving_shapes.world import COLOURS, KINDS, SIZES, UNIT
 from helios_jax.typing import Bool, Float
 
 _BLURS = (0.0, 1.0, 1.6, 2.2)  # pixels

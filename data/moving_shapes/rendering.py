@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene, centres, half_width
+from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene, centres, half_width
 from helios_jax.typing import Int, UInt8
 
 # Outward normals (x, y) and offset of each line, in 1/65536: of a unit length, and of the half width.

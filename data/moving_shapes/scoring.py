@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from data.moving_shapes.captions import parse_caption
-from data.moving_shapes.observation import Observation, SeenShape, observe
-from data.moving_shapes.world import Description, Scene, Shape
+from helios_jax.data.moving_shapes.captions import parse_caption
+from helios_jax.data.moving_shapes.observation import Observation, SeenShape, observe
+from helios_jax.data.moving_shapes.world import Description, Scene, Shape
 from helios_jax.typing import UInt8
 
 

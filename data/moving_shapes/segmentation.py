@@ -15,8 +15,8 @@ import functools
 
 import numpy as np
 
-from data.moving_shapes.rendering import backdrop, light
-from data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS
+from helios_jax.data.moving_shapes.rendering import backdrop, light
+from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS
 from helios_jax.typing import Bool, Float, UInt8
 
 _OUTLIER = 0.25  # difference of colours, in 1, beyond which a pixel only counts as covered by something

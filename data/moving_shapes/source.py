@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data.moving_shapes.captions import caption
-from data.moving_shapes.rendering import render
-from data.moving_shapes.world import Scene, sample_scene
+from helios_jax.data.moving_shapes.captions import caption
+from helios_jax.data.moving_shapes.rendering import render
+from helios_jax.data.moving_shapes.world import Scene, sample_scene
 from helios_jax.typing import UInt8
 
 

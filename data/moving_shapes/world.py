@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from data.draws import Draws
+from helios_jax.data.draws import Draws
 from helios_jax.typing import Int
 
 Colour = tuple[int, int, int]

@@ -16,10 +16,10 @@ import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
 
-from data.helios_latents.builder import HeliosLatents
-from data.helios_latents.record import Size, size_name
-from data.helios_latents.writer import Failure
-from data.prepare.job import Encode, Named, skipped_file
+from helios_jax.data.helios_latents.builder import HeliosLatents
+from helios_jax.data.helios_latents.record import Size, size_name
+from helios_jax.data.helios_latents.writer import Failure
+from helios_jax.data.prepare.job import Encode, Named, skipped_file
 from helios_jax.typing import Path
 
 _CLIPS_PER_CALL = 16

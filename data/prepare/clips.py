@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from helios_jax.sampling.media import SWSCALE_FLAGS
+from helios_jax.media.reading import SWSCALE_FLAGS
 from helios_jax.typing import Path, UInt8
 
 if TYPE_CHECKING:
-    from data.moving_shapes.world import Scene
+    from helios_jax.data.moving_shapes.world import Scene
 
 PixelSize = tuple[int, int]
 """Pixel rows and columns."""
@@ -144,14 +144,14 @@ class ShapesClip:
     @functools.cached_property
     def scene(self) -> "Scene":
         """The scene itself."""
-        from data.moving_shapes.world import sample_scene
+        from helios_jax.data.moving_shapes.world import sample_scene
 
         return sample_scene(self.seed, self.index, num_shapes=self.num_shapes)
 
     @property
     def caption(self) -> str:
         """See ``Clip``."""
-        from data.moving_shapes.captions import caption
+        from helios_jax.data.moving_shapes.captions import caption
 
         return caption(self.scene)
 
@@ -160,7 +160,7 @@ class ShapesClip:
 
     def read(self, size: PixelSize, max_frames: int) -> UInt8[np.ndarray, "F H W 3"]:
         """See ``Clip``."""
-        from data.moving_shapes.rendering import render
+        from helios_jax.data.moving_shapes.rendering import render
 
         return render(self.scene, min(self.frames, max_frames), *size)
 

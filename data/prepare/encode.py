@@ -26,13 +26,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt32
 
-from data.helios_latents.record import CHUNK_FRAMES, LatentRecord, Size
-from data.helios_latents.writer import Failure
-from data.prepare.clips import Clip, ClipError
+from helios_jax.data.helios_latents.record import CHUNK_FRAMES, LatentRecord, Size
+from helios_jax.data.helios_latents.writer import Failure
+from helios_jax.data.prepare.clips import Clip, ClipError
 from helios_jax.models.network import Network
+from helios_jax.models.tokenization import TextEncoder, Tokenizer, clean_prompt, encode_tokens
 from helios_jax.models.vae import WanVae
 from helios_jax.sampling.conditioning import encode_posterior
-from helios_jax.sampling.text import TextEncoder, Tokenizer, clean_prompt, encode_tokens
 from helios_jax.typing import Array, Bool, Float, Int, Key, Path, UInt8
 
 _TEXT_BATCH = 8

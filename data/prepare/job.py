@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from data.helios_latents.record import LatentRecord, Size, size_name
-from data.helios_latents.writer import Failure, LatentWriter
+from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
+from helios_jax.data.helios_latents.writer import Failure, LatentWriter
 from helios_jax.typing import Path
 
 

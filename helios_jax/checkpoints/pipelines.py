@@ -11,8 +11,8 @@ from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax, save_orbax
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models.network import Network
+from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.sampling.pipeline import HeliosPipeline
-from helios_jax.sampling.text import TextEncoder, Tokenizer
 from helios_jax.typing import DType, Path
 
 SaveLayout = Literal["diffusers", "orbax"]

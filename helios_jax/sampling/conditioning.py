@@ -18,9 +18,9 @@ import numpy as np
 
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.context import History
+from helios_jax.media.reading import Frames, to_signed
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
-from helios_jax.sampling.media import Frames, to_signed
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.request import Request
 from helios_jax.typing import AnyArray, Array, Float

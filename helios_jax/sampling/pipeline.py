@@ -21,6 +21,7 @@ import numpy as np
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.models.network import Network
+from helios_jax.models.tokenization import TextEncoder, possible_keys
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
 from helios_jax.parallel.mesh import on_mesh_of
@@ -31,7 +32,6 @@ from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompts import EmbeddingTimeline, PromptSchedule
 from helios_jax.sampling.request import Prompt, Request, RequestDefaults
 from helios_jax.sampling.stream import Chunk, Stream, Text
-from helios_jax.sampling.text import TextEncoder, possible_keys
 from helios_jax.typing import AnyArray, Array, DType, Float, Path, UInt8
 
 

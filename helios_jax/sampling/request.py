@@ -10,7 +10,7 @@ import numpy as np
 from helios_jax._warnings import warn_user
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
-from helios_jax.sampling.media import load_image, load_video
+from helios_jax.media.reading import load_image, load_video
 from helios_jax.sampling.prompts import PromptSchedule
 from helios_jax.typing import AnyArray
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from helios_jax.context import History
 from helios_jax.models.network import Network
+from helios_jax.models.tokenization import needed_keys
 from helios_jax.models.transformer import TextContext
 from helios_jax.models.vae import WanVae, decode_frames
 from helios_jax.parallel.mesh import on_mesh_of
@@ -27,7 +28,6 @@ from helios_jax.sampling.chunk import (
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.prompts import EmbeddingTimeline
 from helios_jax.sampling.request import Request
-from helios_jax.sampling.text import needed_keys
 from helios_jax.typing import AnyArray, Array, Float, UInt8
 
 

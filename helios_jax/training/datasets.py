@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from data.helios_latents.reader import open_latents
-from data.helios_latents.record import LatentRecord
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import HistoryConfig
-from helios_jax.sampling.text import Tokenizer
+from helios_jax.data.helios_latents.reader import open_latents
+from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.loaders import OnError, PaddedEmbeds, TextFormat, Tokens, latent_loader, video_loader
 
@@ -93,7 +93,7 @@ class MovingShapes:
 
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``VideoBatch``."""
-        from data.moving_shapes import MovingShapes as Scenes
+        from helios_jax.data.moving_shapes import MovingShapes as Scenes
 
         scenes = Scenes(
             seed=self.world,

@@ -9,7 +9,8 @@ tests in a row, u1 to u3 uniform and n uniform over 0 ... floor(buffer / chunk):
     else u3 < v2v     the oldest (buffer mod chunk) + n chunk frames are dropped        (a video that just began)
     else              everything is kept
 
-What is kept is then damaged (``helios_jax.corruption``), and read through the same ``History.tiers`` as in sampling.
+What is kept is then damaged (``helios_jax.training.corruption``), and read through the same ``History.tiers`` as in
+sampling.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 
 from helios_jax.config import HistoryConfig
 from helios_jax.context import History
-from helios_jax.corruption import (
+from helios_jax.training.batch import LatentBatch
+from helios_jax.training.corruption import (
     Corruption,
     CorruptionDraws,
     Saturation,
@@ -28,7 +30,6 @@ from helios_jax.corruption import (
     saturate_history,
     share,
 )
-from helios_jax.training.batch import LatentBatch
 from helios_jax.typing import Array, Float, Key, Sequence
 
 

@@ -30,13 +30,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from data.helios_latents.record import LatentRecord, RecordError, Size
 from helios_jax.config import HistoryConfig
+from helios_jax.data.helios_latents.record import LatentRecord, RecordError, Size
 from helios_jax.training.batch import LatentBatch, Text, VideoBatch
 from helios_jax.typing import Float, Int, Path, UInt8
 
 if TYPE_CHECKING:
-    from helios_jax.sampling.text import Tokenizer
+    from helios_jax.models.tokenization import Tokenizer
 
 OnError = Literal["raise", "skip"]
 
@@ -131,7 +131,7 @@ class Tokens:
 
     def _ids(self, caption: str) -> Int[np.ndarray, " S"]:
         """The ids of one caption, without padding."""
-        from helios_jax.sampling.text import clean_prompt
+        from helios_jax.models.tokenization import clean_prompt
 
         known = self._known.get(caption)
         if known is None:
@@ -355,7 +355,7 @@ class _Part(Sequence[Any]):
 def _split_by_size(source: Any) -> Mapping[Size, Sequence[Any]]:
     """The records of each latent size."""
     if isinstance(source, str | pathlib.Path):
-        from data.helios_latents.reader import open_latents
+        from helios_jax.data.helios_latents.reader import open_latents
 
         return open_latents(source)
     indices: dict[Size, list[int]] = {}

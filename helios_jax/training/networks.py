@@ -7,9 +7,9 @@ from flax import nnx
 
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
+from helios_jax.models.tokenization import encode_tokens
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
-from helios_jax.sampling.text import encode_tokens
 from helios_jax.training.batch import Text
 from helios_jax.typing import Array, Float
 

@@ -15,8 +15,8 @@ from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models.lora import adapted_layers, merge_lora
 from helios_jax.models.network import ConfiguredModule, Network
+from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.sampling.pipeline import HeliosPipeline
-from helios_jax.sampling.text import TextEncoder, Tokenizer
 from helios_jax.training.experiment import Data
 from helios_jax.training.methods.vae import measure_latents
 from helios_jax.training.networks import Networks

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from helios_jax.media.contact_sheet import ContactSheet
+from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.network import Network
+from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.models.vae import WanVae, to_uint8
 from helios_jax.sample import NEGATIVE_PROMPT
-from helios_jax.sampling.contact_sheet import ContactSheet
 from helios_jax.sampling.pipeline import HeliosPipeline
-from helios_jax.sampling.text import TextEncoder, Tokenizer
-from helios_jax.sampling.video_writer import VideoWriter
 from helios_jax.training.experiment import Data, Product
 from helios_jax.training.methods.vae import to_model_range
 from helios_jax.training.networks import Networks

@@ -3,7 +3,7 @@
 import numpy as np
 
 from helios_jax.checkpoints.random import write_word_tokenizer
-from helios_jax.sampling.text import Tokenizer
+from helios_jax.models.tokenization import Tokenizer
 
 
 def test_words_and_punctuation_become_pieces(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.draws import Draws
+from helios_jax.data.draws import Draws
 
 
 def test_numbers_are_the_high_words_of_philox_scaled():

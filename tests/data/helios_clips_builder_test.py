@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data.helios_clips import (
+from helios_jax.data.helios_clips import (
     Bucket,
     ClipRules,
     Skipped,
@@ -15,8 +15,8 @@ from data.helios_clips import (
     open_clips,
     open_report,
 )
-from data.moving_shapes import MovingShapes
-from data.moving_shapes.builder import encode_lossless
+from helios_jax.data.moving_shapes import MovingShapes
+from helios_jax.data.moving_shapes.builder import encode_lossless
 
 RULES = ClipRules(min_frames=9, lengths=(9, 13, 17), resolutions=((32, 48), (48, 32), (32, 32)))
 SOURCE = MovingShapes(seed=0, size=2, frames=18, height=32, width=48)

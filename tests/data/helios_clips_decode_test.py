@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from data.helios_clips import ClipError, decode_clip, read_frames
-from data.helios_clips.decode import centre_crop
-from data.moving_shapes import render, sample_scene
-from data.moving_shapes.builder import encode_lossless
-from helios_jax.sampling.video_writer import VideoWriter
+from helios_jax.data.helios_clips import ClipError, decode_clip, read_frames
+from helios_jax.data.helios_clips.decode import centre_crop
+from helios_jax.data.moving_shapes import render, sample_scene
+from helios_jax.data.moving_shapes.builder import encode_lossless
+from helios_jax.media.video_writer import VideoWriter
 
 HEIGHT, WIDTH = 48, 80
 

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from data.helios_clips import LENGTHS, RESOLUTIONS, Bucket, ClipError, ClipMetadata, ClipRules, read_clip_list
+from helios_jax.data.helios_clips import (
+    LENGTHS,
+    RESOLUTIONS,
+    Bucket,
+    ClipError,
+    ClipMetadata,
+    ClipRules,
+    read_clip_list,
+)
 
 ENTRY = {
     "path": "a/b.mp4",

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data.helios_latents.reader import open_latents
-from data.helios_latents.record import LatentRecord, RecordError, parse_size, size_name
-from data.helios_latents.writer import Failure, LatentWriter
+from helios_jax.data.helios_latents.reader import open_latents
+from helios_jax.data.helios_latents.record import LatentRecord, RecordError, parse_size, size_name
+from helios_jax.data.helios_latents.writer import Failure, LatentWriter
 from helios_jax.training.loaders import PaddedEmbeds, latent_loader
 
 SETTINGS = {"model": "somewhere", "seed": 0}

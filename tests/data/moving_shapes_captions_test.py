@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from data.moving_shapes.captions import caption, parse_caption, vocabulary
-from data.moving_shapes.world import NUM_PHRASINGS, Description, Scene, Shape, sample_scene
+from helios_jax.data.moving_shapes.captions import caption, parse_caption, vocabulary
+from helios_jax.data.moving_shapes.world import NUM_PHRASINGS, Description, Scene, Shape, sample_scene
 
 
 def test_captions_are_read_back_exactly():

@@ -6,8 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from data.moving_shapes.rendering import backdrop, coverage, light, render
-from data.moving_shapes.world import COLOURS, KINDS, LIGHTS, PLAIN, Description, Scene, Shape, centres, sample_scene
+from helios_jax.data.moving_shapes.rendering import backdrop, coverage, light, render
+from helios_jax.data.moving_shapes.world import (
+    COLOURS,
+    KINDS,
+    LIGHTS,
+    PLAIN,
+    Description,
+    Scene,
+    Shape,
+    centres,
+    sample_scene,
+)
 
 
 def still(*shapes: Shape, starts: tuple, background: str = "grey", lighting: str = "bright") -> Scene:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from data.moving_shapes.captions import caption
-from data.moving_shapes.motion import Motion
-from data.moving_shapes.observation import SeenShape, observe
-from data.moving_shapes.rendering import render
-from data.moving_shapes.scoring import score
-from data.moving_shapes.world import (
+from helios_jax.data.moving_shapes.captions import caption
+from helios_jax.data.moving_shapes.motion import Motion
+from helios_jax.data.moving_shapes.observation import SeenShape, observe
+from helios_jax.data.moving_shapes.rendering import render
+from helios_jax.data.moving_shapes.scoring import score
+from helios_jax.data.moving_shapes.world import (
     COLOURS,
     DIRECTIONS,
     KINDS,

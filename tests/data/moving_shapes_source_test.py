@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from data.helios_clips import decode_clip, open_clips
-from data.moving_shapes import MovingShapes, build, caption, render, sample_scene
-from data.moving_shapes.builder import encode_lossless
-from helios_jax.sampling.media import load_video
+from helios_jax.data.helios_clips import decode_clip, open_clips
+from helios_jax.data.moving_shapes import MovingShapes, build, caption, render, sample_scene
+from helios_jax.data.moving_shapes.builder import encode_lossless
+from helios_jax.media.reading import load_video
 
 SOURCE = MovingShapes(seed=6, size=5, frames=12, height=48, width=64)
 
@@ -67,8 +67,8 @@ def test_lossless_files_are_small_and_exact(tmp_path):
 def test_tensorflow_is_not_needed(tmp_path):
     code = f"""
 import sys
-from data.moving_shapes import MovingShapes, build
-from data.helios_clips import open_clips
+from helios_jax.data.moving_shapes import MovingShapes, build
+from helios_jax.data.helios_clips import open_clips
 folder = build(MovingShapes(seed=0, size=2, frames=3, height=16, width=16), {str(tmp_path)!r})
 print(len(open_clips(folder)), "tensorflow" in sys.modules)
 """
@@ -77,7 +77,7 @@ print(len(open_clips(folder)), "tensorflow" in sys.modules)
 
 
 def test_the_world_needs_no_data_library():
-    code = "import sys, data.moving_shapes as m; m.score, m.render, m.MovingShapes; print(*sys.modules)"
+    code = "import sys, helios_jax.data.moving_shapes as m; m.score, m.render, m.MovingShapes; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "data.moving_shapes.scoring" in loaded
+    assert "helios_jax.data.moving_shapes.scoring" in loaded
     assert not {"tensorflow_datasets", "grain", "av"} & set(loaded)

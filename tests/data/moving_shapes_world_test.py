@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.moving_shapes.world import (
+from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
     COLOURS,
     DIRECTIONS,

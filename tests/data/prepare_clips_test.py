@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from data.moving_shapes.rendering import render
-from data.moving_shapes.world import sample_scene
-from data.prepare.clips import (
+from helios_jax.data.moving_shapes.rendering import render
+from helios_jax.data.moving_shapes.world import sample_scene
+from helios_jax.data.prepare.clips import (
     ClipError,
     FileClip,
     ShapesClip,
@@ -17,8 +17,8 @@ from data.prepare.clips import (
     clips_from_json,
     nearest_size,
 )
-from helios_jax.sampling.media import load_video
-from helios_jax.sampling.video_writer import VideoWriter
+from helios_jax.media.reading import load_video
+from helios_jax.media.video_writer import VideoWriter
 
 
 def frames(count: int, height: int = 32, width: int = 48) -> np.ndarray:

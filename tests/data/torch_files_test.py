@@ -7,9 +7,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from data.helios_latents.record import LatentRecord
-from data.helios_latents.torch_files import Skipped, find_torch_latents, import_torch_latents, read_torch_file
-from data.helios_latents.writer import Failure
+from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.data.helios_latents.torch_files import (
+    Skipped,
+    find_torch_latents,
+    import_torch_latents,
+    read_torch_file,
+)
+from helios_jax.data.helios_latents.writer import Failure
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "pt_latents"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.moving_shapes import MovingShapes, vocabulary
-from experiments import stage1_init, stage2_init, tiny_vae, train_tiny
-from experiments.tiny_curves import write_curves
-from experiments.tiny_scores import judge, rates, show
 from helios_jax.checkpoints.random import write_word_tokenizer
+from helios_jax.data.moving_shapes import MovingShapes, vocabulary
+from helios_jax.evaluation.moving_shapes import judge, rates, show
+from helios_jax.experiments import stage1_init, stage2_init, tiny_vae, train_tiny
+from helios_jax.experiments.tiny_curves import write_curves
 from helios_jax.training.batch import LatentBatch, Text, VideoBatch
 from helios_jax.training.overrides import frozen
 

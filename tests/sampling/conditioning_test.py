@@ -8,11 +8,11 @@ import pytest
 import helios_jax as hx
 from helios_jax.config import HistoryConfig
 from helios_jax.context import History
+from helios_jax.media.reading import to_signed
 from helios_jax.models.vae import normalize
 from helios_jax.sampling import chunk as chunk_module
 from helios_jax.sampling.chunk import embed_history
 from helios_jax.sampling.conditioning import Conditioner
-from helios_jax.sampling.media import to_signed
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8}
 SIGMAS = (0.111, 0.135)

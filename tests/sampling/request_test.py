@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import helios_jax as hx
+from helios_jax.models.tokenization import TextEncoder
 from helios_jax.sampling.conditioning import Conditioner
-from helios_jax.sampling.text import TextEncoder
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8, "num_frames": 33}
 

@@ -13,7 +13,7 @@ import pytest
 
 import helios_jax as hx
 from helios_jax.diffusion import level_schedule
-from helios_jax.sampling import text
+from helios_jax.models import tokenization
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8}
 FOX, DOG = "a fox", "a dog"
@@ -154,7 +154,7 @@ def test_one_padded_key_gives_the_video_of_all(pipelines, monkeypatch, scale, ba
 
     kept, (keys, count) = run()
     assert (keys, count) == (128, 33)
-    monkeypatch.setattr(text, "_KEY_COUNTS", ())
+    monkeypatch.setattr(tokenization, "_KEY_COUNTS", ())
     every, (keys, count) = run()
     assert (keys, count) == (160, 1)
     assert np.abs(every[3] - every[0]).mean() > 0.01

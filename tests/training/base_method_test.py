@@ -22,11 +22,11 @@ from method_cases import (
 
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import TextEncoderConfig
-from helios_jax.corruption import Corruption
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
-from helios_jax.sampling.text import encode_tokens
+from helios_jax.models.tokenization import encode_tokens
 from helios_jax.training.batch import Text
+from helios_jax.training.corruption import Corruption
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.base import Base
 from helios_jax.training.networks import Networks

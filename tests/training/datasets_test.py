@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from data.helios_latents.record import LatentRecord
-from data.helios_latents.writer import LatentWriter
-from data.moving_shapes import MovingShapes as Scenes
 from helios_jax.checkpoints.random import write_character_tokenizer
+from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.data.helios_latents.writer import LatentWriter
+from helios_jax.data.moving_shapes import MovingShapes as Scenes
 from helios_jax.training.datasets import Latents, MovingShapes
 
 

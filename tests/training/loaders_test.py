@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from data.helios_latents.record import LatentRecord, RecordError
 from helios_jax.checkpoints.random import write_character_tokenizer
-from helios_jax.sampling.text import Tokenizer
+from helios_jax.data.helios_latents.record import LatentRecord, RecordError
+from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.loaders import (
     PaddedEmbeds,
     Tokens,

@@ -24,7 +24,7 @@ EXPERIMENTS = [
 
 
 def config(name, size):
-    return importlib.import_module(f"experiments.{name}").get_config(size)
+    return importlib.import_module(f"helios_jax.experiments.{name}").get_config(size)
 
 
 @pytest.mark.parametrize(("name", "size"), EXPERIMENTS)

@@ -167,7 +167,7 @@ def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
 
 
 def test_reconstructions_stand_beside_their_clips(vae, tmp_path):
-    from helios_jax.sampling.media import load_video
+    from helios_jax.media.reading import load_video
 
     reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)
     validate = reconstructions.prepare(MeasuredVae(clips=NoisyClips()), vae, MESH)

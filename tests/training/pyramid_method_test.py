@@ -9,9 +9,9 @@ import pytest
 from method_cases import LAYOUT, draw, keys, latent_batch, loss, networks, sample, silent_networks
 
 from helios_jax.config import SchedulerConfig
-from helios_jax.corruption import Corruption
 from helios_jax.diffusion.flow import interpolate, predict_clean, velocity
 from helios_jax.diffusion.pyramid import block_noise, pyramid_levels, renoise, transition, upsample_nearest
+from helios_jax.training.corruption import Corruption
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.pyramid import Pyramid, level_paths
 from helios_jax.training.timesteps import table_entries

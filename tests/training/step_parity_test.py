@@ -15,8 +15,8 @@ from flax import nnx
 
 import helios_jax as hx
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entries
-from helios_jax.corruption import CorruptionDraws, SaturationDraws
 from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.training.corruption import CorruptionDraws, SaturationDraws
 from helios_jax.training.injection import DropDraws, InjectionDraws
 from helios_jax.training.methods.base import Base, BaseDraws
 from helios_jax.training.methods.pyramid import Pyramid, PyramidDraws

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from helios_jax.config import patch_tokens
-from helios_jax.corruption import Corruption, CorruptionDraws, Segments, corrupt
 from helios_jax.diffusion.flow import interpolate, velocity
 from helios_jax.parallel.memory import Remat
 from helios_jax.training.batch import LatentBatch
+from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
 from helios_jax.training.injection import Injection, InjectionDraws
 from helios_jax.training.methods import (
     CONTEXT,

@@ -1,6 +1,6 @@
 """Videos of new captions of the moving shapes world, and how many of them show what their caption says.
 
-    python -m experiments.tiny_scores --pipeline=runs/tiny/stage2/product/300 --out=runs/tiny/samples
+    python -m helios_jax.evaluation.moving_shapes --pipeline=runs/tiny/stage2/product/300 --out=runs/tiny/samples
 
 Writes scores.json, the videos below their scenes (samples.webp) and some frames of each (samples.png). A video counts
 as recovered when colour, kind and direction of every captioned shape can be read from its pixels and no other shape is
@@ -23,9 +23,9 @@ import numpy as np
 from absl import app
 from absl.flags import argparse_flags
 
-from data.moving_shapes.captions import parse_caption
-from data.moving_shapes.scoring import score
-from data.moving_shapes.source import MovingShapes, in_processes
+from helios_jax.data.moving_shapes.captions import parse_caption
+from helios_jax.data.moving_shapes.scoring import score
+from helios_jax.data.moving_shapes.source import MovingShapes, in_processes
 from helios_jax.typing import UInt8
 
 SIZE = 64

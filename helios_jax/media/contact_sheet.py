@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from helios_jax.sampling.media import uint8_frames
-from helios_jax.sampling.video_writer import new_file
+from helios_jax.media.reading import uint8_frames
+from helios_jax.media.video_writer import new_file
 from helios_jax.typing import AnyArray, Path
 
 _LABEL_HEIGHT = 14

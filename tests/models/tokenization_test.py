@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 
 from helios_jax.config import TextEncoderConfig
+from helios_jax.models import tokenization
 from helios_jax.models.text_encoder import Umt5Encoder
-from helios_jax.sampling import text
-from helios_jax.sampling.text import TextEncoder, Tokenizer, clean_prompt, needed_keys
+from helios_jax.models.tokenization import TextEncoder, Tokenizer, clean_prompt, needed_keys
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "text_encoder"
 TOKENS = json.loads((DATA / "tokens" / "io.json").read_text())
@@ -44,7 +44,7 @@ def test_cleaning_equals_diffusers(raw, cleaned):
 
 def test_without_ftfy_one_warning_and_plain_cleaning(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
-    text._text_fixer.cache_clear()
+    tokenization._text_fixer.cache_clear()
     try:
         with pytest.warns(UserWarning, match="ftfy is not installed.*token ids.*may differ"):
             assert clean_prompt(" itâ€™s  &amp;lt;b ") == "itâ€™s <b"
@@ -52,7 +52,7 @@ def test_without_ftfy_one_warning_and_plain_cleaning(monkeypatch):
             warnings.simplefilter("error")
             assert clean_prompt("again") == "again"
     finally:
-        text._text_fixer.cache_clear()
+        tokenization._text_fixer.cache_clear()
 
 
 @pytest.mark.parametrize("max_tokens", [12, 64])

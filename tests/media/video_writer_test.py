@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from helios_jax.sampling import video_writer
-from helios_jax.sampling.media import load_video
-from helios_jax.sampling.video_writer import VideoWriter, make_seekable
+from helios_jax.media import video_writer
+from helios_jax.media.reading import load_video
+from helios_jax.media.video_writer import VideoWriter, make_seekable
 
 HEIGHT, WIDTH = 64, 96
 

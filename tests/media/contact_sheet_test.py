@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helios_jax.sampling.contact_sheet import ContactSheet
+from helios_jax.media.contact_sheet import ContactSheet
 
 TILE, LABEL, GAP = (16, 32), 14, 2
 

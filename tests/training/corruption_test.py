@@ -9,7 +9,7 @@ import pytest
 
 from helios_jax.config import HistoryConfig
 from helios_jax.context import History
-from helios_jax.corruption import (
+from helios_jax.training.corruption import (
     Corruption,
     CorruptionDraws,
     Saturation,

@@ -1,0 +1,1 @@
+"""Media: images and videos in, mp4 files and contact sheets out."""
