@@ -47,8 +47,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
 
     name, batch_size = CASES[case]
     experiment = frozen(importlib.import_module(f"helios_jax.experiments.{name}").get_config("14b"))
-    method = dataclasses.replace(experiment.method, remat=remat)
-    experiment = dataclasses.replace(experiment, method=method, batch_size=batch_size)
+    experiment = dataclasses.replace(experiment, remat=remat, batch_size=batch_size)
     config = SIZES[size][0]
     mesh = experiment.mesh.build()
     network = random_network(HeliosTransformer, config, "bfloat16", draws(0))

@@ -14,6 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from helios_jax.models.lora import add_lora
+from helios_jax.parallel.execution import Execution, Scanned
+from helios_jax.parallel.memory import Remat
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.ema import Ema
 from helios_jax.training.methods import Method
@@ -120,6 +122,7 @@ class Experiment:
         steps: Updates to make.
         batch_size: Samples per update, over all devices.
         accumulation: Microbatches that a batch is cut into, one after the other, to save memory.
+        remat: What the backward pass recomputes, to save memory.
         seed: Seed of fresh weights, of the order of the data, and of every draw of the method.
         lora: Adapters to put on; ``None``: none.
         trainable: Which parameters are trained, 1 or 0 by path; those that no rule matches are not.
@@ -142,6 +145,7 @@ class Experiment:
     steps: int
     batch_size: int
     accumulation: int = 1
+    remat: Remat = "none"
     seed: int = 0
     lora: Lora | None = None
     trainable: Rules = ((".*", 1),)
@@ -162,6 +166,11 @@ class Experiment:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}")
 
+    @property
+    def execution(self) -> Execution:
+        """How the transformer's blocks are run in training."""
+        return Execution(layers=Scanned(remat=self.remat))
+
     def initial_networks(self, mesh: Mesh) -> nnx.Module:
         """The networks that training begins with, adapters included."""
         weights, adapters = jax.random.split(jax.random.key(self.seed))
@@ -179,6 +188,8 @@ MAY_CHANGE = (
     "keep_every",
     "on_nan",
     "accumulation",
+    "remat",
+    # Where ``remat`` was before it became a setting of the experiment: runs begun then can be resumed.
     "method.remat",
 )
 """Settings that a resumed run may change: they do not decide what is trained (``steps``: when the learning rate is

@@ -126,7 +126,7 @@ def compiled_step(
 ) -> Step:
     """``make_step`` for states like this one, which it takes over."""
     shardings = jax.tree.map(lambda array: array.sharding, state)
-    options = compiler_options(getattr(experiment.method, "remat", None))
+    options = compiler_options(experiment.remat)
     step = make_step(experiment, graph, optimizer, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
@@ -140,7 +140,7 @@ def make_step(experiment: Experiment, graph: nnx.GraphDef, optimizer: optax.Grad
     learning_rate = experiment.optimizer.learning_rates(experiment.steps)
 
     def loss(trainable: Params, frozen: Params, batch: Any, keys: Key[Array, " B"]) -> tuple[Array, Metrics]:
-        value, metrics = method.loss(unflatten(graph, trainable | frozen), batch, keys)
+        value, metrics = method.loss(unflatten(graph, trainable | frozen), batch, keys, experiment.execution)
         return value, {"loss": value, **metrics}
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

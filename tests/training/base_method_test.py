@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from method_cases import (
+    EXECUTION,
     LAYOUT,
     draw,
     draw_parameter,
@@ -51,7 +52,7 @@ def test_loss_of_a_network_that_predicts_nothing():
 def test_loss_from_keys_is_the_loss_from_their_draws():
     batch, module = latent_batch(2), networks()
     graph, state = nnx.split(module)
-    value = jax.jit(lambda state: WHOLE.loss(nnx.merge(graph, state), batch, keys(2))[0])(state)
+    value = jax.jit(lambda state: WHOLE.loss(nnx.merge(graph, state), batch, keys(2), EXECUTION)[0])(state)
     expected = loss(WHOLE, module, batch, draw(WHOLE, batch, keys(2)))[0]
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
 

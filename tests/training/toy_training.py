@@ -52,7 +52,9 @@ class ToyMethod:
 
     nan_at: int = -1
 
-    def loss(self, networks: ToyNetworks, batch: VideoBatch, keys: Any) -> tuple[Any, dict[str, Any]]:
+    def loss(
+        self, networks: ToyNetworks, batch: VideoBatch, keys: Any, execution: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
         x = batch.frames.reshape(len(batch.frames), -1).astype(jnp.float32) / 255
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
         error = jnp.square(networks(x + 0.5 * noise) - x).mean(-1)

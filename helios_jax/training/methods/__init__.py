@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.networks import Networks
 from helios_jax.typing import Array, Float, Key
 
@@ -29,13 +30,16 @@ NOISE, TIMESTEP, CONTEXT, INPUT = range(4)
 class Method(Protocol):
     """What the trainer runs. Methods are frozen dataclasses, hence static under ``jax.jit``."""
 
-    def loss(self, networks: Networks, batch: Any, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, networks: Networks, batch: Any, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The mean loss of a batch, differentiable with respect to the parameters of ``networks``.
 
         Args:
             networks: At least those that the method trains or runs.
             batch: The batch of the method: ``LatentBatch`` or ``VideoBatch``.
             keys: One key per sample of the batch.
+            execution: How a transformer's blocks are run; changes memory and speed, not the loss.
         """
         ...
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from helios_jax.config import patch_tokens
 from helios_jax.diffusion.flow import interpolate, velocity
-from helios_jax.parallel.memory import Remat
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
 from helios_jax.training.injection import Injection, InjectionDraws
@@ -59,17 +59,17 @@ class Base:
         context: How the context is made.
         timesteps: Noise levels and their weights.
         input_corruption: Damages the x of equation (1), never that of (2); ``None``, as published: nothing.
-        remat: What the backward pass recomputes, see ``HeliosTransformer.denoise``.
     """
 
     context: Injection = dataclasses.field(default_factory=Injection)
     timesteps: TimestepSampling = dataclasses.field(default_factory=TimestepSampling)
     input_corruption: Corruption | None = None
-    remat: Remat = "none"
 
-    def loss(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
         """See ``Method``."""
-        return self.loss_from_draws(networks, batch, self.draw(keys, batch))
+        return self.loss_from_draws(networks, batch, self.draw(keys, batch), execution)
 
     def draw(self, keys: Key[Array, " B"], batch: LatentBatch) -> BaseDraws:
         """All draws for a batch of these shapes."""
@@ -86,7 +86,7 @@ class Base:
         return jax.vmap(sample)(keys)
 
     def loss_from_draws(
-        self, networks: Networks, batch: LatentBatch, draws: BaseDraws
+        self, networks: Networks, batch: LatentBatch, draws: BaseDraws, execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """Equation (2); the metric "mse" is without the weights."""
         transformer = networks.transformer
@@ -101,7 +101,7 @@ class Base:
             networks.text_embeds(batch.text),
             self.context.history(batch, draws.context).tiers(layout),
             layout,
-            remat=self.remat,
+            execution=execution,
         )
         errors = mean_squares(predicted - velocity(draws.noise, clean))
         return (self.timesteps.weight(sigma) * errors).mean(), {"mse": errors.mean()}

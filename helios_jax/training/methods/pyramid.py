@@ -35,7 +35,7 @@ from helios_jax.diffusion.pyramid import (
     upsample_nearest,
 )
 from helios_jax.models.transformer import Context
-from helios_jax.parallel.memory import Remat
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
 from helios_jax.training.injection import Injection, InjectionDraws
@@ -113,7 +113,6 @@ class Pyramid:
         reduction: "mean" over samples; "sum" over the samples of a chunk and mean over the batch, the scale of the
             published training without packing.
         input_corruption: Damages the end points, and with them the target; ``None``, as published: nothing.
-        remat: What the backward pass recomputes, see ``HeliosTransformer.denoise``.
     """
 
     context: Injection = dataclasses.field(default_factory=Injection)
@@ -121,7 +120,6 @@ class Pyramid:
     ratios: tuple[int, ...] = (1, 2, 1)
     reduction: Literal["mean", "sum"] = "mean"
     input_corruption: Corruption | None = None
-    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         levels = self.scheduler.num_levels
@@ -130,9 +128,11 @@ class Pyramid:
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction {self.reduction!r} must be 'mean' or 'sum'")
 
-    def loss(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
         """See ``Method``."""
-        return self.loss_from_draws(networks, batch, self.draw(keys, batch))
+        return self.loss_from_draws(networks, batch, self.draw(keys, batch), execution)
 
     def draw(self, keys: Key[Array, " B"], batch: LatentBatch) -> PyramidDraws:
         """All draws for a batch of these shapes."""
@@ -156,7 +156,7 @@ class Pyramid:
         return jax.vmap(sample)(keys)
 
     def loss_from_draws(
-        self, networks: Networks, batch: LatentBatch, draws: PyramidDraws
+        self, networks: Networks, batch: LatentBatch, draws: PyramidDraws, execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """Equation (4); the metrics "level0/mse", ... are its parts."""
         transformer, layout = networks.transformer, self.context.layout
@@ -179,9 +179,9 @@ class Pyramid:
                 interpolate(start, end, per_sample(table_entries(u, level.sigmas))),
                 table_entries(u, level.timesteps),
                 text=jnp.repeat(text, copies, 0),
-                context=Context(tokens=jnp.repeat(context.tokens, copies, 0), rows=context.rows),
+                context=Context(tokens=jnp.repeat(context.tokens, copies, 0), modulation=context.modulation),
                 rope=transformer.rope(layout, history.frames.shape[2:4], end.shape[2:4], end.shape[1]),
-                remat=self.remat,
+                execution=execution,
             )
             errors.append(mean_squares(predicted - velocity(start, end)))
 

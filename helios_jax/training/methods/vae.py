@@ -21,6 +21,7 @@ from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, in_slices
 from helios_jax.models.vae_layers import Conv, frames_together
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import VideoBatch
 from helios_jax.training.methods import NOISE, Metrics, fold
 from helios_jax.training.networks import Networks
@@ -57,12 +58,15 @@ class Vae:
         if self.penalty not in ("l1", "charbonnier"):
             raise ValueError(f"penalty {self.penalty!r} must be 'l1' or 'charbonnier'")
 
-    def loss(self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
-        """See ``Method``.
+    def loss(
+        self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """See ``Method``; ``execution`` has no effect, since a VAE is no stack of equal blocks.
 
         Raises:
             ValueError: The clips do not have 4k + 1 frames.
         """
+        del execution
         return self.loss_from_draws(networks, batch, self.draw(keys, networks.vae.config, batch))
 
     @staticmethod
