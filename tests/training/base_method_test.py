@@ -120,8 +120,17 @@ def test_missing_networks_and_texts_are_named():
         given.text_embeds(Text(tokens=jnp.zeros((1, 3), int), lengths=jnp.array([1])))
     with pytest.raises(ValueError, match="the batch has no text"):
         given.text_embeds(Text(tokens=jnp.zeros((1, 3), int)))
-    with pytest.raises(AttributeError, match="'Networks' object has no attribute 'discriminator'"):
-        _ = given.discriminator
+    with pytest.raises(AttributeError, match="'Networks' object has no attribute '_transformer'"):
+        _ = given._transformer
+
+
+def test_networks_may_have_any_names():
+    both = Networks(discriminator=networks().transformer, transformer=networks().transformer)
+    again = nnx.merge(*nnx.split(both))
+    assert sorted(nnx.state(again)) == ["discriminator", "transformer"]
+    assert again.discriminator.config == both.transformer.config
+    with pytest.raises(AttributeError, match=r"no critic among the networks \(discriminator, transformer\)"):
+        _ = again.critic
 
 
 def test_networks_survive_split_and_merge():

@@ -90,7 +90,7 @@ def sample(tree, index: int):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(method, keys, batch):
-    return method.draw(keys, batch)
+    return method.draw(Networks(), batch, keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

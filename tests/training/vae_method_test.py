@@ -60,7 +60,7 @@ def test_pixels_span_the_range_of_the_model():
 
 def test_loss_in_numpy(vae):
     batch, own = clips(2), keys(2)
-    noise = Vae.draw(own, CONFIG, batch)
+    noise = Vae().draw(Networks(vae=vae.module), batch, own)
     assert noise.shape == (2, 2, 2, 3, 4)
 
     methods = [Vae(penalty="l1", kl_weight=0.25), Vae(kl_weight=0.25), Vae(kl_weight=0.25, square_weight=3.0)]
