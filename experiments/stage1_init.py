@@ -49,12 +49,13 @@ def get_config(size: str = "14b"):
     return mutable(
         Experiment(
             start=Wan(folder=wan),
-            method=Base(context=Injection.published(), remat="offload"),
+            method=Base(context=Injection.published()),
             data=Latents(folders=("latents",)),
             product=Pipeline(parts=wan, config=PipelineConfig(is_pyramid=False), scheduler=SchedulerConfig.base()),
             optimizer=AdamW(learning_rate=5e-5, weight_decay=1e-4, clip_norm=1.0),
             steps=5500,
             batch_size=128,
+            remat="offload",
             seed=43,
             lora=Lora(rank=128, excludes=("transformer/patch_(short|mid|long)",)),
             trainable=(("transformer/patch_(short|mid|long)/.*", 1), (".*/lora_[ab]", 1)),
@@ -137,11 +138,11 @@ def tiny_gpu() -> Experiment:
             ),
             text_encoder=TextEncoderConfig(vocab_size=96, d_model=192, num_layers=4, num_heads=6, d_kv=32, d_ff=448),
         ),
-        method=dataclasses.replace(small.method, remat="full"),
         product=dataclasses.replace(small.product, dtype="bfloat16", vae_dtype="bfloat16"),
         optimizer=dataclasses.replace(small.optimizer, learning_rate=1e-3, warmup_steps=500),
         steps=10_000,
         batch_size=256,
+        remat="full",
         log_every=100,
         checkpoint_every=4000,
     )

@@ -16,7 +16,7 @@ from helios_jax.experiments import stage2_init
 from helios_jax.training.experiment import Lora
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(size: str = "14b"):
@@ -25,7 +25,7 @@ def get_config(size: str = "14b"):
     return mutable(
         dataclasses.replace(
             init,
-            start=Checkpoint(folder="runs/stage2_init/product/10000"),
+            start=FromCheckpoint(folder="runs/stage2_init/product/10000"),
             method=dataclasses.replace(init.method, ratios=(1, 1, 1)),
             optimizer=AdamW(learning_rate=3e-5, warmup_steps=500, weight_decay=1e-4, clip_norm=1.0),
             steps=5000,

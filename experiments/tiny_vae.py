@@ -21,7 +21,7 @@ from helios_jax.training.methods.vae import Vae
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import MeasuredVae
-from helios_jax.training.starts import Checkpoint, Random
+from helios_jax.training.starts import FromCheckpoint, Random
 
 
 def get_config(phase: str = "images"):
@@ -72,7 +72,7 @@ def clips(before: Experiment, batch_size: int, scenes: int) -> Experiment:
     """Short clips, after stills."""
     return dataclasses.replace(
         before,
-        start=Checkpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),
+        start=FromCheckpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),
         data=dataclasses.replace(before.data, frames=9, scenes=scenes),
         optimizer=dataclasses.replace(before.optimizer, learning_rate=0.3 * before.optimizer.learning_rate),
         steps=100,

@@ -29,9 +29,10 @@ from helios_jax.diffusion.pyramid import (
     transition,
 )
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
+from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.rope import RopeTable
-from helios_jax.models.transformer import Context, HeliosTransformer, TextContext
+from helios_jax.models.transformer import Context, HeliosTransformer
 from helios_jax.parallel.mesh import replicated_beside
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.typing import AnyArray, Array, DType, Float

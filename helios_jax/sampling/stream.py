@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.context import History
+from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import needed_keys
-from helios_jax.models.transformer import TextContext
 from helios_jax.models.vae import WanVae, decode_frames
 from helios_jax.parallel.mesh import on_mesh_of
 from helios_jax.sampling.chunk import (
