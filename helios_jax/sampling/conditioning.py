@@ -23,9 +23,8 @@ from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.request import Request
+from helios_jax.sampling.settings import SigmaRange
 from helios_jax.typing import AnyArray, Array, Float
-
-SigmaRange = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
