@@ -104,7 +104,8 @@ def _scan(path: pathlib.Path, size: int, modified: int) -> Timeline:
             if not packet.is_discard:  # an edit list may hide frames that others refer to
                 times.append(packet.pts)
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
-        tick = stream.time_base or Fraction(1)
+        # Not a Fraction in every version of PyAV.
+        tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
     known = None not in times and len(set(times)) == len(times)
     shown = np.sort(np.array(times, np.int64)) if known else None
     if shown is not None and len(shown) > 1 and end <= shown[-1]:  # without durations: as long as the frame before

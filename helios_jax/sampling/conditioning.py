@@ -18,11 +18,12 @@ import numpy as np
 
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.context import History
-from helios_jax.media.reading import Frames, to_signed
+from helios_jax.media.pixels import Frames, to_signed
+from helios_jax.media.reading import ClipEnds
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
 from helios_jax.sampling.noise import NoiseSource
-from helios_jax.sampling.request import Request
+from helios_jax.sampling.request import Request, visible_chunks
 from helios_jax.typing import AnyArray, Array, Float
 
 SigmaRange = tuple[float, float]
@@ -71,10 +72,11 @@ class Conditioner:
         empty = self.from_nothing(*anchor.shape[2:4])
         return empty.replace_tail(self._noisy("still", last, self.video_sigmas)).with_anchor(anchor)
 
-    def from_video(self, video: Frames) -> History:
-        """Video-to-video, from frames [F,H,W,3], uint8 or [-1, 1].
+    def from_video(self, video: Frames | ClipEnds) -> History:
+        """Video-to-video, from unsigned frames [F,H,W,3], of which the first and the last ones are enough.
 
-        Pieces that the buffer would forget at once are not encoded.
+        Pieces that the buffer would forget at once are not encoded, but they are counted: a piece's number, and with
+        it the names of its draws, depends on the length of the whole clip.
 
         Raises:
             ValueError: The clip is shorter than one piece.
@@ -86,8 +88,7 @@ class Conditioner:
         anchor = self._noisy("anchor", self._encode(to_signed(video[:1]), "anchor"), self.image_sigmas)
         history = self.from_nothing(*anchor.shape[2:4]).with_anchor(anchor)
         start = len(video) - pieces * size
-        visible = -(-self.history.buffer_frames // self.history.chunk_frames)
-        for i in range(max(0, pieces - visible), pieces):
+        for i in range(max(0, pieces - visible_chunks(self.history)), pieces):
             piece = to_signed(video[start + i * size : start + (i + 1) * size])
             latents = self._encode(piece, f"piece{i}")
             history = history.push(self._noisy(f"piece{i}", latents, self.video_sigmas, per_frame=True))

@@ -10,7 +10,7 @@ from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.models.tokenization import encode_tokens
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
-from helios_jax.training.batch import Text
+from helios_jax.training.batch import PromptBatch
 from helios_jax.typing import Array, Float
 
 
@@ -47,7 +47,7 @@ class Networks(nnx.Module):
             raise AttributeError(f"no {name} among the networks ({', '.join(given) or 'none given'}): pass {name}=...")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def text_embeds(self, text: Text) -> Float[Array, "B S E"]:
+    def text_embeds(self, text: PromptBatch) -> Float[Array, "B S E"]:
         """The text as the transformer takes it, zeros behind the last token, as in sampling.
 
         Tokens are encoded by ``text_encoder``, so that gradients reach it.
