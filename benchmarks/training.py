@@ -37,7 +37,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
 
     from helios_jax.checkpoints.random import random_network
     from helios_jax.models import HeliosTransformer
-    from helios_jax.training.batch import LatentBatch, Text
+    from helios_jax.training.batch import LatentBatch, PromptBatch
     from helios_jax.training.descent import PLAYER, procedure_of
     from helios_jax.training.networks import Networks
     from helios_jax.training.overrides import frozen
@@ -66,7 +66,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
         target=normal(2, 9, height, width, 16),
         history=normal(3, 19, height, width, 16),
         anchor=normal(4, 1, height, width, 16),
-        text=Text(embeds=normal(5, 512, config.text_dim)),
+        text=PromptBatch(embeds=normal(5, 512, config.text_dim)),
     )
     flops = running.flops(batch)
 

@@ -226,7 +226,7 @@ class HeliosPipeline:
             )
             conditioner = Conditioner(
                 vae=self.vae,
-                history=request.history_config,
+                history_config=request.history_config,
                 noise=noise,
                 batch=request.batch,
                 image_sigmas=settings.image_sigmas,

@@ -10,7 +10,7 @@ import numpy as np
 from helios_jax._warnings import warn_user
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
-from helios_jax.media.reading import load_image, load_video
+from helios_jax.media.reading import ClipEnds, load_ends, load_image
 from helios_jax.sampling.prompts import PromptSchedule
 from helios_jax.sampling.settings import SampleSettings
 from helios_jax.typing import AnyArray
@@ -54,7 +54,7 @@ class Request:
         amplify_first_chunk: Twice the steps in the first chunk.
         skip_first_chunk: Take the anchor from the second chunk.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
-        video: Frames [F,H,W,3], or ``None``.
+        video: The frames of a clip that the context can hold, or ``None``.
         history_config: Layout of the context.
     """
 
@@ -68,7 +68,7 @@ class Request:
     amplify_first_chunk: bool
     skip_first_chunk: bool
     image: np.ndarray | None
-    video: np.ndarray | None
+    video: ClipEnds | None
     history_config: HistoryConfig
 
     @property
@@ -129,7 +129,8 @@ class RequestDefaults:
         window = self.vae.pixel_frames(history_config.chunk_frames)
         clip = None
         if video is not None:
-            clip = load_video(video, height, width)
+            # Of a long clip only this much ever reaches the context, see ``Conditioner.from_video``.
+            clip = load_ends(video, height, width, last=visible_chunks(history_config) * window)
             if len(clip) < window:
                 raise ValueError(
                     f"the video has {len(clip)} frames; at least {window} are needed to continue it. "
@@ -208,6 +209,11 @@ class RequestDefaults:
             raise ValueError(f"this checkpoint was loaded without a text encoder: give {name}_embeds")
         elif not isinstance(text, str | PromptSchedule | None) and len(text) != batch:
             raise ValueError(f"{name} has {len(text)} texts for a batch of {batch}; give one for each, or one str")
+
+
+def visible_chunks(history_config: HistoryConfig) -> int:
+    """Chunks of which at least a part fits into the buffer of the context."""
+    return -(-history_config.buffer_frames // history_config.chunk_frames)
 
 
 def _batch_size(prompt: Prompt | None, embeds: AnyArray | None) -> int:

@@ -9,7 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.models import HeliosTransformer
-from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.flops import forward_flops, history_tokens, training_flops
 from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
@@ -64,7 +64,7 @@ def batch(config):
         return np.zeros((1, frames, 16, 16, 16), np.float32)
 
     return LatentBatch(
-        target=zeros(9), history=zeros(19), anchor=zeros(1), text=Text(embeds=np.zeros((1, 7, config.text_dim)))
+        target=zeros(9), history=zeros(19), anchor=zeros(1), text=PromptBatch(embeds=np.zeros((1, 7, config.text_dim)))
     )
 
 
