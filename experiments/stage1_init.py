@@ -124,6 +124,8 @@ def tiny_gpu() -> Experiment:
     Such narrow layers are limited by memory traffic, so that computing blocks again costs less than keeping them.
     """
     small = tiny()
+    assert isinstance(small.method, Base)
+    assert isinstance(small.product, Pipeline)
     return dataclasses.replace(
         small,
         start=Random(

@@ -19,6 +19,7 @@ from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
@@ -54,6 +55,8 @@ def experiment(size: str) -> Experiment:
 
 def tiny(base: Experiment) -> Experiment:
     """What the stage 1 of ``base`` trained, in full; twice as many chunks a step, with one sample of each level."""
+    assert isinstance(base.method, Base)
+    assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype
     context, remat = base.method.context, base.method.remat
     return dataclasses.replace(

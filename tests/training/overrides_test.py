@@ -118,11 +118,13 @@ def test_wrong_overrides_are_refused(tmp_path, override, message):
 
 
 def test_missing_arguments_are_named(tmp_path):
-    with pytest.raises(ValueError, match="give --config, an experiment file"):
+    with pytest.raises(ValueError, match="give --config, an experiment such as"):
         parse(["helios-train", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="and --workdir"):
         parse(["helios-train", "--config=experiments/tiny_vae.py"])
-    with pytest.raises(FileNotFoundError, match=r"no experiment file experiments/no\.py"):
+    with pytest.raises(
+        FileNotFoundError, match=r"experiments/no\.py; Installed are .*stage1_init\.py"
+    ):
         parse(["helios-train", "--config=experiments/no.py", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="size '13b' must be one of 14b, 1_3b, tiny"):
         parse(["helios-train", "--config=experiments/stage1_init.py:13b", f"--workdir={tmp_path}"])
