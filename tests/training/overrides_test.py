@@ -122,9 +122,7 @@ def test_missing_arguments_are_named(tmp_path):
         parse(["helios-train", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="and --workdir"):
         parse(["helios-train", "--config=experiments/tiny_vae.py"])
-    with pytest.raises(
-        FileNotFoundError, match=r"experiments/no\.py; Installed are .*stage1_init\.py"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"experiments/no\.py; Installed are .*stage1_init\.py"):
         parse(["helios-train", "--config=experiments/no.py", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="size '13b' must be one of 14b, 1_3b, tiny"):
         parse(["helios-train", "--config=experiments/stage1_init.py:13b", f"--workdir={tmp_path}"])
