@@ -1,5 +1,5 @@
 # Every target works on a fresh clone: the environment is created in .venv when it is missing or out of date.
-SHELL := /bin/bash
+SHELL := /bin/bash -o pipefail
 VENV  := .venv
 BIN   := $(VENV)/bin
 JOBS  ?= 2
@@ -48,9 +48,11 @@ format: env  ## ruff: mend both
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 types: env  ## pyrefly, on all packages
-	@scripts/check_types.sh
+	@scripts/link_packages.sh
+	@$(BIN)/pyrefly check --min-severity=error --output-format=min-text | sed 's#^\([A-Z]* \)build/packages/#\1#'
 
 docs: env  ## the documentation, into site/; warnings are errors
+	@scripts/link_packages.sh
 	@$(BIN)/mkdocs build --strict --quiet
 
 wheel: env  ## dist/: an sdist, and the wheel built from it
