@@ -92,7 +92,7 @@ def test_paths_exist(document):
     missing = []
     for span in spans(document):
         path, _, test = span.partition("::")
-        is_path = path.endswith(".py") or path.split("/")[0] in TOP_LEVEL and "/" in path
+        is_path = path.endswith(".py") or (path.split("/")[0] in TOP_LEVEL and "/" in path)
         if not is_path or re.search(r"[\s*<>=():]", path):
             continue
         path = path.rstrip("/")
