@@ -168,12 +168,15 @@ def test_figures_in_the_text_of_the_readme():
         for name in ("inference", "training", "published_sizes")
     )
     (ours, peak), (peer, _), _ = next(iter(training.values()))
+    also = json.loads((RESULTS / "inference.json").read_text())["also"]
+    without = also["peak device memory without the text encoder, GB"]
     best = max(row[3] for row in json.loads((RESULTS / "small_world.json").read_text())["rows"][1:])
     figures = [
         "{} frames per second end to end on one H200 with one step per level, against {}".format(
             *inference["frames per second end to end, steps (1, 1, 1)"]
         ),
         f"{inference['peak device memory, GB'][0]} GB at the peak",
+        f"{without} GB without the text encoder",
         f"takes {ours} s, against {peer} s",
         f"from {peak} GB",
         f"{sizes['together'][2]:.1f} GB per checkpoint",
