@@ -53,7 +53,7 @@ types: env  ## pyrefly, on all packages
 
 docs: env  ## the documentation, into site/; warnings are errors
 	@scripts/link_packages.sh
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
 wheel: env  ## dist/: an sdist, and the wheel built from it
 	@$(BIN)/python -m build --no-isolation

@@ -1,6 +1,6 @@
 """Stage 1, second part, with the corrections that the authors recommend after release.
 
-    helios-train --config=experiments/stage1_post_corrected.py:14b --workdir=runs/stage1_post_corrected
+    helios-train --config=stage1_post_corrected.py:14b --workdir=runs/stage1_post_corrected
 
 As ``stage1_post``, but the context is made as sampling meets it. The image-to-video form (anchor and newest frame
 alone) has probability 0.1 after the text-to-video test; absent frames stay exactly zero; 0.1 of the samples are blurred

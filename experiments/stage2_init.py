@@ -1,6 +1,6 @@
 """Stage 2, first part: Base learns the three levels of the pyramid and becomes Mid (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage2_init.py:14b --workdir=runs/stage2_init \
+    helios-train --config=stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
 Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).

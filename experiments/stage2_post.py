@@ -1,6 +1,6 @@
 """Stage 2, second part: refinement of Mid at a lower learning rate (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage2_post.py:14b --workdir=runs/stage2_post
+    helios-train --config=stage2_post.py:14b --workdir=runs/stage2_post
 
 Starts from what ``stage2_init`` wrote, its adapters folded in. Sizes: 14b, 1_3b.
 

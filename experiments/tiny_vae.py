@@ -1,7 +1,7 @@
 """A small VAE of the Wan2.1 kind for the world of moving shapes: the first step of train_tiny.py.
 
-    helios-train --config=experiments/tiny_vae.py:images --workdir=runs/tiny/vae_images
-    helios-train --config=experiments/tiny_vae.py:clips --workdir=runs/tiny/vae \
+    helios-train --config=tiny_vae.py:images --workdir=runs/tiny/vae_images
+    helios-train --config=tiny_vae.py:clips --workdir=runs/tiny/vae \
         --config.start.folder=runs/tiny/vae_images/product/1200
 
 4x time and 8x space, 16 channels, as published; 64 x 64 pixels. It learns from still images first, which show more
