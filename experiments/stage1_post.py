@@ -1,6 +1,6 @@
 """Stage 1, second part: refinement of Base at a lower learning rate (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage1_post.py:14b --workdir=runs/stage1_post
+    helios-train --config=stage1_post.py:14b --workdir=runs/stage1_post
 
 Starts from what ``stage1_init`` wrote, its adapters folded in, with fresh adapters of the same kind. Sizes: 14b, 1_3b.
 

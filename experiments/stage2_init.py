@@ -1,6 +1,6 @@
 """Stage 2, first part: Base learns the three levels of the pyramid and becomes Mid (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage2_init.py:14b --workdir=runs/stage2_init \
+    helios-train --config=stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
 Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).
@@ -19,6 +19,7 @@ from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
@@ -54,6 +55,8 @@ def experiment(size: str) -> Experiment:
 
 def tiny(base: Experiment) -> Experiment:
     """What the stage 1 of ``base`` trained, in full; twice as many chunks a step, with one sample of each level."""
+    assert isinstance(base.method, Base)
+    assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype
     return dataclasses.replace(
         base,

@@ -47,7 +47,7 @@ class TransformerConfig:
         eps: Epsilon of every norm.
         rope_dim: Channels of one head rotated by frame, row and column; they sum to ``head_dim``.
         rope_theta: Base of the rotary frequencies.
-        guidance_cross_attn: Text attends to current tokens only; history passes through untouched.
+        guidance_cross_attn: Only current tokens attend to the text; history tokens skip cross-attention.
         zero_history_timestep: History tokens are modulated with timestep 0.
         has_multi_term_memory_patch: The history patchers exist.
         is_amplify_history: Learned amplification of history keys (off in the released models).
@@ -105,7 +105,7 @@ class TransformerConfig:
 
     @classmethod
     def tiny(cls) -> "TransformerConfig":
-        """A model that runs in a blink on a CPU; for tests and the demo."""
+        """A model small enough for a CPU, for tests and the demo."""
         return cls(
             num_heads=2,
             head_dim=32,
