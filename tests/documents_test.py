@@ -161,6 +161,23 @@ def test_every_table_of_the_kernels_has_its_results():
         assert any(table >= rows and len(table - rows) <= 1 for rows in known), rows  # a second row of the head
 
 
+def test_small_world_is_what_its_scores_say():
+    scores = json.loads((ROOT / "experiments" / "results" / "tiny_gpu" / "scores.json").read_text())
+    rows = json.loads((RESULTS / "small_world.json").read_text())["rows"]
+    steps, guidance = scores["settings"]["steps"], scores["settings"]["guidance"]
+    (sampled,) = (row for row in rows if row[:3] == ["stage 2", steps[0], guidance])
+    for row, part in ((sampled, "sampled"), (rows[0], "vae")):
+        names = ["recovered", *(f"recovered with {count}" for count in (1, 2, 3))]
+        assert [int(re.findall(r"\((\d+) of", scores[part][name])[0]) for name in names] == row[3:]
+
+
+def test_sizes_follow_from_the_parameters():
+    *networks, together = json.loads((RESULTS / "published_sizes.json").read_text())["rows"]
+    assert together[1:3] == [sum(column) for column in list(zip(*networks, strict=True))[1:3]]
+    for _, _, parameters, float32, bfloat16 in (*networks, together):
+        assert (float32, bfloat16) == (round(4e-9 * parameters, 2), round(2e-9 * parameters, 2))
+
+
 def test_figures_in_the_text_of_the_readme():
     text = " ".join((ROOT / "README.md").read_text().split())
     inference, training, sizes = (
