@@ -98,9 +98,9 @@ class Updater:
         new = dataclasses.replace(
             new, updates=player.updates + 1, ema_count=player.ema_count + (average and self.ema is not None)
         )
-        metrics = {
+        metrics: Metrics = {
             "gradient_norm": norm,
-            "learning_rate": self.learning_rates(player.updates),
+            "learning_rate": jnp.asarray(self.learning_rates(player.updates)),
             "skipped": 1.0 - finite,
         }
         return new, metrics
