@@ -275,8 +275,8 @@ class BlockLayer:
 
     def pending(self, x: Float[Array, "B S D"], constants: Conditions) -> Residual:
         """See ``Layer``."""
-        gate = jnp.zeros_like(constants.modulation[:, :, 0], jnp.float32)
-        return Residual(x=x, update=jnp.zeros_like(x), gate=gate)
+        gates = constants.modulation[:, :, 0]
+        return Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(gates, jnp.float32))
 
     def settled(self, x: Float[Array, "B S D"]) -> Residual:
         """See ``Layer``."""

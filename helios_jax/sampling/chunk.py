@@ -33,7 +33,7 @@ from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.rope import RopeTable
 from helios_jax.models.transformer import Context, HeliosTransformer
-from helios_jax.parallel.mesh import replicated_beside
+from helios_jax.parallel.mesh import replicated_like
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.typing import AnyArray, Array, DType, Float
 
@@ -136,7 +136,7 @@ class ChunkSampler:
     @property
     def placement(self) -> jax.sharding.Sharding:
         """Where samples, noise and history live: whole, on every device of the network."""
-        return replicated_beside(self.transformer.params)
+        return replicated_like(self.transformer.params)
 
     def sample(
         self,

@@ -33,7 +33,7 @@ from helios_jax.training.flops import peak_flops, training_flops
 from helios_jax.training.metrics import JsonLines, MetricWriter, TensorBoard, Writers
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import Params, unflatten
-from helios_jax.training.sharding import data_shard, microbatches, put_batch
+from helios_jax.training.sharding import data_shard, microbatches, partition_specs, put_batch
 from helios_jax.training.state import TrainState, abstract_state, initial_state, split_params
 from helios_jax.typing import Array, Float, Int, Key, Path
 
@@ -147,7 +147,7 @@ def make_step(experiment: Experiment, graph: nnx.GraphDef, optimizer: optax.Grad
         gradient = functools.partial(jax.grad(loss, has_aux=True), state.trainable, state.frozen)
         keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
         leaves, structure = jax.tree.flatten((batch, keys))
-        pieces = microbatches(leaves, count, mesh)
+        pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
 
         def accumulate(sums: Any, piece: list[Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(*structure.unflatten(piece))), None
