@@ -1,4 +1,4 @@
-"""What a training step is given: values that loaders make and methods consume."""
+"""Batches: produced by loaders, consumed by methods."""
 
 import dataclasses
 
@@ -16,18 +16,30 @@ CLIPS = {"partition": PartitionSpec(SAMPLE_AXES, None, "context")}
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
+class PromptBatch:
     """Prompts of a batch, as embeddings of a frozen encoder or as tokens for one that is trained.
 
     Attributes:
-        embeds: Output of the text encoder, zeros behind the last token.
-        tokens: Token ids, the tokenizer's padding behind the last one.
+        embeds: Output of the text encoder, zeros after the last token.
+        tokens: Token ids, the tokenizer's padding after the last one.
         lengths: Tokens of each prompt, the end-of-sequence token included; given with ``tokens``.
     """
 
     embeds: Float[AnyArray, "B S E"] | None = None
     tokens: Int[AnyArray, "B S"] | None = None
     lengths: Int[AnyArray, " B"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens per prompt, padding included.
+
+        Raises:
+            ValueError: There are neither embeddings nor tokens.
+        """
+        given = self.embeds if self.tokens is None else self.tokens
+        if given is None:
+            raise ValueError("the batch has no text: give embeds, or tokens together with their lengths")
+        return given.shape[1]
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +57,7 @@ class LatentBatch:
     target: Float[AnyArray, "B T H W C"] = dataclasses.field(metadata=CLIPS)
     history: Float[AnyArray, "B T2 H W C"] = dataclasses.field(metadata=CLIPS)
     anchor: Float[AnyArray, "B 1 H W C"] = dataclasses.field(metadata=CLIPS)
-    text: Text
+    text: PromptBatch
 
 
 @jax.tree_util.register_dataclass

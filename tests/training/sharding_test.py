@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from helios_jax.training.batch import LatentBatch, Text, VideoBatch
+from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
 from helios_jax.training.sharding import MeshShape, data_shard, microbatches, partition_specs, put_batch
 
 
@@ -74,7 +74,7 @@ def test_batches_say_which_of_their_arrays_are_clips():
     """Rows of clips are split over context, by the batch's own statement and not by the number of axes."""
     samples, clips = PartitionSpec(("data", "fsdp")), PartitionSpec(("data", "fsdp"), None, "context")
     clip, flat = np.zeros((2, 1, 4, 4, 3), np.float32), np.zeros((2, 5, 7), np.float32)
-    latents = LatentBatch(target=clip, history=clip, anchor=clip, text=Text(embeds=flat))
+    latents = LatentBatch(target=clip, history=clip, anchor=clip, text=PromptBatch(embeds=flat))
     keys = jax.random.split(jax.random.key(0), 2)
     assert partition_specs((latents, keys)) == [clips, clips, clips, samples, samples]
     assert partition_specs(VideoBatch(frames=clip.astype(np.uint8))) == [clips]

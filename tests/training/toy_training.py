@@ -23,16 +23,14 @@ from helios_jax.training.experiment import Experiment
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import flatten
 
-WIDTH = 512
-
 
 class ToyNetworks(nnx.Module):
-    """Two layers; their kernels are large enough to be sharded."""
+    """Three layers; at width 512 their kernels are large enough to be sharded."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
+    def __init__(self, rngs: nnx.Rngs, width: int = 512) -> None:
         types = {"dtype": jnp.float32, "rngs": rngs}
-        self.net = nnx.Dict(first=linear(12, WIDTH, **types), second=linear(WIDTH, WIDTH, **types))
-        self.out = linear(WIDTH, 12, **types)
+        self.net = nnx.Dict(first=linear(12, width, **types), second=linear(width, width, **types))
+        self.out = linear(width, 12, **types)
 
     def __call__(self, x: Any) -> Any:
         return self.out(jax.nn.silu(self.net.second(jax.nn.silu(self.net.first(x)))))
@@ -42,8 +40,10 @@ class ToyNetworks(nnx.Module):
 class ToyStart:
     """Fresh weights."""
 
+    width: int = 512
+
     def networks(self, mesh: Any, key: Any) -> ToyNetworks:
-        return ToyNetworks(nnx.Rngs(key))
+        return ToyNetworks(nnx.Rngs(key), self.width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from method_cases import keys
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
-from helios_jax.models.vae import WanVae, normalize
+from helios_jax.models.vae import WanVae, normalize, to_model_range
 from helios_jax.models.vae_layers import frames_together
 from helios_jax.parallel.execution import SAMPLING
 from helios_jax.training.batch import VideoBatch
-from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae, to_model_range
+from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae
 from helios_jax.training.networks import Networks
 
 CONFIG = VaeConfig(
@@ -60,7 +60,7 @@ def test_pixels_span_the_range_of_the_model():
 
 def test_loss_in_numpy(vae):
     batch, own = clips(2), keys(2)
-    noise = Vae.draw(own, CONFIG, batch)
+    noise = Vae().draw(Networks(vae=vae.module), batch, own)
     assert noise.shape == (2, 2, 2, 3, 4)
 
     methods = [Vae(penalty="l1", kl_weight=0.25), Vae(kl_weight=0.25), Vae(kl_weight=0.25, square_weight=3.0)]
