@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from provenance import provenance
+
 from helios_jax.parallel.memory import Remat
 
 CASES = {"stage 1, batch 1": ("stage1_init", 1), "stage 1, batch 2": ("stage1_init", 2), "stage 2": ("stage2_init", 1)}
@@ -37,7 +39,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
 
     from helios_jax.checkpoints.random import random_network
     from helios_jax.models import HeliosTransformer
-    from helios_jax.training.batch import LatentBatch, Text
+    from helios_jax.training.batch import LatentBatch, PromptBatch
     from helios_jax.training.descent import PLAYER, procedure_of
     from helios_jax.training.networks import Networks
     from helios_jax.training.overrides import frozen
@@ -66,7 +68,7 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
         target=normal(2, 9, height, width, 16),
         history=normal(3, 19, height, width, 16),
         anchor=normal(4, 1, height, width, 16),
-        text=Text(embeds=normal(5, 512, config.text_dim)),
+        text=PromptBatch(embeds=normal(5, 512, config.text_dim)),
     )
     flops = running.flops(batch)
 
@@ -110,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
         args.out.write_text(json.dumps(measure(args.case, args.remat, args.size, args.profile), indent=1) + "\n")
         return
     here = Path(__file__)
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"run": provenance()}
     if args.peer:
         report["peer"] = run_apart(here.with_name("peer_training.py"))
     for case in CASES:

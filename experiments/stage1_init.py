@@ -3,8 +3,9 @@
     helios-prepare --model=Wan-AI/Wan2.1-T2V-14B-Diffusers --clips=clips.json --out=latents
     helios-train --config=stage1_init.py:14b --workdir=runs/stage1_init
 
-Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (random weights on moving shapes, see train_tiny.py). On
-several hosts add --config.validation=none, because validation runs in one process.
+Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (random weights on moving shapes, see train_tiny.py). The
+tiny sizes need a VAE and data, which python -m helios_jax.experiments.train_tiny --until=latents writes to runs/tiny.
+On several hosts add --config.validation=none, because validation runs in one process.
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
 in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43. The number of GPUs is not published; the number
@@ -129,6 +130,8 @@ def tiny_gpu() -> Experiment:
     Such narrow layers are limited by memory traffic, so that recomputing blocks costs less than storing activations.
     """
     small = tiny()
+    assert isinstance(small.method, Base)
+    assert isinstance(small.product, Pipeline)
     return dataclasses.replace(
         small,
         start=Random(

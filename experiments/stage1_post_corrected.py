@@ -15,10 +15,12 @@ import dataclasses
 
 from helios_jax.experiments import stage1_post
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.base import Base
 from helios_jax.training.overrides import mutable
 
 
 def get_config(size: str = "14b"):
     """The settings; ``size`` is "14b" or "1_3b"."""
     experiment = stage1_post.experiment(size)
+    assert isinstance(experiment.method, Base)
     return mutable(dataclasses.replace(experiment, method=dataclasses.replace(experiment.method, context=Injection())))

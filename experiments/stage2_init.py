@@ -20,6 +20,7 @@ from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
@@ -55,6 +56,8 @@ def experiment(size: str) -> Experiment:
 
 def tiny(base: Experiment) -> Experiment:
     """Trains the networks of stage 1 (``base``) in full; twice as many chunks a step, one sample of each level."""
+    assert isinstance(base.method, Base)
+    assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype
     return dataclasses.replace(
         base,

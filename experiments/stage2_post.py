@@ -14,6 +14,7 @@ import dataclasses
 
 from helios_jax.experiments import stage2_init
 from helios_jax.training.experiment import Lora
+from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.starts import FromCheckpoint
@@ -22,6 +23,7 @@ from helios_jax.training.starts import FromCheckpoint
 def get_config(size: str = "14b"):
     """The settings; ``size`` is "14b" or "1_3b"."""
     init = stage2_init.experiment(size)
+    assert isinstance(init.method, Pyramid)
     return mutable(
         dataclasses.replace(
             init,

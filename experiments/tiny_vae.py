@@ -58,6 +58,8 @@ def images() -> Experiment:
 def gpu_images() -> Experiment:
     """Stills, for a VAE four times as wide."""
     narrow = images()
+    assert isinstance(narrow.data, MovingShapes)
+    assert isinstance(narrow.product, MeasuredVae)
     return dataclasses.replace(
         narrow,
         start=Random(vae=VaeConfig(base_dim=32, num_res_blocks=1), dtype="bfloat16"),
@@ -71,6 +73,8 @@ def gpu_images() -> Experiment:
 
 def clips(before: Experiment, batch_size: int, scenes: int) -> Experiment:
     """Short clips, after stills."""
+    assert isinstance(before.start, Random)
+    assert isinstance(before.data, MovingShapes)
     return dataclasses.replace(
         before,
         start=FromCheckpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),

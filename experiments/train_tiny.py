@@ -67,7 +67,7 @@ from typing import Any
 from absl import app, logging
 from absl.flags import argparse_flags
 
-from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Sampling, integers, sample_and_score
+from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Evaluation, integers, sample_and_score
 from helios_jax.experiments.tiny_curves import write_curves
 
 HERE = Path(__file__).parent
@@ -185,14 +185,14 @@ def main(args: argparse.Namespace) -> int:
         # Guidance is an argument of the compiled programs: a further one takes seconds.
         cases = [("stage2", args.steps, guidance) for guidance in args.guidance]
         for stage, steps, guidance in [*cases, ("stage1", (sum(args.steps),), args.guidance[0])]:
-            settings = Sampling(
+            evaluation = Evaluation(
                 videos=args.videos,
                 batch=max(1, args.videos // 2),
                 steps=steps,
                 guidance=guidance,
                 num_shapes=args.num_shapes,
             )
-            result = sample_and_score(newest(out / stage), results / f"{stage}-guidance{guidance:g}", settings)
+            result = sample_and_score(newest(out / stage), results / f"{stage}-guidance{guidance:g}", evaluation)
             print(stage, json.dumps(result, indent=1), flush=True)
     print(f"# all: {time.perf_counter() - start:.1f} s")
     return 0

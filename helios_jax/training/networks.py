@@ -7,7 +7,7 @@ from flax import nnx
 
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import encode_tokens
-from helios_jax.training.batch import Text
+from helios_jax.training.batch import PromptBatch
 from helios_jax.typing import Array, Float
 
 
@@ -32,7 +32,7 @@ class Networks(nnx.Module):
         given = [other for other, network in vars(self).items() if isinstance(network, nnx.Module)]
         raise AttributeError(f"no {name} among the networks ({', '.join(given) or 'none given'}): pass {name}=...")
 
-    def text_embeds(self, text: Text) -> Float[Array, "B S E"]:
+    def text_embeds(self, text: PromptBatch) -> Float[Array, "B S E"]:
         """The text as the transformer takes it, zeros after the last token, as in sampling.
 
         Tokens are encoded by ``text_encoder``, so that gradients reach it.

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from helios_jax.checkpoints.diffusers import load_diffusers
 from helios_jax.checkpoints.hub import local_folder
-from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax
+from helios_jax.checkpoints.weights import load_weights
 from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.training.methods.vae import prepare_vae
 from helios_jax.training.networks import Networks
@@ -105,6 +104,4 @@ Checkpoint = FromCheckpoint
 
 def load_part(folder: Path, part: str, dtype: Precision, mesh: Mesh | None) -> Any:
     """One network of a checkpoint, in either layout."""
-    folder = local_folder(folder)
-    load = load_orbax if has_orbax_weights(folder / part) else load_diffusers
-    return load(folder, part, dtype=dtype, mesh=mesh)
+    return load_weights(local_folder(folder), part, dtype=dtype, mesh=mesh)

@@ -26,7 +26,7 @@ from helios_jax.config import TextEncoderConfig
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.models.tokenization import encode_tokens
-from helios_jax.training.batch import Text
+from helios_jax.training.batch import PromptBatch
 from helios_jax.training.corruption import Corruption
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.base import Base
@@ -97,12 +97,12 @@ def test_text_from_tokens_is_encoded_inside_the_loss():
     tokens, lengths = jnp.arange(10).reshape(2, 5) + 5, jnp.array([5, 2])
     embeds = encode_tokens(encoder, tokens, jnp.array([[True] * 5, [True, True, False, False, False]]))
     assert not np.asarray(embeds[1, 2:]).any()
-    batch = dataclasses.replace(latent_batch(2), text=Text(embeds=embeds))
+    batch = dataclasses.replace(latent_batch(2), text=PromptBatch(embeds=embeds))
     draws = draw(METHOD, batch, keys(2))
     expected = loss(METHOD, networks(), batch, draws)[0]
 
     both = Networks(transformer=networks().transformer, text_encoder=encoder.module)
-    batch = dataclasses.replace(batch, text=Text(tokens=tokens, lengths=lengths))
+    batch = dataclasses.replace(batch, text=PromptBatch(tokens=tokens, lengths=lengths))
     value, gradient = value_and_grad(METHOD, both, batch, draws)
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     assert {path.split("/")[0] for path in gradient} == {"transformer", "text_encoder"}
@@ -117,9 +117,9 @@ def test_missing_networks_and_texts_are_named():
     assert list(nnx.state(given)) == ["transformer"]
     assert not hasattr(given, "vae")
     with pytest.raises(AttributeError, match=r"no text_encoder among the networks \(transformer\): pass text_encoder="):
-        given.text_embeds(Text(tokens=jnp.zeros((1, 3), int), lengths=jnp.array([1])))
+        given.text_embeds(PromptBatch(tokens=jnp.zeros((1, 3), int), lengths=jnp.array([1])))
     with pytest.raises(ValueError, match="the batch has no text"):
-        given.text_embeds(Text(tokens=jnp.zeros((1, 3), int)))
+        given.text_embeds(PromptBatch(tokens=jnp.zeros((1, 3), int)))
     with pytest.raises(AttributeError, match="'Networks' object has no attribute '_transformer'"):
         _ = given._transformer
 

@@ -11,7 +11,7 @@ from helios_jax.checkpoints.random import random_network
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.parallel.execution import Execution, Scanned
-from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.networks import Networks
 
 CONFIG = TransformerConfig(
@@ -46,7 +46,7 @@ def latent_batch(batch: int, seed: int = 0, dtype: str = "float32") -> LatentBat
         target=normal(3, *SIZE, 4),
         history=normal(7, *SIZE, 4),
         anchor=normal(1, *SIZE, 4),
-        text=Text(embeds=normal(5, 32)),
+        text=PromptBatch(embeds=normal(5, 32)),
     )
 
 

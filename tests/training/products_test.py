@@ -184,7 +184,7 @@ def test_clips_are_written_next_to_their_reconstructions(vae, tmp_path):
 def test_clips_are_written_with_a_row_per_chunk(tmp_path):
     from PIL import Image
 
-    video, sheet = write_clip(tmp_path / "clip.mp4", np.zeros((40, 16, 16, 3), np.uint8), 24)
+    video, sheet = write_clip(tmp_path / "clip.mp4", np.zeros((40, 16, 16, 3), np.uint8), 24, 33)
     assert video.exists()
     assert Image.open(sheet).height > 2 * Image.open(sheet).width // 6
 

@@ -16,7 +16,7 @@ from flax import nnx
 import helios_jax as hx
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entries
 from helios_jax.parallel.execution import Execution, Scanned
-from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.corruption import CorruptionDraws, SaturationDraws
 from helios_jax.training.injection import DropDraws, InjectionDraws
 from helios_jax.training.methods.base import Base, BaseDraws
@@ -46,7 +46,7 @@ def batch() -> LatentBatch:
         target=normal("target", *CHUNK),
         history=normal("history", *PAST),
         anchor=normal("anchor", 1, *PAST[1:]),
-        text=Text(embeds=normal("text", 5, 24)),
+        text=PromptBatch(embeds=normal("text", 5, 24)),
     )
 
 

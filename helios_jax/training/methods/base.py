@@ -18,6 +18,7 @@ from helios_jax.diffusion.flow import interpolate, velocity
 from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
+from helios_jax.training.flops import NetworkCalls, history_tokens
 from helios_jax.training.injection import Injection, InjectionDraws
 from helios_jax.training.methods import (
     CONTEXT,
@@ -106,3 +107,12 @@ class Base:
         )
         errors = mean_squares(predicted - velocity(draws.noise, clean))
         return (self.timesteps.weight(sigma) * errors).mean(), {"mse": errors.mean()}
+
+    def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
+        """One call, see ``CountsCalls``."""
+        config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
+        return NetworkCalls(
+            current=(patch_tokens(config, frames, height, width),),
+            history=history_tokens(config, self.context.layout, height, width),
+            text=batch.text.length,
+        )
