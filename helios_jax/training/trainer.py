@@ -76,7 +76,6 @@ def train(experiment: Experiment, workdir: Path) -> int:
         # The settings are written only now: a run that could not begin must not fix them.
         write_settings(workdir, settings)
 
-        # Loop.
         with _preemption() as preempted, Log(experiment, workdir) as log:
             for done in range(first + 1, experiment.steps + 1):
                 batch = put_batch(next(data), experiment.batch_size, mesh)
