@@ -142,7 +142,7 @@ def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings:
 
 def through_vae(pipe: "HeliosPipeline", frames: Clips) -> Clips:
     """The clips, encoded and decoded in chunks."""
-    from helios_jax.training.validation import reconstruct
+    from helios_jax.models.vae import reconstruct
 
     chunks = np.split(frames, frames.shape[1] // pipe.chunk_frames, axis=1)
     return np.concatenate([np.asarray(reconstruct(pipe.vae, chunk)) for chunk in chunks], axis=1)

@@ -77,6 +77,7 @@ class SelfAttention(nnx.Module):
         )
         if config.is_amplify_history:
             k = self._amplify(k, num_history)
+        # Attention reads values in place, as the last third of the fused projection's heads: no copy is made of them.
         heads = qkv.reshape(*x.shape[:2], 3 * config.num_heads, config.head_dim)
         out = attention_packed(
             q[:, first_query:],
@@ -194,6 +195,7 @@ class Block(nnx.Module):
         vectors = self.scale_shift_table[...] + modulation.astype(jnp.float32)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = jnp.unstack(vectors, axis=2)
 
+        # Each norm also makes the addition that the sub-layer before it deferred, and returns the summed stream x.
         x, y = norm(residual.x, residual.update, gate=residual.gate, scale=1 + scale, shift=shift)
         update = self.attn1(y, rope, num_history, num_tokens, first_query=num_history if is_last else 0)
         if is_last:
@@ -275,8 +277,8 @@ class BlockLayer:
 
     def pending(self, x: Float[Array, "B S D"], constants: Conditions) -> Residual:
         """See ``Layer``."""
-        gate = jnp.zeros_like(constants.modulation[:, :, 0], jnp.float32)
-        return Residual(x=x, update=jnp.zeros_like(x), gate=gate)
+        gates = constants.modulation[:, :, 0]
+        return Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(gates, jnp.float32))
 
     def settled(self, x: Float[Array, "B S D"]) -> Residual:
         """See ``Layer``."""

@@ -214,6 +214,7 @@ class HeliosTransformer(ConfiguredModule):
     ) -> Tokens:
         """The first part of ``denoise``: what the blocks read, apart from the text."""
         patches = self.patch_embedding(latents.astype(self.dtype))
+        _, frames, rows, columns, _ = patches.shape
         x = _flatten(patches)
         embedding, modulation = self.condition_embedder.time(timestep.astype(jnp.float32))
         modulation = modulation[:, None]
@@ -221,6 +222,7 @@ class HeliosTransformer(ConfiguredModule):
         if context is not None:
             num_history = context.tokens.shape[1]
             x = jnp.concatenate([context.tokens, x], axis=1)
+            # Without zero_history_timestep history is modulated as current tokens are: one set of vectors for both.
             if self.config.zero_history_timestep:
                 of_history = jnp.broadcast_to(context.modulation[:, None], modulation.shape)
                 modulation = jnp.concatenate([of_history, modulation], axis=1)
@@ -233,7 +235,7 @@ class HeliosTransformer(ConfiguredModule):
             modulation=modulation,
             rope=jnp.pad(rope, ((0, padding), (0, 0), (0, 0))),
             num_history=num_history,
-            grid=patches.shape[1:4],
+            grid=(frames, rows, columns),
         )
 
     def run_blocks(
@@ -253,6 +255,7 @@ class HeliosTransformer(ConfiguredModule):
         """The last part of ``denoise``: output norm and projection of current tokens, as latents."""
         modulation = self.norm_out.scale_shift_table[...] + tokens.embedding[:, None, None].astype(jnp.float32)
         shift, scale = jnp.unstack(modulation, axis=2)
+        # The addition that the last block deferred is made here, in the pass over memory that the norm takes anyway.
         _, y = residual_norm(
             residual.x[:, : tokens.num_current],
             None if residual.update is None else residual.update[:, : tokens.num_current],

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.config import VaeConfig
-from helios_jax.models.network import ConfiguredModule
+from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.models.vae_layers import (
     AttentionBlock,
     Cache,
@@ -32,7 +32,7 @@ from helios_jax.models.vae_layers import (
     Upsample,
     chain,
 )
-from helios_jax.typing import Array, DType, Float, UInt8
+from helios_jax.typing import AnyArray, Array, DType, Float, UInt8
 
 
 class MidBlock(nnx.Module):
@@ -230,6 +230,11 @@ def denormalize(config: VaeConfig, latents: Float[Array, "*B C"]) -> Float[Array
     return latents.astype(jnp.float32) * std + mean
 
 
+def to_model_range(frames: UInt8[AnyArray, "*B"]) -> Float[Array, "*B"]:
+    """0 ... 255 to [-1, 1], fp32, on the device; ``media.pixels.to_signed`` does the same on the host."""
+    return jnp.asarray(frames).astype(jnp.float32) / 127.5 - 1
+
+
 def to_uint8(video: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     """[-1, 1] to 0 ... 255, rounded to nearest (ties to even)."""
     unit = jnp.clip(video.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
@@ -241,3 +246,10 @@ def decode_frames(
 ) -> UInt8[Array, "B F H W P"]:
     """Pixels of the diffusion model's latents; ``slice_frames`` as in ``WanVae.decode``."""
     return to_uint8(vae.decode(denormalize(vae.config, latents), slice_frames))
+
+
+@jax.jit
+def reconstruct(vae: Network[WanVae], frames: UInt8[AnyArray, "B F H W 3"]) -> UInt8[Array, "B F H W 3"]:
+    """Encodes clips and decodes the means of their posteriors."""
+    mean, _ = vae.module.encode(to_model_range(frames))
+    return to_uint8(vae.module.decode(mean))

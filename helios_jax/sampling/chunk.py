@@ -25,7 +25,7 @@ from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.rope import RopeTable
 from helios_jax.models.transformer import Context, HeliosTransformer
-from helios_jax.parallel.mesh import replicated_beside
+from helios_jax.parallel.mesh import replicated_like
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan
 from helios_jax.typing import AnyArray, Array, DType, Float
@@ -75,7 +75,7 @@ class ChunkSampler:
         """The sharding of samples, noise and history: a full copy on every device of the network."""
         # All that enters a step program is committed to this placement beforehand. A program's output is committed, a
         # fresh array is not, and JAX compiles one program for each: without it the first step would compile twice.
-        return replicated_beside(self.transformer.params)
+        return replicated_like(self.transformer.params)
 
     def sample(
         self,

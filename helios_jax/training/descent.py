@@ -24,7 +24,7 @@ from helios_jax.training.methods import Method
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.params import Params, unflatten
 from helios_jax.training.procedure import Procedure
-from helios_jax.training.sharding import microbatches
+from helios_jax.training.sharding import microbatches, partition_specs
 from helios_jax.training.state import Items, Restore, TrainState, split_params, start_state, state_items
 from helios_jax.training.updates import Updater
 from helios_jax.typing import Array, Int, Key
@@ -120,7 +120,7 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
         keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
         # Keys belong to samples, so that they are cut with the batch: microbatches change memory, not draws.
         leaves, structure = jax.tree.flatten((batch, keys))
-        pieces = microbatches(leaves, count, mesh)
+        pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
 
         def accumulate(sums: Any, piece: list[Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(*structure.unflatten(piece))), None
@@ -136,8 +136,7 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
             sums, _ = jax.lax.scan(accumulate, zeros, pieces)
             gradients, metrics = jax.tree.map(lambda total: total / count, sums)
 
-        player, applied = updater.apply(player, gradients, metrics["loss"])
-        player = updater.average(player, changed=applied["skipped"] == 0)
+        player, applied = updater.apply(player, gradients, metrics["loss"], average=True)
         return TrainState(step=state.step + 1, players={PLAYER: player}), metrics | applied
 
     return step

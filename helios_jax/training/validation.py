@@ -7,7 +7,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -17,15 +16,14 @@ from helios_jax.media.contact_sheet import ContactSheet
 from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
-from helios_jax.models.vae import WanVae, to_uint8
+from helios_jax.models.vae import WanVae, reconstruct
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.training.experiment import Data, Product
-from helios_jax.training.methods.vae import to_model_range
 from helios_jax.training.networks import Networks
 from helios_jax.training.products import Pipeline
-from helios_jax.typing import Array, UInt8
+from helios_jax.typing import UInt8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,13 +158,6 @@ class Reconstructor:
             chunk_frames = networks.vae.config.pixel_frames(HistoryConfig().chunk_frames)
             files += write_clip(folder / f"{number}.mp4", both, self.settings.fps, chunk_frames)
         return files
-
-
-@jax.jit
-def reconstruct(vae: Network[WanVae], frames: UInt8[Array, "B F H W 3"]) -> UInt8[Array, "B F H W 3"]:
-    """Decodes the mean of the posterior."""
-    mean, _ = vae.module.encode(to_model_range(frames))
-    return to_uint8(vae.module.decode(mean))
 
 
 def write_clip(

@@ -26,7 +26,7 @@ SCRIPT = """
 
     DATA, TMP = {data!r}, {tmp!r}
     meshes.MIN_SHARDED_SIZE = 1024  # the checkpoints of the tests are small
-    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    mesh = jax.make_mesh((2, 4), ("fsdp", "model"))
     folder = DATA + "/transformer/published"
 
     reads = []
@@ -87,7 +87,7 @@ def test_parameters_arrive_in_their_shardings(report, source):
     assert report[source]["wrong shardings"] == []
     # The largest axis that eight divides: [L, in, out] of a feed-forward layer, [frames, rows, columns, in, out] of
     # a patch, [in, out] of the time projection; small ones are replicated.
-    specs, everything = report[source]["specs"], ["data", "model"]
+    specs, everything = report[source]["specs"], ["fsdp", "model"]
     assert specs["blocks.ffn.proj_in.kernel"] == [None, None, everything]
     assert specs["blocks.ffn.proj_out.kernel"] == [None, everything, None]
     assert specs["patch_long.kernel"] == [None, None, None, None, everything]

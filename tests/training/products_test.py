@@ -1,4 +1,4 @@
-"""What a run leaves behind: pipelines that sample, with adapters folded in, and VAEs that know their statistics."""
+"""Products of a run: pipelines that sample, with merged adapters, and VAEs with the statistics of their latents."""
 
 import dataclasses
 
@@ -170,7 +170,7 @@ def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
     np.testing.assert_allclose(vae.config.latents_std, jnp.sqrt(spread), rtol=1e-3)
 
 
-def test_reconstructions_stand_beside_their_clips(vae, tmp_path):
+def test_clips_are_written_next_to_their_reconstructions(vae, tmp_path):
     from helios_jax.media.reading import load_video
 
     reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)

@@ -13,11 +13,11 @@ from method_cases import keys
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
-from helios_jax.models.vae import WanVae, normalize
+from helios_jax.models.vae import WanVae, normalize, to_model_range
 from helios_jax.models.vae_layers import frames_together
 from helios_jax.parallel.execution import SAMPLING
 from helios_jax.training.batch import VideoBatch
-from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae, to_model_range
+from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae
 from helios_jax.training.networks import Networks
 
 CONFIG = VaeConfig(

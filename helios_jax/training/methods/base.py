@@ -3,8 +3,9 @@
     x_s  = (1 - s) x + s z                                        x: the chunk, z: noise, s: noise level    (1)
     loss = mean of w(s) |v(x_s, 1000 s, text, context) - (z - x)|^2                                         (2)
 
-(arXiv 2603.04379). The path (1), the context and the network are the functions that sampling runs. Everything except
-the network is computed in fp32, where the published training rounds x, z and s to bf16 before mixing them.
+(arXiv 2603.04379). Sampling inverts (1) by ``diffusion.flow.predict_clean``. The path (1), the context and the network
+are the functions that sampling runs. Everything except the network is computed in fp32, where the published training
+rounds x, z and s to bf16 before mixing them.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from helios_jax.diffusion.flow import interpolate, velocity
 from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
+from helios_jax.training.flops import NetworkCalls, history_tokens
 from helios_jax.training.injection import Injection, InjectionDraws
 from helios_jax.training.methods import (
     CONTEXT,
@@ -105,3 +107,12 @@ class Base:
         )
         errors = mean_squares(predicted - velocity(draws.noise, clean))
         return (self.timesteps.weight(sigma) * errors).mean(), {"mse": errors.mean()}
+
+    def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
+        """One call, see ``CountsCalls``."""
+        config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
+        return NetworkCalls(
+            current=(patch_tokens(config, frames, height, width),),
+            history=history_tokens(config, self.context.layout, height, width),
+            text=batch.text.length,
+        )

@@ -9,6 +9,8 @@ start and end noise (``diffusion.pyramid``, equations 2 and 5 there):
     x_s     = (1 - s) end_l + s start_l                           s, t from the level's table           (3)
     loss    = mean of |v(x_s, t, text, context) - (start_l - end_l)|^2                                  (4)
 
+In sampling, ``diffusion.pyramid.renoise`` gives the start point (1), and the solver's steps lead along (3) to (2).
+
 A chunk gives ``ratios[l]`` samples of level l, all with the same noise, and each sample counts the same whatever its
 size. The published training packs the samples of a chunk into one sequence with block-diagonal attention, over copies
 of one context; here the context is embedded once, and each level is one call of the network. The maths is the same.
@@ -24,7 +26,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from helios_jax.config import SchedulerConfig
+from helios_jax.config import SchedulerConfig, patch_tokens
 from helios_jax.diffusion.flow import interpolate, velocity
 from helios_jax.diffusion.pyramid import (
     Level,
@@ -38,6 +40,7 @@ from helios_jax.models.transformer import Context
 from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
+from helios_jax.training.flops import NetworkCalls, history_tokens
 from helios_jax.training.injection import Injection, InjectionDraws
 from helios_jax.training.methods import (
     CONTEXT,
@@ -189,3 +192,17 @@ class Pyramid:
         if self.reduction == "sum":
             loss = loss * sum(self.ratios)
         return loss, {f"level{index}/mse": error.mean() for index, error in enumerate(errors)}
+
+    def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
+        """``ratios[l]`` calls of level l, see ``CountsCalls``: samples that share a call are counted apart."""
+        config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
+        sizes = level_sizes(self.scheduler, height, width)
+        return NetworkCalls(
+            current=tuple(
+                patch_tokens(config, frames, *size)
+                for size, ratio in zip(sizes, self.ratios, strict=True)
+                for _ in range(ratio)
+            ),
+            history=history_tokens(config, self.context.layout, height, width),
+            text=batch.text.length,
+        )

@@ -4,7 +4,7 @@
     loss = mean rho(decode(z) - x) + kl_weight mean (mean^2 + exp(logvar) - 1 - logvar) / 2               (2)
 
 with rho(d) = |d| ("l1") or sqrt(d^2 + 1e-6) ("charbonnier"), plus square_weight d^2, and x in [-1, 1]. Both means are
-over elements.
+over elements. Sampling decodes with the same ``models.vae.WanVae``, which clips to [-1, 1] in addition.
 """
 
 import dataclasses
@@ -19,25 +19,20 @@ from flax import nnx
 
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
-from helios_jax.models.vae import WanVae, in_slices
+from helios_jax.models.vae import WanVae, in_slices, to_model_range
 from helios_jax.models.vae_layers import Conv, frames_together
 from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import VideoBatch
 from helios_jax.training.methods import NOISE, fold
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
-from helios_jax.typing import AnyArray, Array, Float, Key, UInt8
+from helios_jax.typing import Array, Float, Key, UInt8
 
 _INITIAL_LOGVAR = -6.0
 """Logarithm of the variance of a fresh VAE's posterior."""
 
 _CHARBONNIER_EPSILON = 1e-6
 """Square of the error below which the Charbonnier penalty is quadratic."""
-
-
-def to_model_range(frames: UInt8[AnyArray, "B F H W P"]) -> Float[Array, "B F H W P"]:
-    """0 ... 255 to [-1, 1], fp32."""
-    return jnp.asarray(frames).astype(jnp.float32) / 127.5 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
