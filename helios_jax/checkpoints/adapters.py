@@ -1,8 +1,8 @@
 """Adapters of a transformer (``helios_jax.models.lora``) to and from LoRA files.
 
-A file has one pair of factors per published tensor; a network has one per layer of ours, with all blocks of a stack and
-all parts of a fused projection in it. Files are written with the names of diffusers and PEFT, and read with any names
-that ``lora_files`` understands.
+A file has one pair of factors per published tensor; a network has one per layer of ours, for all blocks of a stack and
+all parts of a fused projection. Files are written with the names of diffusers and PEFT, and read with any names that
+``lora_files`` understands.
 """
 
 import collections
@@ -73,7 +73,7 @@ def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
 
 
 def load_adapters[M: ConfiguredModule](transformer: M, path: Path) -> M:
-    """Puts the adapters of a LoRA file on a transformer, so that their training can go on.
+    """Adds the adapters of a LoRA file to a transformer, so that their training can be continued.
 
     Args:
         transformer: A transformer without adapters; it stays as it is.
@@ -84,7 +84,7 @@ def load_adapters[M: ConfiguredModule](transformer: M, path: Path) -> M:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: What ``read_lora`` and ``merge_lora_file`` raise; dense updates; layers of a stack, or parts of a
+        ValueError: The errors of ``read_lora`` and ``merge_lora_file``; dense updates; layers of a stack, or parts of a
             fused projection, that differ in rank or in alpha or that are missing.
     """
     deltas = read_lora(path)
@@ -149,7 +149,7 @@ def _factor_of(entry: Entry, factor: Array, parts_axis: int) -> Array:
 
 
 def _peft_settings(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """PEFT's description of the adapters; layers whose rank or alpha is not the usual one are listed."""
+    """PEFT's description of the adapters: the most common rank and alpha, and the layers that differ."""
     rank, alpha = (collections.Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,

@@ -41,7 +41,7 @@ def merge_lora_file[M: ConfiguredModule](
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: What ``read_lora`` raises; updates of tensors that this transformer does not have, or has in
+        ValueError: The errors of ``read_lora``; updates of tensors that this transformer does not have, or has in
             another shape (all listed).
     """
     deltas = read_lora(path)
