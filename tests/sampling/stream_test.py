@@ -187,12 +187,12 @@ def test_new_prompt_must_fit_the_batch(distilled):
 
 
 def test_steps_are_reported_as_they_are_taken(distilled):
-    """The network is told the integer part of the published table; the first chunk takes twice the steps."""
+    """The network gets the integer part of the published timesteps; the first chunk takes twice the steps."""
     seen, finished = [], []
     arguments = SMALL | {"steps": (2, 2, 2), "num_frames": 66}
     stream = distilled.stream(FOX, on_step=seen.append, on_chunk=lambda c: finished.append((c, len(seen))), **arguments)
     chunks = list(stream)
-    # Tokens behind mu: 9 frames of 1x1, 2x2 and 4x4 patches; a level counts those of the level below.
+    # Tokens that determine mu: 9 frames of 1x1, 2x2 and 4x4 patches; a level counts those of the level below.
     schedules = {
         amplify: [
             level_schedule(distilled.scheduler, level, 2, num_tokens=tokens, amplify=amplify).timesteps
@@ -241,6 +241,28 @@ def test_seconds_are_wall_time(distilled):
     start = time.perf_counter()
     chunk = next(stream)
     assert 3 * 0.05 <= chunk.seconds <= time.perf_counter() - start
+
+
+def test_interrupted_chunk_is_sampled_again_as_it_was(distilled):
+    """An exception in a step of a blend costs no chunk of the blend and no draw."""
+    schedule = hx.PromptSchedule(prompts=[FOX, DOG], chunks_per_prompt=(1, 3), blend_chunks=3)
+    expected = take(distilled.stream(schedule, num_frames=132, **SMALL), 4)
+    interrupts = [(1, 0), (1, 2), (2, 1)]
+
+    def on_step(info):
+        if (info.chunk, info.level) in interrupts:
+            interrupts.remove((info.chunk, info.level))
+            raise KeyboardInterrupt
+
+    found = []
+    stream = distilled.stream(schedule, num_frames=132, on_step=on_step, **SMALL)
+    while len(found) < 4:
+        try:
+            found.append(next(stream).latents)
+        except KeyboardInterrupt:
+            continue
+    assert interrupts == []
+    np.testing.assert_array_equal(np.stack(found), expected)
 
 
 def test_lookahead_hands_the_next_chunk_out_first(distilled):
