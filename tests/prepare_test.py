@@ -254,7 +254,7 @@ def test_beam_writes_the_same_records(model, videos, prepared, tmp_path):
 def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     assert call(f"--model={model}", f"--clips={videos}", f"--out={tmp_path}", "--beam", *SMALL) == 1
-    assert "--beam needs Apache Beam: pip install apache-beam" in capsys.readouterr().err
+    assert "--beam needs Apache Beam: pip install 'helios_jax[beam]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -111,15 +111,13 @@ class ClipEncoder:
             FileNotFoundError: The checkpoint or a part of it is missing.
             ValueError: Something in it is not supported or does not fit.
         """
-        from helios_jax.checkpoints.diffusers import load_diffusers
         from helios_jax.checkpoints.hub import local_folder
-        from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax
+        from helios_jax.checkpoints.weights import load_weights
 
         folder = local_folder(model)
 
         def load(name: str, dtype: str) -> Any:
-            read = load_orbax if has_orbax_weights(folder / name) else load_diffusers
-            return read(folder, name, dtype=dtype)
+            return load_weights(folder, name, dtype=dtype)
 
         text_encoder = None
         if options.text:

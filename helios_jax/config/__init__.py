@@ -1,8 +1,8 @@
 """Configurations: one frozen dataclass per component, one constructor per published size.
 
 Field names are ours; ``from_diffusers`` and ``to_diffusers`` translate the JSON files of the published folder layout
-(diffusers 0.42.1). Keys that this library does not know are ignored on reading only when diffusers itself gives
-them no effect on inference; a setting that would change the result and is not supported raises ``ValueError``.
+(diffusers 0.42.1). An unsupported setting that would change the result raises ``ValueError``; unknown keys without an
+effect on inference are ignored.
 """
 
 from helios_jax.config.networks import TextEncoderConfig, TransformerConfig, VaeConfig, patch_tokens

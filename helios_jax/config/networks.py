@@ -47,7 +47,7 @@ class TransformerConfig:
         eps: Epsilon of every norm.
         rope_dim: Channels of one head rotated by frame, row and column; they sum to ``head_dim``.
         rope_theta: Base of the rotary frequencies.
-        guidance_cross_attn: Text attends to current tokens only; history passes through untouched.
+        guidance_cross_attn: Only current tokens attend to the text; history tokens skip cross-attention.
         zero_history_timestep: History tokens are modulated with timestep 0.
         has_multi_term_memory_patch: The history patchers exist.
         is_amplify_history: Learned amplification of history keys (off in the released models).
@@ -105,7 +105,7 @@ class TransformerConfig:
 
     @classmethod
     def tiny(cls) -> "TransformerConfig":
-        """A model that runs in a blink on a CPU; for tests and the demo."""
+        """A model small enough for a CPU, for tests and the demo."""
         return cls(
             num_heads=2,
             head_dim=32,
@@ -210,6 +210,14 @@ class VaeConfig:
     def tiny(cls) -> "VaeConfig":
         """A narrow VAE with the published geometry (4x time, 8x space)."""
         return cls(base_dim=8, num_res_blocks=1, dim_mult=(1, 2, 2, 2))
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames of a clip of latent frames: the first is one frame, each later one ``scale_factor_temporal``."""
+        return (latent_frames - 1) * self.scale_factor_temporal + 1
+
+    def whole_frames(self, pixel_frames: int) -> int:
+        """The longest clip of at most ``pixel_frames`` frames that is a whole number of latent frames: 4k + 1."""
+        return self.pixel_frames((pixel_frames - 1) // self.scale_factor_temporal + 1)
 
     @classmethod
     def from_diffusers(cls, json: Json) -> "VaeConfig":

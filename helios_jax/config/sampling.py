@@ -41,8 +41,8 @@ class SchedulerConfig:
         gamma: Correlation of the block noise added between levels.
         solver_order: Order of UniPC, 1 or 2.
         solver_type: UniPC's B(h): "bh1" or "bh2".
-        lower_order_final: UniPC falls to order 1 in the last step.
-        disable_corrector: Steps whose UniPC corrector is skipped after them.
+        lower_order_final: The last step of UniPC has order 1.
+        disable_corrector: Steps after which UniPC's corrector is skipped.
         use_dynamic_shifting: Shift sigmas by a token-count dependent mu.
         time_shift_type: "exponential" or "linear" dynamic shift.
         base_seq_len: Token count at which mu = ``base_shift``.
@@ -156,7 +156,7 @@ class HistoryConfig:
     Attributes:
         sizes: Latent frames in the (long, mid, short) tiers, oldest first.
         chunk_frames: Latent frames generated per chunk.
-        keep_first_frame: Prepend the anchor, the first frame of the video, to the short tier. Off: the
+        keep_first_frame: Put the anchor, the first frame of the video, in front of the short tier. Off: the
             short tier has one more recent frame instead.
     """
 

@@ -24,9 +24,8 @@ from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.request import Request, visible_chunks
+from helios_jax.sampling.settings import SigmaRange
 from helios_jax.typing import AnyArray, Array, Float
-
-SigmaRange = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Conditioner:
 
     Attributes:
         vae: The VAE.
-        history: Layout of the context.
+        history_config: Layout of the context.
         noise: Where draws come from.
         batch: Videos generated at once; all of them start from the same image or clip.
         image_sigmas: Range of the noise mixed into the anchor.
@@ -44,7 +43,7 @@ class Conditioner:
     """
 
     vae: Network[WanVae]
-    history: HistoryConfig
+    history_config: HistoryConfig
     noise: NoiseSource
     batch: int
     image_sigmas: SigmaRange
@@ -62,7 +61,7 @@ class Conditioner:
 
     def from_nothing(self, height: int, width: int) -> History:
         """Text-to-video. ``height`` and ``width`` are latent sides."""
-        return History.empty(self.history, self.batch, height, width, self._config.z_dim)
+        return History.empty(self.history_config, self.batch, height, width, self._config.z_dim)
 
     def from_image(self, image: Float[np.ndarray, "H W P"]) -> History:
         """Image-to-video, from pixels in [-1, 1]."""
@@ -88,7 +87,7 @@ class Conditioner:
         anchor = self._noisy("anchor", self._encode(to_signed(video[:1]), "anchor"), self.image_sigmas)
         history = self.from_nothing(*anchor.shape[2:4]).with_anchor(anchor)
         start = len(video) - pieces * size
-        for i in range(max(0, pieces - visible_chunks(self.history)), pieces):
+        for i in range(max(0, pieces - visible_chunks(self.history_config)), pieces):
             piece = to_signed(video[start + i * size : start + (i + 1) * size])
             latents = self._encode(piece, f"piece{i}")
             history = history.push(self._noisy(f"piece{i}", latents, self.video_sigmas, per_frame=True))
@@ -100,7 +99,7 @@ class Conditioner:
 
     @property
     def _piece_frames(self) -> int:
-        return (self.history.chunk_frames - 1) * self._config.scale_factor_temporal + 1
+        return (self.history_config.chunk_frames - 1) * self._config.scale_factor_temporal + 1
 
     def _encode(self, frames: Float[np.ndarray, "F H W P"], name: str) -> Float[Array, "B T h w C"]:
         """Normalised latents of one clip, one posterior sample per video of the batch."""

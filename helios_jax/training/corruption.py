@@ -1,23 +1,23 @@
-"""Frame-aware corruption: what training does to the past so that sampling can live with its own errors.
+"""Frame-aware corruption: damages the past in training, so that sampling tolerates its own errors.
 
-At sampling time the history is what the model made, flaws included. Training therefore damages the true history,
-each latent frame x on its own (Helios, arXiv 2603.04379, "easy anti-drifting"):
+In sampling the history is the model's own output, flaws included. Training therefore corrupts the true history, each
+latent frame x on its own (Helios, arXiv 2603.04379, "Easy Anti-Drifting"):
 
     (1)  noise        x <- (1 - sigma) x + sigma eps           sigma ~ U(0, max_sigma), one per frame
     (2)  blur         x <- up(down(x, r))                      r ~ U(0.9, 1), one per segment
     (3)  saturation   x <- m + s (x - m)                       s around 1, one per segment
 
-m is the mean over the channels at each position. ``corrupt`` leaves a clip as it is with probability ``clean`` and
-otherwise applies (2) with probability ``blur`` and (1) else; ``saturate`` applies (3) afterwards.
+m is the mean over the channels at each position. ``corrupt`` leaves a clip unchanged with probability ``clean``;
+otherwise it applies (2) with probability ``blur``, and (1) if not. ``saturate`` applies (3) afterwards.
 
-A history is cut into segments of which each gets its own draws, aligned with the borders of the chunks that it was
-made of. For 19 frames and chunks of 9, oldest first, after the anchor:
+A history is cut into segments with draws of their own. Segments are aligned with the borders of the chunks in the
+history. For 19 frames and chunks of 9, oldest first, after the anchor:
 
     anchor | 1 | 9 | 2 + 7
 
-A frame that is zero is no past at all, and stays zero. The anchor is never saturated.
+A zero frame means that there is no past, so it stays zero. The anchor is never saturated.
 
-Draws are values of their own (``CorruptionDraws``), one set per sample, and functions of a key and nothing else.
+All draws are kept in one value per sample (``CorruptionDraws``), which is a function of the sample's key alone.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Segments:
 
     Attributes:
         lengths: Frames of each segment, in time order.
-        windows: Frames of each window, the unit of ``zero_test="window"``; made of whole segments.
+        windows: Frames of each window, the unit of ``zero_test="window"``; a window consists of whole segments.
     """
 
     lengths: tuple[int, ...]
@@ -47,7 +47,7 @@ class Segments:
 
     @classmethod
     def whole(cls, frames: int) -> "Segments":
-        """One segment: a chunk."""
+        """A single segment, for a chunk."""
         return cls(lengths=(frames,), windows=(frames,))
 
     @property
@@ -63,7 +63,7 @@ class Segments:
 
 
 def history_segments(layout: HistoryConfig) -> Segments:
-    """The segments of a history buffer: what does not fill a chunk, whole chunks, and the last chunk in two.
+    """The segments of a history buffer: the rest that fills no chunk, whole chunks, and the last chunk in two parts.
 
     The last chunk is split after as many frames as the mid tier has, as published.
     """
@@ -79,7 +79,7 @@ def _nonzero(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(length for length in lengths if length)
 
 
-def _behind_anchor(segments: Segments) -> Segments:
+def _after_anchor(segments: Segments) -> Segments:
     return Segments(lengths=(1, *segments.lengths), windows=(1, *segments.windows))
 
 
@@ -89,10 +89,10 @@ class CorruptionDraws:
     """Everything random about ``corrupt``. Draws per segment are read at the segment's first frame.
 
     Attributes:
-        clean: U(0,1); below ``Corruption.clean`` the clip stays as it is.
+        clean: U(0,1); below ``Corruption.clean`` the clip is left unchanged.
         mode: U(0,1); below ``Corruption.blur`` the clip is blurred.
-        sigma: U(0,1) behind the noise level of each frame.
-        scale: U(0,1) behind the size that each segment is blurred through.
+        sigma: U(0,1), determines the noise level of each frame.
+        scale: U(0,1), determines the intermediate size of each blurred segment.
         noise: Standard normal.
     """
 
@@ -108,15 +108,15 @@ class Corruption:
     """Noise or blur, equations (1) and (2).
 
     Attributes:
-        clean: Probability that a clip stays as it is.
-        blur: Probability that a clip that does not is blurred rather than noised: 0, 1 or between.
+        clean: Probability that a clip is left unchanged.
+        blur: Probability that any other clip is blurred rather than noised.
         max_sigma: Upper end of the noise levels.
         sigma_per: "frame" or "segment": what a noise level is drawn for.
-        blur_scale: Range of the relative size that frames are blurred through.
-        zero_test: What stays zero: "frame", every frame that is; "window", frames of windows that are zero
-            throughout. Noise then also reaches single zero frames beside real ones, which sampling never shows.
-        batch_level: One decision on ``clean``, mode and size for the batch, the first sample's, and zero windows
-            only where they are zero in every sample; off: each sample has its own.
+        blur_scale: Range of the relative size that blurred frames are reduced to.
+        zero_test: Which frames stay zero: "frame", every zero frame; "window", only frames of windows that are
+            entirely zero. Noise then also reaches zero frames next to real ones, which never happens in sampling.
+        batch_level: The first sample's decisions (clean, mode and size) hold for the whole batch, and a window counts
+            as zero only if it is zero in every sample; off: every sample decides for itself.
     """
 
     clean: float = 0.1
@@ -135,7 +135,7 @@ class Corruption:
 
     @classmethod
     def published(cls) -> "Corruption":
-        """As the released Base and Mid were trained: noise only, decided for the whole batch."""
+        """Settings of the released Base and Mid: noise only, decided once per batch."""
         return cls(blur=0.0, zero_test="window", batch_level=True)
 
     @staticmethod
@@ -161,8 +161,8 @@ def corrupt(
     Args:
         x: Latents in model space.
         draws: One set per sample.
-        config: How strongly, and how often.
-        segments: How the T frames share draws.
+        config: Strength and probabilities.
+        segments: Which of the T frames share draws.
     """
     first = segments.first_frames
     clean, mode, scale = (share(u, config.batch_level) for u in (draws.clean, draws.mode, draws.scale[:, first]))
@@ -177,9 +177,9 @@ def corrupt(
 
 
 def corrupt_history(history: History, draws: CorruptionDraws, config: Corruption, layout: HistoryConfig) -> History:
-    """``corrupt`` on a history; the draws' frame 0 is for the anchor, a segment of its own."""
+    """Applies ``corrupt`` to a history; frame 0 of the draws is for the anchor, which is a segment of its own."""
     clip = jnp.concatenate([history.anchor, history.frames], axis=1)
-    clip = corrupt(clip, draws, config, _behind_anchor(history_segments(layout)))
+    clip = corrupt(clip, draws, config, _after_anchor(history_segments(layout)))
     return History(anchor=clip[:, :1], frames=clip[:, 1:])
 
 
@@ -189,8 +189,8 @@ class SaturationDraws:
     """Everything random about ``saturate``, read at each segment's first frame.
 
     Attributes:
-        clean: U(0,1); below ``Saturation.clean`` the segment stays as it is.
-        side: U(0,1); below 1/2 the segment is made paler, else stronger.
+        clean: U(0,1); below ``Saturation.clean`` the segment is left unchanged.
+        side: U(0,1); below 1/2 the segment becomes paler, else more saturated.
         strength: U(0,1) within the range of that side.
     """
 
@@ -204,10 +204,10 @@ class Saturation:
     """Colour shifts, equation (3).
 
     Attributes:
-        clean: Probability that a segment stays as it is.
+        clean: Probability that a segment is left unchanged.
         pale: Range of the factors below 1.
-        strong: Range of the factors above 1; either range is as likely.
-        batch_level: One decision per segment for the batch, the first sample's; off: each sample has its own.
+        strong: Range of the factors above 1; both ranges are equally likely.
+        batch_level: The first sample's decisions hold for the whole batch; off: every sample decides for itself.
     """
 
     clean: float = 0.1
@@ -225,7 +225,7 @@ class Saturation:
 def saturate(
     x: Float[Array, "B T H W C"], draws: SaturationDraws, config: Saturation, segments: Segments
 ) -> Float[Array, "B T H W C"]:
-    """Shifts the colours of clips, equation (3); zero frames are left at zero by it."""
+    """Shifts the colours of clips, equation (3); zero frames stay zero."""
     first = segments.first_frames
     clean, side, strength = (share(u[:, first], config.batch_level) for u in (draws.clean, draws.side, draws.strength))
     (low, high), (low2, high2) = config.pale, config.strong
@@ -236,14 +236,15 @@ def saturate(
 
 
 def saturate_history(history: History, draws: SaturationDraws, config: Saturation, layout: HistoryConfig) -> History:
-    """``saturate`` on the frames of a history; the anchor keeps its colours, which the others can then return to."""
+    """Applies ``saturate`` to the frames of a history. The anchor keeps its colours, as a reference for the others."""
     return dataclasses.replace(history, frames=saturate(history.frames, draws, config, history_segments(layout)))
 
 
 def blur(x: Float[Array, "B T H W C"], scale: Float[Array, "B T"]) -> Float[Array, "B T H W C"]:
     """Resizes every frame to round(scale H) x round(scale W), at least 1, and back, equation (2).
 
-    Bilinear with antialiasing, half-pixel centres. Both resizes are one matrix per axis, since their size is drawn.
+    Bilinear with antialiasing, half-pixel centres. Both resizes together are one matrix per axis, because
+    the size is random and array shapes are not.
     """
     matrix = jax.vmap(jax.vmap(_through, (None, 0)), (None, 0))
     rows, columns = matrix(x.shape[2], scale), matrix(x.shape[3], scale)
@@ -270,7 +271,7 @@ def _through(size: int, scale: Float[Array, ""]) -> Float[Array, "N N"]:
 
 
 def _present(x: Float[Array, "B T H W C"], config: Corruption, segments: Segments) -> Bool[Array, "B T"]:
-    """The frames that hold something, by the chosen test."""
+    """The frames that are not zero, by the chosen test."""
     present = (x != 0).any((2, 3, 4))
     if config.zero_test == "window":
         ids = segments.window_ids
@@ -281,7 +282,7 @@ def _present(x: Float[Array, "B T H W C"], config: Corruption, segments: Segment
 
 
 def share(u: Float[Array, "B *T"], batch_level: bool) -> Float[Array, "B *T"]:
-    """Gives every sample the draws of the first, if decisions are the batch's."""
+    """Gives every sample the draws of the first, if decisions are made per batch."""
     return jnp.broadcast_to(u[:1], u.shape) if batch_level else u
 
 

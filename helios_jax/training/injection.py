@@ -1,16 +1,16 @@
-"""History injection: the context of a training sample, in the forms that sampling will meet.
+"""History injection: gives a training sample one of the contexts that occur in sampling.
 
-A network learns text-, image- and video-to-video at once, because they differ only in which frames of the context
-are zero (Helios, arXiv 2603.04379). The forms are made from a window of a real video by dropping its past, with three
-tests in a row, u1 to u3 uniform and n uniform over 0 ... floor(buffer / chunk):
+The network learns text-, image- and video-to-video at once, because they differ only in which frames of the context
+are zero (Helios, arXiv 2603.04379). A sample is a window of a real video, and three tests in a row decide which part of
+its past is dropped, with u1 to u3 uniform and n uniform over 0 ... floor(buffer / chunk):
 
     u1 < t2v          nothing is kept                                                   (text-to-video)
     else u2 < i2v     the anchor and the newest frame(s), the short tier, are kept      (image-to-video)
     else u3 < v2v     the oldest (buffer mod chunk) + n chunk frames are dropped        (a video that just began)
     else              everything is kept
 
-What is kept is then damaged (``helios_jax.training.corruption``), and read through the same ``History.tiers`` as in
-sampling.
+The kept frames are then corrupted (``helios_jax.training.corruption``). The network reads them through the same
+``History.tiers`` as in sampling.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class DropDraws:
         t2v: u1 above.
         i2v: u2.
         v2v: u3.
-        chunks: Behind n.
+        chunks: Determines n.
     """
 
     t2v: Float[Array, "*B"]
@@ -53,10 +53,10 @@ class DropDraws:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContextDrop:
-    """How often the context takes which form; each probability is given that the tests before it failed.
+    """Probability of each form of context, given that the tests before it failed.
 
     Attributes:
-        t2v: Probability of no context.
+        t2v: Probability of an empty context.
         i2v: Probability of the anchor and the short tier alone.
         v2v: Probability of a past that begins at the border of a chunk.
         batch_level: One form for the whole batch, by the first sample's draws; off: each sample has its own.
@@ -69,7 +69,7 @@ class ContextDrop:
 
     @classmethod
     def published(cls) -> "ContextDrop":
-        """As the released models were trained: never image-to-video, one form per batch."""
+        """Settings of the released models: never image-to-video, one form per batch."""
         return cls(i2v=0.0, batch_level=True)
 
     @staticmethod
@@ -80,7 +80,7 @@ class ContextDrop:
 
 
 def drop_context(history: History, draws: DropDraws, config: ContextDrop, layout: HistoryConfig) -> History:
-    """Zeroes the frames that a sample's form of context lacks."""
+    """Decides the form of each sample's context and zeroes the frames that it lacks."""
     t2v, i2v, v2v, chunks = (share(u, config.batch_level) for u in (draws.t2v, draws.i2v, draws.v2v, draws.chunks))
     size = layout.buffer_frames
     long, mid, _ = layout.tier_sizes
@@ -110,7 +110,7 @@ class InjectionDraws:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Injection:
-    """From a window of a video to the context that the network is trained with.
+    """Turns a window of a video into the context that the network is trained with.
 
     Attributes:
         layout: Tiers of the context, as in sampling.
@@ -126,7 +126,7 @@ class Injection:
 
     @classmethod
     def published(cls) -> "Injection":
-        """As the released Base and Mid were trained."""
+        """Settings of the released Base and Mid."""
         return cls(drop=ContextDrop.published(), corruption=Corruption.published(), saturation=None)
 
     def draw(self, key: Key[Array, ""], shape: Sequence[int]) -> InjectionDraws:

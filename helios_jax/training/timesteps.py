@@ -1,8 +1,8 @@
-"""Which noise levels a flow is trained at, and how much each of them counts.
+"""Noise levels of training: their density, their shift and their weights in the loss.
 
 With u in [0, 1) drawn from a density, table entry i = floor(1000 u) of 1000:
 
-    (1)  sigma = (1000 - i) / 1000                 t = 1000 sigma, told to the network unrounded
+    (1)  sigma = (1000 - i) / 1000                 t = 1000 sigma, given to the network unrounded
     (2)  sigma <- f sigma / (1 + (f - 1) sigma)    with a dynamic shift; f depends on the number of tokens
 
 Densities and weights are those of Stable Diffusion 3 (arXiv 2403.03206, section 3.1), as diffusers has them:
@@ -56,7 +56,7 @@ class TimestepSampling:
 
     Attributes:
         density: "logit_normal" (3), "uniform" or "mode" (4).
-        weighting: "sigma_sqrt" (5), "cosmap" (6); "none" and "mode", the density's companion, weigh all by 1.
+        weighting: "sigma_sqrt" (5) or "cosmap" (6); "none" and "mode" (for the density of that name) weigh all equally.
         shift: Dynamic shift (2): "none", "linear" (f = mu) or "exponential" (f = e^mu, at most 7).
         logit_mean: Mean of (3).
         logit_std: Standard deviation of (3).
@@ -78,7 +78,7 @@ class TimestepSampling:
                 raise ValueError(f"{field} {getattr(self, field)!r} must be one of {', '.join(get_args(choices))}")
 
     def draw(self, key: Key[Array, ""]) -> Float[Array, ""]:
-        """One u of the density."""
+        """Draws one u from the density."""
         if self.density == "logit_normal":
             return jax.nn.sigmoid(self.logit_mean + self.logit_std * jax.random.normal(key))
         w = jax.random.uniform(key)
@@ -102,7 +102,7 @@ class TimestepSampling:
         return table_entries(u, table), table_entries(u, self.num_train_timesteps * table)
 
     def weight(self, sigma: Float[Array, " B"]) -> Float[Array, " B"]:
-        """How much the squared error at a noise level counts."""
+        """Weight of the squared error at a noise level."""
         if self.weighting == "sigma_sqrt":
             return sigma**-2
         if self.weighting == "cosmap":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from method_cases import (
+    EXECUTION,
     LAYOUT,
     draw,
     draw_parameter,
@@ -51,7 +52,7 @@ def test_loss_of_a_network_that_predicts_nothing():
 def test_loss_from_keys_is_the_loss_from_their_draws():
     batch, module = latent_batch(2), networks()
     graph, state = nnx.split(module)
-    value = jax.jit(lambda state: WHOLE.loss(nnx.merge(graph, state), batch, keys(2))[0])(state)
+    value = jax.jit(lambda state: WHOLE.loss(nnx.merge(graph, state), batch, keys(2), EXECUTION)[0])(state)
     expected = loss(WHOLE, module, batch, draw(WHOLE, batch, keys(2)))[0]
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
 
@@ -119,8 +120,17 @@ def test_missing_networks_and_texts_are_named():
         given.text_embeds(PromptBatch(tokens=jnp.zeros((1, 3), int), lengths=jnp.array([1])))
     with pytest.raises(ValueError, match="the batch has no text"):
         given.text_embeds(PromptBatch(tokens=jnp.zeros((1, 3), int)))
-    with pytest.raises(AttributeError, match="'Networks' object has no attribute 'discriminator'"):
-        _ = given.discriminator
+    with pytest.raises(AttributeError, match="'Networks' object has no attribute '_transformer'"):
+        _ = given._transformer
+
+
+def test_networks_may_have_any_names():
+    both = Networks(discriminator=networks().transformer, transformer=networks().transformer)
+    again = nnx.merge(*nnx.split(both))
+    assert sorted(nnx.state(again)) == ["discriminator", "transformer"]
+    assert again.discriminator.config == both.transformer.config
+    with pytest.raises(AttributeError, match=r"no critic among the networks \(discriminator, transformer\)"):
+        _ = again.critic
 
 
 def test_networks_survive_split_and_merge():

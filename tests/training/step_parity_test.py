@@ -15,6 +15,7 @@ from flax import nnx
 
 import helios_jax as hx
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entries
+from helios_jax.parallel.execution import Execution, Scanned
 from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.corruption import CorruptionDraws, SaturationDraws
 from helios_jax.training.injection import DropDraws, InjectionDraws
@@ -90,7 +91,7 @@ def loss_and_gradients(method, draws) -> tuple[float, Factors]:
 
     def loss(factors: Factors) -> jax.Array:
         networks = Networks(transformer=nnx.merge(graph, merge(state, entries, factors)))
-        return method.loss_from_draws(networks, batch(), draws)[0]
+        return method.loss_from_draws(networks, batch(), draws, Execution(layers=Scanned()))[0]
 
     return jax.jit(jax.value_and_grad(loss))(lora_factors())
 
