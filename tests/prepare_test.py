@@ -116,7 +116,8 @@ def test_clips_that_cannot_be_used_are_skipped_and_listed(prepared):
     assert set(errors) == {"short", "silent", "damaged"}
     assert errors["short"] == "it has 20 frames; at least 33 are needed"
     assert errors["silent"] == "it has no caption"
-    assert "damaged.mp4 is damaged" in errors["damaged"]
+    assert "cannot read the video" in errors["damaged"]
+    assert "damaged.mp4: Invalid data" in errors["damaged"]
 
 
 def test_latents_depend_on_neither_neighbours_nor_division(model, shapes, tmp_path):
