@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from absl import app
 from absl.flags import argparse_flags
 from flax import nnx
+from provenance import provenance
 
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
@@ -216,7 +217,7 @@ def bench_stream(
 def main(args: argparse.Namespace) -> None:
     """Runs everything."""
     peer = bench_peer(args.chunks) if args.peer else {}
-    report = Report(out=args.out)
+    report = Report(out=args.out, figures={"run": provenance()})
     device = jax.devices()[0]
     report.add("device", device.device_kind)
     report.add("jax", jax.__version__)

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from provenance import provenance
+
 
 def first_chunk(size: str) -> dict[str, float]:
     """One process: seconds until the frames of the first chunk are on the host, and of the second."""
@@ -53,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     if args.one:
         args.out.write_text(json.dumps(first_chunk(args.size)))
         return
-    report = {}
+    report = {"run": provenance()}
     with tempfile.TemporaryDirectory() as folder:
         for process in ("first process", "second process"):
             out = Path(folder) / "figures.json"

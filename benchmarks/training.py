@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from provenance import provenance
+
 from helios_jax.parallel.memory import Remat
 
 CASES = {"stage 1, batch 1": ("stage1_init", 1), "stage 1, batch 2": ("stage1_init", 2), "stage 2": ("stage2_init", 1)}
@@ -116,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
         args.out.write_text(json.dumps(measure(args.case, args.remat, args.size, args.profile), indent=1) + "\n")
         return
     here = Path(__file__)
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"run": provenance()}
     if args.peer:
         report["peer"] = run_apart(here.with_name("peer_training.py"))
     for case in CASES:

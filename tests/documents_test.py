@@ -1,12 +1,15 @@
 """The documents: paths and names exist, links resolve, and figures are those of benchmarks/results."""
 
 import functools
+import inspect
 import json
 import pathlib
 import pkgutil
 import re
 
 import pytest
+
+from helios_jax import HeliosPipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -133,6 +136,15 @@ def test_links_resolve(document):
             assert anchor in [re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings], target
 
 
+def test_arguments_for_users_of_diffusers_exist():
+    page = (ROOT / "docs" / "from_diffusers.md").read_text()
+    table = page[page.index("## Arguments of the call") : page.index("## Classes")]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    ours = {name for theirs, cell in rows for name in re.findall(r"`(\w+)", theirs if "same" in cell else cell)}
+    assert len(rows) > 20
+    assert ours - {"HistoryConfig"} <= set(inspect.signature(HeliosPipeline.stream).parameters)
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_results_say_where_they_come_from(file):
     result = json.loads(file.read_text())
@@ -159,6 +171,23 @@ def test_every_table_of_the_kernels_has_its_results():
     for _, rows in tables(ROOT / "pallas_kernels" / "README.md"):
         table = frozenset(map(numbers, rows))
         assert any(table >= rows and len(table - rows) <= 1 for rows in known), rows  # a second row of the head
+
+
+def test_small_world_is_what_its_scores_say():
+    scores = json.loads((ROOT / "experiments" / "results" / "tiny_gpu" / "scores.json").read_text())
+    rows = json.loads((RESULTS / "small_world.json").read_text())["rows"]
+    steps, guidance = scores["settings"]["steps"], scores["settings"]["guidance"]
+    (sampled,) = (row for row in rows if row[:3] == ["stage 2", steps[0], guidance])
+    for row, part in ((sampled, "sampled"), (rows[0], "vae")):
+        names = ["recovered", *(f"recovered with {count}" for count in (1, 2, 3))]
+        assert [int(re.findall(r"\((\d+) of", scores[part][name])[0]) for name in names] == row[3:]
+
+
+def test_sizes_follow_from_the_parameters():
+    *networks, together = json.loads((RESULTS / "published_sizes.json").read_text())["rows"]
+    assert together[1:3] == [sum(column) for column in list(zip(*networks, strict=True))[1:3]]
+    for _, _, parameters, float32, bfloat16 in (*networks, together):
+        assert (float32, bfloat16) == (round(4e-9 * parameters, 2), round(2e-9 * parameters, 2))
 
 
 def test_figures_in_the_text_of_the_readme():
