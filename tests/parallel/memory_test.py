@@ -93,6 +93,7 @@ def equations(jaxpr):
                     yield from equations(inner)
 
 
+@pytest.mark.slow
 def test_the_transformer_learns_the_same():
     config = TransformerConfig.tiny()
     graph, state = nnx.split(HeliosTransformer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
