@@ -1,12 +1,15 @@
 """The documents: paths and names exist, links resolve, and figures are those of benchmarks/results."""
 
 import functools
+import inspect
 import json
 import pathlib
 import pkgutil
 import re
 
 import pytest
+
+from helios_jax import HeliosPipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -131,6 +134,15 @@ def test_links_resolve(document):
         if anchor:
             headings = [heading.lower() for heading in re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)]
             assert anchor in [re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings], target
+
+
+def test_arguments_for_users_of_diffusers_exist():
+    page = (ROOT / "docs" / "from_diffusers.md").read_text()
+    table = page[page.index("## Arguments of the call") : page.index("## Classes")]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    ours = {name for theirs, cell in rows for name in re.findall(r"`(\w+)", theirs if "same" in cell else cell)}
+    assert len(rows) > 20
+    assert ours - {"HistoryConfig"} <= set(inspect.signature(HeliosPipeline.stream).parameters)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)

@@ -7,6 +7,8 @@ from hopper_interpreter import run_in_interpreter
 
 from pallas_kernels.linear.config import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from pallas_kernels.linear.config import LinearConfig
 from pallas_kernels.linear.hopper import linear_hopper
