@@ -1,5 +1,5 @@
 # Every target works on a fresh clone: the environment is created in .venv when it is missing or out of date.
-SHELL := /bin/bash
+SHELL := /bin/bash -o pipefail
 VENV  := .venv
 BIN   := $(VENV)/bin
 JOBS  ?= 2
@@ -7,45 +7,56 @@ CLIP  ?=
 OUT   ?= demo_out
 TINY  ?= runs/tiny
 
-.PHONY: help env demo train-tiny test test-gpu lint format types parity clean
+# Work-stealing keeps all workers busy to the end, although the tests' times differ by a factor of a thousand.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=30
 
-help:
-	@echo "make demo [CLIP=video.mp4] [OUT=demo_out]  continue a clip with a small random-weight checkpoint"
-	@echo "make train-tiny [TINY=runs/tiny]           train a VAE, stage 1 and stage 2 on moving shapes, sample and score"
-	@echo "make test [JOBS=2]                         the CPU test suite"
-	@echo "make test-gpu                              tests/gpu, on a machine with an NVIDIA GPU"
-	@echo "make lint | format | types                 ruff check | ruff format | pyrefly"
+.PHONY: help env demo train-tiny test test-slow test-gpu lint format types docs wheel clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@echo "Variables: JOBS=2 test processes, CLIP=video.mp4 and OUT=demo_out of demo, TINY=runs/tiny of train-tiny"
 
 $(BIN)/.installed: setup.py pyproject.toml constraints.txt scripts/find_python.sh
 	@python=$$(bash scripts/find_python.sh) && echo "environment: $$($$python --version) in $(VENV)" && \
 	  { [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
 	    { rm -rf $(VENV) && $$python -m venv $(VENV); }; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,docs]' -c constraints.txt
 	@touch $@
 
-env: $(BIN)/.installed
+env: $(BIN)/.installed  ## create or update .venv, with the versions in constraints.txt
 
-demo: env
+demo: env  ## continue a clip with a small checkpoint of random weights, on a CPU
 	@$(BIN)/python -m helios_jax.demo --out=$(OUT) $(if $(CLIP),--clip=$(CLIP))
 
-train-tiny: env
+train-tiny: env  ## train a VAE, stage 1 and stage 2 on moving shapes, then sample and score
 	@$(BIN)/python -m helios_jax.experiments.train_tiny --out=$(TINY)
 
-test: env
-	@$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests
+test: env  ## the fast tier of the CPU tests
+	@$(PYTEST) -m "not slow" tests
 
-test-gpu: env
+test-slow: env  ## the slow tier: processes, interpreters, whole trainings, wheels
+	@$(PYTEST) -m slow tests
+
+test-gpu: env  ## tests/gpu, on a machine with an NVIDIA GPU
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,gpu]' -c constraints.txt
 	@JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -n 4 --dist=loadscope tests/gpu
 
-lint: env
+lint: env  ## ruff: findings and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-format: env
+format: env  ## ruff: mend both
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-types: env
-	@$(BIN)/pyrefly check
+types: env  ## pyrefly, on all packages
+	@scripts/link_packages.sh
+	@$(BIN)/pyrefly check --min-severity=error --output-format=min-text | sed 's#^\([A-Z]* \)build/packages/#\1#'
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info demo_out
+docs: env  ## the documentation, into site/; warnings are errors
+	@scripts/link_packages.sh
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
+
+wheel: env  ## dist/: an sdist, and the wheel built from it
+	@$(BIN)/python -m build --no-isolation
+
+clean:  ## remove the environment and everything that is built
+	rm -rf $(VENV) build dist site *.egg-info demo_out

@@ -107,6 +107,7 @@ def matmul_ceiling() -> float:
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, b))
     repeats = 400
+    out = None
     start = time.perf_counter()
     for _ in range(repeats):
         out = product(a, b)

@@ -39,6 +39,7 @@ def seconds(calls: dict[str, Call], rest: float = 0.0) -> dict[str, float]:
 
 
 def _batch(call: Call, repeats: int) -> float:
+    out = None
     start = time.perf_counter()
     for _ in range(repeats):
         out = call()

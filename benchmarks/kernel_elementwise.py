@@ -26,6 +26,7 @@ CALLS = 12
 def microseconds(call: Callable, *operands: Any) -> float:
     """Device time of a call."""
     _, times = profiler.measure(jax.jit(call), iterations=CALLS)(*operands)
+    assert times is not None
     return 1e3 * statistics.median(times)
 
 

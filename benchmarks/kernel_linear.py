@@ -6,7 +6,7 @@ stacked layers both also copy each layer's weights, which these figures leave ou
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from kernel_attention import Call, seconds
@@ -14,7 +14,7 @@ from kernel_attention import Call, seconds
 from pallas_kernels.linear import linear
 
 LEVELS = (11040, 4560, 2944)
-LAYERS = {
+LAYERS: dict[str, tuple[int, int, Literal["gelu"] | None]] = {
     "qkv": (5120, 15360, None),
     "ffn in, gelu": (5120, 13824, "gelu"),
     "ffn out": (13824, 5120, None),
@@ -22,7 +22,7 @@ LAYERS = {
 }
 """Inputs, outputs and activation of a block's layers."""
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, tuple[Literal["pallas", "xla"], dict[str, bool]]] = {
     "pallas": ("pallas", {}),
     "cublas": ("xla", {"xla_gpu_enable_triton_gemm": False}),
     "xla": ("xla", {}),
@@ -30,13 +30,13 @@ IMPLEMENTATIONS = {
 """Implementation and options of the compiler."""
 
 
-def layer_calls(tokens: int, features: int, out_features: int, activation: str | None) -> dict[str, Call]:
+def layer_calls(tokens: int, features: int, out_features: int, activation: Literal["gelu"] | None) -> dict[str, Call]:
     """A call of one layer for each implementation, on the same random operands."""
     shapes = ((tokens, features), (features, out_features), (out_features,))
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel, bias = (jax.random.normal(key, shape, "bfloat16") for key, shape in zip(keys, shapes, strict=True))
     operands = (x, kernel * features**-0.5, bias)
-    calls = {}
+    calls: dict[str, Call] = {}
     for name, (implementation, options) in IMPLEMENTATIONS.items():
         layer = functools.partial(linear, activation=activation, implementation=implementation)
         calls[name] = functools.partial(jax.jit(layer, compiler_options=options), *operands)

@@ -38,10 +38,10 @@ def show(op: str, rows: list[dict[str, Any]]) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the chosen ops."""
-    report = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     for op in args.op:
-        report[op] = OPS[op]()
-        show(op, report[op])
+        report[op] = rows = OPS[op]()
+        show(op, rows)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

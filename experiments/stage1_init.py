@@ -1,9 +1,10 @@
 """Stage 1, first part: Wan2.1 becomes a chunk-autoregressive model (arXiv 2603.04379).
 
     helios-prepare --model=Wan-AI/Wan2.1-T2V-14B-Diffusers --clips=clips.json --out=latents
-    helios-train --config=experiments/stage1_init.py:14b --workdir=runs/stage1_init
+    helios-train --config=stage1_init.py:14b --workdir=runs/stage1_init
 
-Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (fresh weights on moving shapes, see train_tiny.py).
+Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (fresh weights on moving shapes, see train_tiny.py). The tiny
+ones need a VAE and data, which python -m helios_jax.experiments.train_tiny --until=latents writes to runs/tiny.
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
 in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43. The number of GPUs is not published; the number
@@ -49,12 +50,13 @@ def get_config(size: str = "14b"):
     return mutable(
         Experiment(
             start=Wan(folder=wan),
-            method=Base(context=Injection.published(), remat="offload"),
+            method=Base(context=Injection.published()),
             data=Latents(folders=("latents",)),
             product=Pipeline(parts=wan, config=PipelineConfig(is_pyramid=False), scheduler=SchedulerConfig.base()),
             optimizer=AdamW(learning_rate=5e-5, weight_decay=1e-4, clip_norm=1.0),
             steps=5500,
             batch_size=128,
+            remat="offload",
             seed=43,
             lora=Lora(rank=128, excludes=("transformer/patch_(short|mid|long)",)),
             trainable=(("transformer/patch_(short|mid|long)/.*", 1), (".*/lora_[ab]", 1)),
@@ -124,6 +126,8 @@ def tiny_gpu() -> Experiment:
     Such narrow layers are limited by memory traffic, so that computing blocks again costs less than keeping them.
     """
     small = tiny()
+    assert isinstance(small.method, Base)
+    assert isinstance(small.product, Pipeline)
     return dataclasses.replace(
         small,
         start=Random(
@@ -137,11 +141,11 @@ def tiny_gpu() -> Experiment:
             ),
             text_encoder=TextEncoderConfig(vocab_size=96, d_model=192, num_layers=4, num_heads=6, d_kv=32, d_ff=448),
         ),
-        method=dataclasses.replace(small.method, remat="full"),
         product=dataclasses.replace(small.product, dtype="bfloat16", vae_dtype="bfloat16"),
         optimizer=dataclasses.replace(small.optimizer, learning_rate=1e-3, warmup_steps=500),
         steps=10_000,
         batch_size=256,
+        remat="full",
         log_every=100,
         checkpoint_every=4000,
     )

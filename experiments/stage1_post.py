@@ -1,6 +1,6 @@
 """Stage 1, second part: refinement of Base at a lower learning rate (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage1_post.py:14b --workdir=runs/stage1_post
+    helios-train --config=stage1_post.py:14b --workdir=runs/stage1_post
 
 Starts from what ``stage1_init`` wrote, its adapters folded in, with fresh adapters of the same kind. Sizes: 14b, 1_3b.
 
@@ -15,7 +15,7 @@ from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(size: str = "14b"):
@@ -27,7 +27,7 @@ def experiment(size: str) -> Experiment:
     """``stage1_init`` with what differs."""
     return dataclasses.replace(
         frozen(stage1_init.get_config(size)),
-        start=Checkpoint(folder="runs/stage1_init/product/5500"),
+        start=FromCheckpoint(folder="runs/stage1_init/product/5500"),
         optimizer=AdamW(learning_rate=3e-5, weight_decay=1e-4, clip_norm=1.0),
         steps=5000,
         seed=44,

@@ -1,6 +1,6 @@
 """Stage 1, second part, with the corrections that the authors recommend after release.
 
-    helios-train --config=experiments/stage1_post_corrected.py:14b --workdir=runs/stage1_post_corrected
+    helios-train --config=stage1_post_corrected.py:14b --workdir=runs/stage1_post_corrected
 
 As ``stage1_post``, but the context is made as sampling meets it. The image-to-video form (anchor and newest frame
 alone) has probability 0.1 after the text-to-video test; absent frames stay exactly zero; 0.1 of the samples are blurred
@@ -15,10 +15,12 @@ import dataclasses
 
 from helios_jax.experiments import stage1_post
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.base import Base
 from helios_jax.training.overrides import mutable
 
 
 def get_config(size: str = "14b"):
     """The settings; ``size`` is "14b" or "1_3b"."""
     experiment = stage1_post.experiment(size)
+    assert isinstance(experiment.method, Base)
     return mutable(dataclasses.replace(experiment, method=dataclasses.replace(experiment.method, context=Injection())))

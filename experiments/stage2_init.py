@@ -1,6 +1,6 @@
 """Stage 2, first part: Base learns the three levels of the pyramid and becomes Mid (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage2_init.py:14b --workdir=runs/stage2_init \
+    helios-train --config=stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
 Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).
@@ -19,11 +19,12 @@ from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
 from helios_jax.training.products import Pipeline
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 from helios_jax.training.validation import Samples
 
 
@@ -40,8 +41,8 @@ def experiment(size: str) -> Experiment:
     scheduler = SchedulerConfig.mid()
     return dataclasses.replace(
         base,
-        start=Checkpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
-        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1), remat="offload"),
+        start=FromCheckpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
+        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1)),
         product=Pipeline(parts=base.product.parts, config=PipelineConfig(), scheduler=scheduler),
         optimizer=AdamW(learning_rate=1e-4, warmup_steps=1000, weight_decay=1e-4, clip_norm=1.0),
         steps=10_000,
@@ -54,12 +55,13 @@ def experiment(size: str) -> Experiment:
 
 def tiny(base: Experiment) -> Experiment:
     """What the stage 1 of ``base`` trained, in full; twice as many chunks a step, with one sample of each level."""
+    assert isinstance(base.method, Base)
+    assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype
-    context, remat = base.method.context, base.method.remat
     return dataclasses.replace(
         base,
-        start=Checkpoint(folder="runs/tiny/stage1", parts=("transformer", "text_encoder"), dtype=precision),
-        method=Pyramid(context=context, scheduler=scheduler, ratios=(1, 1, 1), remat=remat),
+        start=FromCheckpoint(folder="runs/tiny/stage1", parts=("transformer", "text_encoder"), dtype=precision),
+        method=Pyramid(context=base.method.context, scheduler=scheduler, ratios=(1, 1, 1)),
         product=dataclasses.replace(base.product, config=PipelineConfig(), scheduler=scheduler),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.7 * base.optimizer.learning_rate),
         batch_size=2 * base.batch_size,

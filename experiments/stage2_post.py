@@ -1,6 +1,6 @@
 """Stage 2, second part: refinement of Mid at a lower learning rate (arXiv 2603.04379).
 
-    helios-train --config=experiments/stage2_post.py:14b --workdir=runs/stage2_post
+    helios-train --config=stage2_post.py:14b --workdir=runs/stage2_post
 
 Starts from what ``stage2_init`` wrote, its adapters folded in. Sizes: 14b, 1_3b.
 
@@ -14,18 +14,20 @@ import dataclasses
 
 from helios_jax.experiments import stage2_init
 from helios_jax.training.experiment import Lora
+from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(size: str = "14b"):
     """The settings; ``size`` is "14b" or "1_3b"."""
     init = stage2_init.experiment(size)
+    assert isinstance(init.method, Pyramid)
     return mutable(
         dataclasses.replace(
             init,
-            start=Checkpoint(folder="runs/stage2_init/product/10000"),
+            start=FromCheckpoint(folder="runs/stage2_init/product/10000"),
             method=dataclasses.replace(init.method, ratios=(1, 1, 1)),
             optimizer=AdamW(learning_rate=3e-5, warmup_steps=500, weight_decay=1e-4, clip_norm=1.0),
             steps=5000,

@@ -1,7 +1,7 @@
 """A small VAE of the Wan2.1 kind for the world of moving shapes: the first step of train_tiny.py.
 
-    helios-train --config=experiments/tiny_vae.py:images --workdir=runs/tiny/vae_images
-    helios-train --config=experiments/tiny_vae.py:clips --workdir=runs/tiny/vae \
+    helios-train --config=tiny_vae.py:images --workdir=runs/tiny/vae_images
+    helios-train --config=tiny_vae.py:clips --workdir=runs/tiny/vae \
         --config.start.folder=runs/tiny/vae_images/product/1200
 
 4x time and 8x space, 16 channels, as published; 64 x 64 pixels. It learns from still images first, which show more
@@ -21,7 +21,7 @@ from helios_jax.training.methods.vae import Vae
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import MeasuredVae
-from helios_jax.training.starts import Checkpoint, Random
+from helios_jax.training.starts import FromCheckpoint, Random
 
 
 def get_config(phase: str = "images"):
@@ -57,6 +57,8 @@ def images() -> Experiment:
 def gpu_images() -> Experiment:
     """Stills, for a VAE four times as wide."""
     narrow = images()
+    assert isinstance(narrow.data, MovingShapes)
+    assert isinstance(narrow.product, MeasuredVae)
     return dataclasses.replace(
         narrow,
         start=Random(vae=VaeConfig(base_dim=32, num_res_blocks=1), dtype="bfloat16"),
@@ -70,9 +72,11 @@ def gpu_images() -> Experiment:
 
 def clips(before: Experiment, batch_size: int, scenes: int) -> Experiment:
     """Short clips, after stills."""
+    assert isinstance(before.start, Random)
+    assert isinstance(before.data, MovingShapes)
     return dataclasses.replace(
         before,
-        start=Checkpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),
+        start=FromCheckpoint(folder="runs/tiny/vae_images", parts=("vae",), dtype=before.start.dtype),
         data=dataclasses.replace(before.data, frames=9, scenes=scenes),
         optimizer=dataclasses.replace(before.optimizer, learning_rate=0.3 * before.optimizer.learning_rate),
         steps=100,

@@ -51,7 +51,8 @@ Stage 1 by samples per step and learning rate, on H200s:
     256             1e-3           10 000    2.56M    0.085  (0.099 after 1.54M)
 
 Each step is one of the commands that the large models are trained with, printed before it runs; what is done already is
-not done again, so that an interrupted run goes on when it is started again. What the scores mean: see tiny_scores.py.
+not done again, so that an interrupted run goes on when it is started again. What the scores mean: see
+evaluation/moving_shapes.py.
 """
 
 import argparse
@@ -67,7 +68,7 @@ from typing import Any
 from absl import app, logging
 from absl.flags import argparse_flags
 
-from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Sampling, integers, sample_and_score
+from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Evaluation, integers, sample_and_score
 from helios_jax.experiments.tiny_curves import write_curves
 
 HERE = Path(__file__).parent
@@ -185,14 +186,14 @@ def main(args: argparse.Namespace) -> int:
         # Any guidance costs seconds once another has been compiled.
         cases = [("stage2", args.steps, guidance) for guidance in args.guidance]
         for stage, steps, guidance in [*cases, ("stage1", (sum(args.steps),), args.guidance[0])]:
-            settings = Sampling(
+            evaluation = Evaluation(
                 videos=args.videos,
                 batch=max(1, args.videos // 2),
                 steps=steps,
                 guidance=guidance,
                 num_shapes=args.num_shapes,
             )
-            result = sample_and_score(newest(out / stage), results / f"{stage}-guidance{guidance:g}", settings)
+            result = sample_and_score(newest(out / stage), results / f"{stage}-guidance{guidance:g}", evaluation)
             print(stage, json.dumps(result, indent=1), flush=True)
     print(f"# all: {time.perf_counter() - start:.1f} s")
     return 0

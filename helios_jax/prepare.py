@@ -27,6 +27,7 @@ from absl import app
 from absl.flags import argparse_flags
 
 from helios_jax.cli import Check, run_interruptible
+from helios_jax.extras import require_extra
 
 if TYPE_CHECKING:
     from helios_jax.data.prepare.job import Status
@@ -47,6 +48,7 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
         FileExistsError: ``--beam`` would write into a dataset that exists.
     """
     _check(args)
+    require_extra("train", "preparing data sets")
     from helios_jax.data.prepare.job import write_latents
 
     work, make_encode, settings = _import_job(args) if args.from_pt else _encode_job(args)
@@ -82,7 +84,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--beam divides the work itself: drop --num_shards and --shard_index")
     if args.beam is not None and importlib.util.find_spec("apache_beam") is None:
         raise ValueError(
-            "--beam needs Apache Beam: pip install apache-beam, or leave --beam out and divide the work with "
+            "--beam needs Apache Beam: pip install 'helios_jax[beam]', or leave --beam out and divide the work with "
             "--shard_index and --num_shards"
         )
     if (args.shard_index is None) != (args.num_shards is None):
@@ -113,7 +115,9 @@ def _encode_job(
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
     from helios_jax.config import VaeConfig
-    from helios_jax.data.prepare.clips import ClipError, ShapesClip, clips_from_folder, clips_from_json, nearest_size
+    from helios_jax.data.prepare.clips import ShapesClip, clips_from_folder, clips_from_json
+    from helios_jax.media.files import ClipError
+    from helios_jax.media.resizing import nearest_size
 
     if args.moving_shapes is not None:
         frames = args.max_frames

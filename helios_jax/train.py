@@ -1,13 +1,16 @@
-"""``helios-train``: runs an experiment, or goes on with it.
+"""``helios-train``: starts the training of an experiment, or resumes it.
 
-    helios-train --config=experiments/stage1_init.py:14b --workdir=runs/stage1_init
-    helios-train --config=experiments/stage1_init.py:14b --workdir=runs/fast --config.optimizer.learning_rate=1e-4
+    helios-train --config=stage1_init.py:14b --workdir=runs/stage1_init
+    helios-train --config=stage1_init.py:14b --workdir=runs/fast --config.optimizer.learning_rate=1e-4
+    helios-train --config=my/experiment.py --workdir=runs/mine
 
-An experiment file has a function get_config(size). Every setting can be changed by --config.<name>=<value>; names that
-do not exist and values of another type are refused. WORKDIR gets config.json, checkpoints/, metrics.jsonl,
-tensorboard/, validation/<step>/ and, at the end, product/<step>/: a checkpoint that sampling and later stages read.
+--config is the path of an experiment file or, if there is no such file, the name of an experiment that comes with
+helios_jax. An experiment file has a function get_config(size). Every setting can be changed by
+--config.<name>=<value>; names that do not exist and values of another type are refused. WORKDIR gets config.json,
+checkpoints/, metrics.jsonl, tensorboard/, validation/<step>/ and, at the end, product/<step>/: a checkpoint that
+sampling and later stages read.
 
-Give the same command again to go on after any interruption. After a SIGTERM the state is saved and the exit code is 75.
+After any interruption the same command resumes the run. On SIGTERM the state is saved and the exit code is 75.
 
 Several hosts: run the same command on each. --distributed finds the others on clusters that JAX knows (Slurm, Open MPI,
 cloud TPUs, Kubernetes); elsewhere add --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -22,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from helios_jax.cli import run_command
+from helios_jax.experiment_files import experiment_file, installed_experiments
+from helios_jax.extras import require_extra
 
 if TYPE_CHECKING:
     from helios_jax.training.experiment import Experiment
@@ -52,37 +57,40 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
         ValueError: Anything wrong with it.
     """
-    from ml_collections import config_flags
-
-    from helios_jax.training.overrides import frozen
-
     argv, values = list(argv), flags.FlagValues()
     into = {"flag_values": values}
-    config_flags.DEFINE_config_file("config", None, "experiment file:size", lock_config=False, sys_argv=argv, **into)
     flags.DEFINE_string("workdir", None, "folder of the run", **into)
     flags.DEFINE_boolean("distributed", False, "there are processes on other hosts", **into)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process", **into)
     flags.DEFINE_integer("num_processes", None, "number of processes", **into)
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", **into)
     flags.DEFINE_string("cache", None, "folder for compiled programs (default: in the user's cache folder)", **into)
-    flags.DEFINE_boolean("help", False, "show this text", **into)
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        # Help is asked for before anything is installed, hence without ml_collections.
+        flags.DEFINE_string("config", None, "FILE:SIZE, an experiment file and the argument of its get_config", **into)
+        print(__doc__, values.get_help(), sep="\n")
+        print("experiments:", *installed_experiments(), sep="\n  ")
+        sys.exit(0)
+    require_extra("train", "training")
+    from ml_collections import config_flags
+
+    from helios_jax.training.overrides import frozen
+
+    argv = _with_experiment_found(argv)
+    config_flags.DEFINE_config_file("config", None, "experiment file:size", lock_config=False, sys_argv=argv, **into)
     try:
         rest = values(argv)[1:]
     except (flags.Error, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         # What an experiment file raises comes with its traceback as text.
         raise ValueError(str(error.args[0] if error.args else error).strip().splitlines()[-1]) from error
-    if values.help:
-        print(__doc__, values.get_help(), sep="\n")
-        sys.exit(0)
     if rest:
         raise ValueError(f"what is {' '.join(rest)}? Settings are changed by --config.<name>=<value>")
     mirror: Any = values.config
     if mirror is None or values.workdir is None:
-        raise ValueError("give --config, an experiment file such as experiments/stage1_init.py:14b, and --workdir")
-    if not dataclasses.is_dataclass(mirror):  # config_flags puts an object that only raises in place of no file
-        raise FileNotFoundError(
-            f"no experiment file {config_flags.get_config_filename(values['config']).partition(':')[0]}"
-        )
+        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir")
+    if not dataclasses.is_dataclass(mirror):
+        file = config_flags.get_config_filename(values["config"]).partition(":")[0]
+        raise ValueError(f"get_config of {file} gave no settings; it must return mutable(Experiment(...))")
     cluster = {
         "coordinator_address": values.coordinator,
         "num_processes": values.num_processes,
@@ -96,6 +104,25 @@ def parse(argv: Sequence[str]) -> Arguments:
         cluster=given,
         cache=values.cache,
     )
+
+
+def _with_experiment_found(argv: Sequence[str]) -> list[str]:
+    """The command line with the path of the experiment file in place of its name."""
+
+    def found(value: str) -> str:
+        name, colon, size = value.partition(":")
+        return f"{experiment_file(name)}{colon}{size}"
+
+    argv = list(argv)
+    for place, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if equals:
+            argv[place] = f"{flag}={found(value)}"
+        elif place + 1 < len(argv):
+            argv[place + 1] = found(argv[place + 1])
+    return argv
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,13 +4,19 @@ import importlib
 import pkgutil
 import subprocess
 import sys
-import time
 
 import pytest
 
 import helios_jax
+import helios_jax.data
+import helios_jax.experiments
+import pallas_kernels
 
-MODULES = sorted(module.name for module in pkgutil.walk_packages(helios_jax.__path__, "helios_jax."))
+# In an editable install data/ and experiments/ do not lie in the folder of helios_jax, so that they are walked apart.
+PACKAGES = (helios_jax, helios_jax.data, helios_jax.experiments, pallas_kernels)
+WALKED = [module for package in PACKAGES for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+MODULES = sorted({package.__name__ for package in PACKAGES} | {module.name for module in WALKED})
+WITH_EXPORTS = sorted({package.__name__ for package in PACKAGES} | {module.name for module in WALKED if module.ispkg})
 
 
 def run(code: str) -> str:
@@ -18,10 +24,10 @@ def run(code: str) -> str:
 
 
 def test_import_is_instant():
-    start = time.perf_counter()
-    heavy = run("import sys, helios_jax; print(*sys.modules.keys() & {'jax', 'flax', 'numpy', 'av', 'PIL', 'orbax'})")
-    assert time.perf_counter() - start < 3
-    assert heavy.split() == []
+    """Only modules of the standard library and three of its own: a count, and not seconds."""
+    loaded = run("import sys; before = set(sys.modules); import helios_jax; print(*set(sys.modules) - before)").split()
+    outside = {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert outside == {"helios_jax", "helios_jax._lazy", "helios_jax.version"}
 
 
 def test_import_of_the_pipeline_loads_no_optional_library():
@@ -32,10 +38,12 @@ def test_import_of_the_pipeline_loads_no_optional_library():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_imports(module):
+    if module.endswith(".beam"):
+        pytest.importorskip("apache_beam")
     assert importlib.import_module(module).__doc__
 
 
-@pytest.mark.parametrize("module", ["helios_jax", *(name for name in MODULES if name.count(".") == 1)])
+@pytest.mark.parametrize("module", WITH_EXPORTS)
 def test_every_public_name_resolves(module):
     package = importlib.import_module(module)
     for name in getattr(package, "__all__", ()):

@@ -17,8 +17,9 @@ from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import LatentRecord
 from helios_jax.data.moving_shapes import caption, sample_scene
 from helios_jax.data.prepare.clips import ShapesClip
-from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions, ahead_of_time, one_behind, uid_hash
+from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions, one_behind, uid_hash
 from helios_jax.data.prepare.job import Status
+from helios_jax.data.workers import ahead_of_time
 from helios_jax.media.reading import load_video, to_signed
 from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
@@ -252,7 +253,7 @@ def test_beam_writes_the_same_records(model, videos, prepared, tmp_path):
 def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     assert call(f"--model={model}", f"--clips={videos}", f"--out={tmp_path}", "--beam", *SMALL) == 1
-    assert "--beam needs Apache Beam: pip install apache-beam" in capsys.readouterr().err
+    assert "--beam needs Apache Beam: pip install 'helios_jax[beam]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

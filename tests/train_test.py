@@ -19,13 +19,13 @@ from helios_jax.training.methods.base import Base
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import Pipeline
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(folder):
     return mutable(
         Experiment(
-            start=Checkpoint(folder=f"{{folder}}/parts"),
+            start=FromCheckpoint(folder=f"{{folder}}/parts"),
             method=Base(),
             data=Latents(folders=(f"{{folder}}/latents",), tokens=8),
             product=Pipeline(

@@ -238,15 +238,20 @@ def _path(
 
 
 def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
-    x, y = (
-        draws.below(_START_STEPS) if sign == 0 else _START_STEPS * (sign < 0) + sign * draws.below(_START_STEPS // 2)
-        for sign in DIRECTIONS[shape.direction]
-    )
+    """A position in the half of the room that the shape moves away from; anywhere along an axis it does not move on."""
+    position = []
+    for sign in DIRECTIONS[shape.direction]:
+        if sign == 0:
+            position.append(draws.below(_START_STEPS))
+        else:
+            near = draws.below(_START_STEPS // 2)
+            position.append(near if sign > 0 else _START_STEPS - near)
+    x, y = position
     return x, y
 
 
 def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T N 2"]) -> list[tuple[int, int]]:
-    """Of each of T starts: pairs that touch at once, and frames with a touch, of 99 (the first 25 count fourfold)."""
+    """For each of T starts: pairs that touch at the start, and touches in 99 frames (the first 25 count fourfold)."""
     side = 64
     frames = np.arange(99)
     paths = [_path(shape, starts[:, number], frames, side, side) for number, shape in enumerate(shapes)]

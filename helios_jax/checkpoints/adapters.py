@@ -18,7 +18,8 @@ from flax import nnx
 
 from helios_jax.checkpoints.components import raise_problems
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, ParamPath, published_entries
-from helios_jax.checkpoints.lora_files import LoraDelta, check_fit, read_lora
+from helios_jax.checkpoints.lora_files import LoraDelta, read_lora
+from helios_jax.checkpoints.lora_merge import check_fit
 from helios_jax.models.lora import adapted_layers, attach, strip_lora
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, Float, Path

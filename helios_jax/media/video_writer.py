@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from helios_jax._warnings import warn_user
-from helios_jax.media.reading import SWSCALE_FLAGS, uint8_frames
+from helios_jax.media.decoding import SWSCALE_FLAGS
+from helios_jax.media.pixels import uint8_frames
 from helios_jax.typing import AnyArray, Path, UInt8
 
 # The BT.601 matrix is what swscale uses and what players that ignore the tags assume at these sizes.

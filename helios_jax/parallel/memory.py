@@ -22,7 +22,7 @@ ATTENTION = "self_attention"
 """Name of the results of self-attention that its gradient needs."""
 
 
-def compiler_options(remat: Remat | None) -> dict[str, Any]:
+def compiler_options(remat: Remat) -> dict[str, Any]:
     """Options of ``jax.jit`` for a function whose gradient keeps what ``remat`` says.
 
     XLA joins kernels to graphs that are launched at once. Copies inside a graph wait for the kernels before them, and

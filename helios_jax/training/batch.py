@@ -1,4 +1,4 @@
-"""What a training step is given: values that loaders make and methods consume."""
+"""Batches: produced by loaders, consumed by methods."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from helios_jax.typing import AnyArray, Float, Int, UInt8
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
+class PromptBatch:
     """Prompts of a batch, as embeddings of a frozen encoder or as tokens for one that is trained.
 
     Attributes:
-        embeds: Output of the text encoder, zeros behind the last token.
-        tokens: Token ids, the tokenizer's padding behind the last one.
+        embeds: Output of the text encoder, zeros after the last token.
+        tokens: Token ids, the tokenizer's padding after the last one.
         lengths: Tokens of each prompt, the end-of-sequence token included; given with ``tokens``.
     """
 
@@ -38,7 +38,7 @@ class LatentBatch:
     target: Float[AnyArray, "B T H W C"]
     history: Float[AnyArray, "B T2 H W C"]
     anchor: Float[AnyArray, "B 1 H W C"]
-    text: Text
+    text: PromptBatch
 
 
 @jax.tree_util.register_dataclass

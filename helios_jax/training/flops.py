@@ -21,7 +21,7 @@ from helios_jax.diffusion.pyramid import level_sizes
 from helios_jax.training.methods import Method
 from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
-from helios_jax.training.state import TrainState
+from helios_jax.training.params import Params
 
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12}
 """Dense bf16 operations per second by part of the device's name (NVIDIA's data sheets, SXM modules)."""
@@ -57,7 +57,7 @@ def history_tokens(config: TransformerConfig, layout: HistoryConfig, height: int
     )
 
 
-def training_flops(method: Method, networks: Any, batch: Any, state: TrainState) -> float | None:
+def training_flops(method: Method, networks: Any, batch: Any, trainable: Params, frozen: Params) -> float | None:
     """Operations of a training step per sample; ``None`` for methods without a formula here.
 
     A text encoder that is trained is left out: of the published size, it takes about 3 % of a step.
@@ -75,9 +75,9 @@ def training_flops(method: Method, networks: Any, batch: Any, state: TrainState)
         current = [tokens for tokens, ratio in zip(levels, method.ratios, strict=True) for _ in range(ratio)]
     context = history_tokens(config, method.context.layout, height, width)
     forward = forward_flops(config, current, context, text.shape[1])
-    kernels = {path: array.size for path, array in state.params.items() if "/blocks/" in path}
+    kernels = {path: array.size for path, array in (trainable | frozen).items() if "/blocks/" in path}
     total = sum(size for path, size in kernels.items() if path.endswith("kernel"))
-    trained = sum(size for path, size in kernels.items() if path.endswith("kernel") and path in state.trainable)
+    trained = sum(size for path, size in kernels.items() if path.endswith("kernel") and path in trainable)
     adapters = sum(size for path, size in kernels.items() if path.endswith(("lora_a", "lora_b")))
     return forward.weights * (2 + (trained + 3 * adapters) / total) + 3 * forward.attention
 

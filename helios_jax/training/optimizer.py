@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from helios_jax.training.params import Rules, settings
+from helios_jax.training.params import Rules, values_by_pattern
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class AdamW:
     def build(self, paths: Iterable[str], total_steps: int) -> optax.GradientTransformation:
         """The transformation for the trained parameters of these paths."""
         paths = list(paths)
-        decays = settings(self.decay_factors, paths, 1.0)
-        factors = settings(self.lr_factors, paths, 1.0)
+        decays = values_by_pattern(self.decay_factors, paths, 1.0)
+        factors = values_by_pattern(self.lr_factors, paths, 1.0)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             optax.scale_by_adam(*self.betas, self.eps),

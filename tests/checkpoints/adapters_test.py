@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import helios_jax as hx
 from helios_jax.checkpoints.adapters import load_adapters, save_adapters
-from helios_jax.checkpoints.lora_files import merge_lora_file
+from helios_jax.checkpoints.lora_merge import merge_lora_file
 from helios_jax.models.lora import add_lora, merge_lora
 from helios_jax.models.network import Network
 

@@ -18,7 +18,7 @@ SCRIPT = """
     from flax import nnx
 
     import helios_jax as hx
-    from helios_jax.checkpoints.lora_files import merge_lora_file
+    from helios_jax.checkpoints.lora_merge import merge_lora_file
     from helios_jax.checkpoints.orbax import load_orbax, save_orbax
     from helios_jax.checkpoints.tensor_files import TensorFolder
     from helios_jax.models.network import Network

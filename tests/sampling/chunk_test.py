@@ -9,7 +9,7 @@ import pytest
 from helios_jax.diffusion import level_schedule
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.sampling import chunk as chunk_module
-from helios_jax.sampling.chunk import plan_chunk
+from helios_jax.sampling.plan import plan_chunk
 
 # No other test samples at this size, so that nothing is compiled when these begin.
 FRESH = {"height": 128, "width": 64, "max_text_tokens": 8}
@@ -97,10 +97,10 @@ def test_plan_of_a_distilled_chunk(distilled, amplify):
     assert [plan.transition is None for plan in plans] == [True, False, False]
     for level, (plan, tokens) in enumerate(zip(plans, (540, 540, 2160), strict=True)):
         schedule = level_schedule(distilled.scheduler, level, 2, num_tokens=tokens, amplify=amplify)
-        assert len(plan.timesteps) == len(plan.rows) == (4 if amplify else 2)
+        assert len(plan.timesteps) == len(plan.step_scalars) == (4 if amplify else 2)
         np.testing.assert_array_equal(plan.timesteps, np.floor(schedule.timesteps))
-        np.testing.assert_allclose(plan.rows[:, 0], schedule.sigmas[:-1], rtol=1e-6)
-        np.testing.assert_allclose(plan.rows[:, 1], schedule.sigmas[1:], rtol=1e-6)
+        np.testing.assert_allclose(plan.step_scalars[:, 0], schedule.sigmas[:-1], rtol=1e-6)
+        np.testing.assert_allclose(plan.step_scalars[:, 1], schedule.sigmas[1:], rtol=1e-6)
 
 
 def test_plan_of_a_single_stage_keeps_fractions(pipelines):

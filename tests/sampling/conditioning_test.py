@@ -46,7 +46,7 @@ def picture(frames: int | None = None) -> np.ndarray:
 def conditioner(pipe: hx.HeliosPipeline, noise, batch: int = 1, **history) -> Conditioner:
     return Conditioner(
         vae=pipe.vae,
-        history=HistoryConfig(**history),
+        history_config=HistoryConfig(**history),
         noise=noise,
         batch=batch,
         image_sigmas=SIGMAS,

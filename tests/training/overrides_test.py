@@ -66,7 +66,7 @@ def test_corrected_recipe():
 
 
 def arguments(tmp_path, *overrides):
-    return parse(["helios-train", "--config=experiments/stage2_init.py:14b", f"--workdir={tmp_path}", *overrides])
+    return parse(["helios-train", "--config=stage2_init.py:14b", f"--workdir={tmp_path}", *overrides])
 
 
 def test_overrides_reach_the_frozen_settings(tmp_path):
@@ -104,7 +104,7 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
         ("--config.optimizer.learning_rate=fast", "could not convert string to float"),
         ("--config.batch_size=1.5", "invalid literal for int"),
         ("--config.optimizer.schedule=linear", r"AdamW\.schedule must be 'constant' or 'cosine', got 'linear'"),
-        ("--config.method.remat=some", r"remat must be 'none' or 'attention' or 'full' or 'offload', got 'some'"),
+        ("--config.remat=some", r"remat must be 'none' or 'attention' or 'full' or 'offload', got 'some'"),
         ("--config.method.ratios=(1,1)", "3 levels need 3 numbers"),
         ("--config.batch_size=0", "batch_size must be at least 1"),
         ("--config.accumulation=3", "must be a multiple of accumulation=3"),
@@ -118,14 +118,14 @@ def test_wrong_overrides_are_refused(tmp_path, override, message):
 
 
 def test_missing_arguments_are_named(tmp_path):
-    with pytest.raises(ValueError, match="give --config, an experiment file"):
+    with pytest.raises(ValueError, match="give --config, an experiment such as"):
         parse(["helios-train", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="and --workdir"):
-        parse(["helios-train", "--config=experiments/tiny_vae.py"])
-    with pytest.raises(FileNotFoundError, match=r"no experiment file experiments/no\.py"):
-        parse(["helios-train", "--config=experiments/no.py", f"--workdir={tmp_path}"])
+        parse(["helios-train", "--config=tiny_vae.py"])
+    with pytest.raises(FileNotFoundError, match=r"no experiment file no\.py; Installed are .*tiny_vae"):
+        parse(["helios-train", "--config=no.py", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="size '13b' must be one of 14b, 1_3b, tiny"):
-        parse(["helios-train", "--config=experiments/stage1_init.py:13b", f"--workdir={tmp_path}"])
+        parse(["helios-train", "--config=stage1_init.py:13b", f"--workdir={tmp_path}"])
 
 
 def test_help_is_printed(capsys):

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Lays out build/packages, a tree of links in which every package lies where it is imported from.
+#
+# Setuptools installs data/ and experiments/ as helios_jax.data and helios_jax.experiments. The type checker and the
+# docs read folders and not the import hook of an editable install, so that they find these names only in such a tree.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tree=build/packages
+rm -rf "$tree"
+mkdir -p "$tree/helios_jax"
+ln -s "$PWD"/helios_jax/* "$PWD/data" "$PWD/experiments" "$tree/helios_jax/"
+ln -s "$PWD/pallas_kernels" "$PWD/benchmarks" "$tree/"
