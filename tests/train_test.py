@@ -73,6 +73,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_ends_as_a_pipeline_and_can_be_prolonged(folder, capsys):
     command = ["helios-train", f"--config={folder}/experiment.py:{folder}", f"--workdir={folder}/run"]
     assert train.main(command) == 0

@@ -7,6 +7,8 @@ from hopper_interpreter import run_in_interpreter
 
 from pallas_kernels.linear.hopper import _CONFIGS
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from pallas_kernels.linear.hopper import LinearConfig, linear_hopper
 

@@ -21,7 +21,7 @@ SMALL = {"height": 64, "width": 64, "max_text_tokens": 8}
     ("kind", "steps", "other_steps", "scales", "levels"),
     [
         ("distilled", (1, 1, 1), (2, 1, 3), (1.0, 1.0), 3),
-        ("base", 2, 3, (5.0, 3.0), 1),
+        pytest.param("base", 2, 3, (5.0, 3.0), 1, marks=pytest.mark.slow),
     ],
     ids=["distilled", "base"],
 )
@@ -173,6 +173,7 @@ def test_noise_in_device_memory_survives(pipelines):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "max_tokens", "programs", "steps"),
     [("mid", 16, 3, (4, 3, 3)), ("base", 160, 2, 4)],

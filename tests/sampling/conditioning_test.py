@@ -130,6 +130,7 @@ def test_every_video_of_a_batch_draws_its_own_noise(distilled):
     assert jnp.abs(pair.anchor[1] - pair.anchor[0]).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_encoding_in_slices_changes_nothing(distilled):
     whole, sliced = (
         next(distilled.stream("a fox", image=picture(), num_frames=33, vae_slice_frames=n, **SMALL)) for n in (None, 4)

@@ -89,6 +89,7 @@ def test_released_networks_have_published_dtypes_and_no_adapters(trained):
         np.testing.assert_array_equal(array, merged[path].astype(array.dtype), err_msg=path)
 
 
+@pytest.mark.slow
 def test_an_exported_pipeline_samples_what_the_networks_sample(product, trained, tmp_path):
     product.export(trained, tmp_path)
     exported = hx.HeliosPipeline.from_pretrained(tmp_path, vae_dtype="float32")
@@ -108,6 +109,7 @@ def test_an_exported_pipeline_samples_what_the_networks_sample(product, trained,
             np.testing.assert_allclose(np.float32(found[path]), np.float32(array), atol=0.01, err_msg=path)
 
 
+@pytest.mark.slow
 def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
     samples = Samples(
         every=1,
@@ -129,6 +131,7 @@ def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
     assert (tmp_path / "5" / "1.mp4").read_bytes() != first
 
 
+@pytest.mark.slow
 def test_validation_can_sample_with_the_text_encoder_that_is_trained(product, parts, tmp_path):
     networks = FromCheckpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(
         MESH, jax.random.key(0)

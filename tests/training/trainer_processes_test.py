@@ -14,6 +14,8 @@ import pytest
 
 from helios_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = pathlib.Path(__file__).with_name("toy_training.py")
 ROOT = SCRIPT.parents[2]
 
