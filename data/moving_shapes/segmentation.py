@@ -117,7 +117,7 @@ def _surroundings(frames: UInt8[np.ndarray, "F H W 3"]) -> tuple[str, str] | Non
 
 
 @functools.lru_cache(maxsize=4)
-def _surroundings_table(height: int, width: int, step: int) -> Float[np.ndarray, "N H W 3"]:
+def _surroundings_table(height: int, width: int, step: int) -> Float[np.ndarray, "surroundings H W 3"]:
     """Every background in every light, 0 to 1, at each ``step``-th pixel."""
     lights = np.stack([light(name, height, width)[::step, ::step] for name in LIGHTS])
     backdrops = np.stack([backdrop(name, height, width)[::step, ::step] for name in BACKGROUNDS])
@@ -126,7 +126,7 @@ def _surroundings_table(height: int, width: int, step: int) -> Float[np.ndarray,
 
 
 def _labels(
-    surface: Float[np.ndarray, "F H W 3"], ground: Float[np.ndarray, "H W 3"], palette: Float[np.ndarray, "N 3"]
+    surface: Float[np.ndarray, "F H W 3"], ground: Float[np.ndarray, "H W 3"], palette: Float[np.ndarray, "colours 3"]
 ) -> UInt8[np.ndarray, "F H W"]:
     """By (1): k where ``palette[k - 1]`` explains a pixel best and covers at least half of it, else 0."""
     offset = surface - ground

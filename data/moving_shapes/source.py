@@ -55,7 +55,7 @@ class MovingShapes:
             raise IndexError(f"scene {index} of {self.size}")
         return sample_scene(self.seed, number, num_shapes=self.num_shapes)
 
-    def render_all(self, processes: int = 1) -> UInt8[np.ndarray, "N F H W 3"]:
+    def render_all(self, processes: int = 1) -> UInt8[np.ndarray, "clips F H W 3"]:
         """The frames of all scenes.
 
         Args:

@@ -215,7 +215,7 @@ def half_width(shape: Shape, side: int) -> int:
     return SIZES[shape.size] * side
 
 
-def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "N F 2"]:
+def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "shapes F 2"]:
     """The centres (x, y) of all shapes by (1), in 1/256 pixel from the top left corner of the frame."""
     starts, t = np.array(scene.starts, np.int64), np.array(frames, np.int64)
     shapes = scene.description.shapes
@@ -252,7 +252,7 @@ def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
     return x, y
 
 
-def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T N 2"]) -> list[tuple[int, int]]:
+def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T shapes 2"]) -> list[tuple[int, int]]:
     """For each of T starts: pairs that touch at the start, and touches in 99 frames (the first 25 count fourfold)."""
     side = 64
     frames = np.arange(99)

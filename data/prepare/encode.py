@@ -176,7 +176,7 @@ class ClipEncoder:
         read = functools.partial(_read_clip, pixels=pixels, minimum=minimum, maximum=self.options.max_frames)
         return ahead_of_time(read, clips, self.options.readers, processes=self.options.processes)
 
-    def _chunks(self, frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "S F2 H W 3"]:
+    def _chunks(self, frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "chunks F2 H W 3"]:
         count = len(frames) // self.chunk_pixels
         return frames[: count * self.chunk_pixels].reshape(count, self.chunk_pixels, *frames.shape[1:])
 
@@ -196,7 +196,7 @@ class ClipEncoder:
         for count, latents in one_behind(map(dispatch, itertools.batched(chunks, total))):
             yield from np.asarray(latents)[:count]
 
-    def _encode_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, "N E"]]:
+    def _encode_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, "texts E"]]:
         """Embeddings of the texts' tokens, in bfloat16."""
         if self.text_encoder is None:
             yield from (np.zeros((0, 0), jnp.bfloat16) for _ in texts)

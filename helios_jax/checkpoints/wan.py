@@ -58,7 +58,9 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
     return helios
 
 
-def pooling_kernel(kernel: Float[Array, "t h w C D"], pool: int) -> Float[Array, "t2 h2 w2 C D"]:
+def pooling_kernel(
+    kernel: Float[Array, "frames rows columns C D"], pool: int
+) -> Float[Array, "frames2 rows2 columns2 C D"]:
     """The kernel that applies ``kernel`` to the means over ``pool`` positions along every axis, equation (1)."""
     for axis in range(3):
         kernel = jnp.repeat(kernel, pool, axis)

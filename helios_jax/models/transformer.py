@@ -50,7 +50,7 @@ class Context:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A network call in front of its first block: long | mid | short | current | padding.
+    """The input of the first block: long | mid | short | current | padding.
 
     Attributes:
         x: The token stream.
@@ -87,7 +87,7 @@ class HeliosTransformer(ConfiguredModule):
     Args:
         config: Sizes and switches.
         dtype: Compute dtype. The time MLP, the modulation tables, ``norm2`` and ``history_key_scale`` stay
-            fp32 whatever it is.
+            fp32 for any ``dtype``.
         param_dtype: Dtype of the remaining parameters; ``dtype`` by default.
         rngs: Source of the initial parameters.
     """
@@ -154,7 +154,7 @@ class HeliosTransformer(ConfiguredModule):
             history_config: Tiers and their frame indices; ``None`` for a clip without context.
             full: Latent (height, width) of the history, always the full size.
             current: Latent (height, width) of the current tokens: the level's size. Its grid has unit
-                spacing whatever the level.
+                spacing at every level.
             frames: Latent frames of the current chunk.
 
         Raises:

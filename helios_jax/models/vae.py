@@ -1,6 +1,6 @@
 """The causal video VAE of Wan2.1: 4k + 1 pixel frames <-> k + 1 latent frames, each side / 8.
 
-Raw latents x are what the encoder makes and the decoder reads. The diffusion model works with
+Raw latents x are the encoder's output and the decoder's input. The diffusion model works with
 
     z = (x - mean) / std                                                                        (1)
 
@@ -164,7 +164,7 @@ class WanVae(ConfiguredModule):
         """
         _require_channels(video, self.config.in_channels, "video")
         step = 2 ** sum(self.config.temporal_downsample)
-        group = max(4, step)  # diffusers walks in groups of 4 frames even if the network halves time once
+        group = max(4, step)  # diffusers reads groups of 4 frames even if the network halves time only once
         kept = 1 + (video.shape[1] - 1) // group * group
         frames = None if slice_frames is None else slice_frames * step
         moments = in_slices(self.encoder, video[:, :kept].astype(self.dtype), frames)
@@ -175,7 +175,7 @@ class WanVae(ConfiguredModule):
         """Decodes raw latents to a clip with values in [-1, 1], F = 4 T - 3, in the compute dtype.
 
         Args:
-            latents: Raw latents (``denormalize`` makes them from those of the diffusion model).
+            latents: Raw latents (``denormalize`` computes them from the diffusion model's).
             slice_frames: Latent frames per slice; ``None`` takes the clip whole.
 
         Raises:

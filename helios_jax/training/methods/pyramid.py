@@ -100,7 +100,7 @@ class PyramidDraws:
     """
 
     noise: Float[Array, "*B T H W C"]
-    u: Float[Array, "*B N"]
+    u: Float[Array, "*B samples"]
     context: InjectionDraws
     input: tuple[CorruptionDraws, ...]
 
