@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from helios_jax.sampling.settings import SampleSettings
 from helios_jax.sampling.stream import Stream
 
 
+@runtime_checkable
 class Streams(Protocol):
     """The part of a pipeline that is needed here."""
 
