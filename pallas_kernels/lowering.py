@@ -10,6 +10,7 @@ The mesh is not part of the name. A kernel is the code of one device, so that th
 mesh of one device, and for each device inside ``jax.shard_map``.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -30,8 +31,6 @@ _FOLDER = "kernels"
 _KERNEL_CALL = "mosaic_gpu_v2"
 """Name of the custom call that Mosaic lowers kernels to. JAX does not promise that later versions can read its code;
 the names of the files contain the version."""
-
-_NO_MESH = jax.sharding.AbstractMesh((), ())
 
 
 def lowered_once[**Arguments, Result](
@@ -114,9 +113,10 @@ def _from_disk(
     except Exception:
         allowed = [jax.export.DisabledSafetyCheck.custom_call(_KERNEL_CALL)]
         export = jax.export.export(jax.jit(of_leaves), platforms=("cuda",), disabled_checks=allowed)
-        # Types of arrays mention the mesh, also in exported code, which must serve any.
-        with jax.sharding.use_abstract_mesh(_NO_MESH):
-            code = export(*shapes).serialize()
+        # Exported under a mesh, code states the mesh's number of devices and can be called with that number only. JAX
+        # keeps the mesh per thread, and inside a trace has no public way to leave it: hence a thread without one.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+            code = thread.submit(lambda: export(*shapes).serialize()).result()
         _write(file, code)
         # Not the export itself, so that this process and the next one compile the same program.
         exported = jax.export.deserialize(code)

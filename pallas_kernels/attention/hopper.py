@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pallas_kernels import compat, devices
-from pallas_kernels.attention import kernel
+from pallas_kernels.attention import block, kernel
 from pallas_kernels.attention.config import AttentionConfig
 from pallas_kernels.compat import pl
 from pallas_kernels.lowering import lowered_once
@@ -88,10 +88,10 @@ def attention_hopper(
     """
     batch, length, _, head_dim = q.shape
     dtype, block_kv, stages = q.dtype, config.block_kv, config.stages
-    tiles_per_head = pl.cdiv(length, kernel.TILE)
+    tiles_per_head = pl.cdiv(length, block.TILE)
     num_tiles = batch * num_heads * tiles_per_head
     num_steps = pl.cdiv(kv_length, block_kv)
-    plan = kernel.Plan(
+    plan = block.Plan(
         num_heads=num_heads,
         first_heads=first_heads,
         scale=scale,
@@ -112,32 +112,32 @@ def attention_hopper(
 
     # In (4) a wgmma contracts swizzle / itemsize keys at a time, which must divide the block.
     v_swizzle = 128 if block_kv % 64 == 0 else 64
-    q_tiles = compat.tiled_smem((kernel.CONSUMERS, kernel.ROWS, head_dim), dtype)
+    q_tiles = compat.tiled_smem((block.CONSUMERS, block.ROWS, head_dim), dtype)
     out, lse = compat.kernel(
         functools.partial(kernel.run_block, plan),
         out_type=(
             jax.ShapeDtypeStruct((batch, length, num_heads, head_dim), dtype),
-            jax.ShapeDtypeStruct((batch, num_heads, tiles_per_head * kernel.TILE), jnp.float32) if return_lse else None,
+            jax.ShapeDtypeStruct((batch, num_heads, tiles_per_head * block.TILE), jnp.float32) if return_lse else None,
         ),
         scratch_types=(
             q_tiles,
             compat.tiled_smem((stages, block_kv, head_dim), dtype),
             compat.tiled_smem((stages, block_kv, head_dim), dtype, v_swizzle),
             q_tiles,
-            compat.SMEM((kernel.CONSUMERS, kernel.ROWS), jnp.float32) if return_lse else None,
-            compat.SMEM((kernel.CONSUMERS, kernel.ROWS), jnp.int32) if plan.may_repeat else None,
+            compat.SMEM((block.CONSUMERS, block.ROWS), jnp.float32) if return_lse else None,
+            compat.SMEM((block.CONSUMERS, block.ROWS), jnp.int32) if plan.may_repeat else None,
             (
-                compat.Barrier(num_barriers=kernel.CONSUMERS),
+                compat.Barrier(num_barriers=block.CONSUMERS),
                 compat.Barrier(num_barriers=stages),
                 compat.Barrier(num_barriers=stages),
-                compat.Barrier(num_arrivals=kernel.CONSUMERS, num_barriers=stages),
-                compat.Barrier(num_arrivals=kernel.CONSUMERS, num_barriers=stages),
-                compat.Barrier(num_arrivals=kernel.CONSUMERS) if plan.may_repeat else None,
+                compat.Barrier(num_arrivals=block.CONSUMERS, num_barriers=stages),
+                compat.Barrier(num_arrivals=block.CONSUMERS, num_barriers=stages),
+                compat.Barrier(num_arrivals=block.CONSUMERS) if plan.may_repeat else None,
             ),
         ),
         grid=(plan.num_blocks,),
         grid_names=("block",),
-        num_threads=kernel.CONSUMERS + 1,
+        num_threads=block.CONSUMERS + 1,
         thread_name="warpgroup",
         # Rows of a wgmma are reduced by shuffles inside a warp: no scratch memory.
         compiler_params=compat.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
