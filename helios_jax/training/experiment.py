@@ -7,7 +7,7 @@ Roles with several players are protocols: ``Start`` (the weights to begin with, 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -52,11 +52,14 @@ class Data(Protocol):
         ...
 
 
+# Networks are Any in the following roles, since each player takes only the networks that it knows how to use.
+
+
 @runtime_checkable
 class Product(Protocol):
     """What trained networks are saved as."""
 
-    def export(self, networks: nnx.Module, folder: pathlib.Path) -> None:
+    def export(self, networks: Any, folder: pathlib.Path) -> None:
         """Writes them, adapters folded in, into ``folder``, which is new."""
         ...
 
@@ -70,7 +73,7 @@ class Validation(Protocol):
         """Steps between two looks."""
         ...
 
-    def prepare(self, product: Product, networks: nnx.Module, mesh: Mesh) -> "Validator":
+    def prepare(self, product: Product, networks: Any, mesh: Mesh) -> "Validator":
         """Loads what it needs beside networks of this kind; keeps none of theirs."""
         ...
 
@@ -79,7 +82,7 @@ class Validation(Protocol):
 class Validator(Protocol):
     """Ready to look at networks."""
 
-    def __call__(self, networks: nnx.Module, folder: pathlib.Path) -> Sequence[pathlib.Path]:
+    def __call__(self, networks: Any, folder: pathlib.Path) -> Sequence[pathlib.Path]:
         """Writes files that show what the networks do into ``folder``, and returns their paths."""
         ...
 
