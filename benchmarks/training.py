@@ -39,29 +39,26 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
 
     from helios_jax.checkpoints.random import random_network
     from helios_jax.models import HeliosTransformer
-    from helios_jax.training.batch import LatentBatch, Text
-    from helios_jax.training.flops import training_flops
+    from helios_jax.training.batch import LatentBatch, PromptBatch
+    from helios_jax.training.descent import PLAYER, procedure_of
     from helios_jax.training.networks import Networks
     from helios_jax.training.overrides import frozen
-    from helios_jax.training.params import unflatten
-    from helios_jax.training.state import initial_state, split_params
-    from helios_jax.training.trainer import compiled_step
 
     name, batch_size = CASES[case]
     experiment = frozen(importlib.import_module(f"helios_jax.experiments.{name}").get_config("14b"))
-    method = dataclasses.replace(experiment.method, remat=remat)
-    experiment = dataclasses.replace(experiment, method=method, batch_size=batch_size)
+    experiment = dataclasses.replace(experiment, remat=remat, batch_size=batch_size)
     config = SIZES[size][0]
-    mesh = experiment.mesh.build()
-    network = random_network(HeliosTransformer, config, "bfloat16", draws(0))
-    networks = Networks(transformer=network.module)
-    networks = experiment.lora.add(networks, jax.random.key(1))
-    graph, trainable, held = split_params(networks, experiment.trainable, mesh)
-    del network, networks
-    count = sum(array.size for array in trainable.values())
-    optimizer = experiment.optimizer.build(trainable, experiment.steps)
-    state = initial_state(trainable, held, optimizer, experiment.ema, mesh)
-    del trainable, held
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Drawn:
+        """A transformer with random weights."""
+
+        def networks(self, mesh: jax.sharding.Mesh, key: jax.Array) -> Networks:
+            return Networks(transformer=random_network(HeliosTransformer, config, "bfloat16", draws(0)).module)
+
+    experiment = dataclasses.replace(experiment, start=Drawn())
+    running = procedure_of(experiment).start(experiment, experiment.mesh.build(), None)
+    count = sum(array.size for array in running.items()[PLAYER]["trainable"].values())
 
     def normal(seed: int, *shape: int) -> jax.Array:
         return jax.random.normal(jax.random.key(seed), (batch_size, *shape), jnp.bfloat16)
@@ -71,15 +68,12 @@ def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, f
         target=normal(2, 9, height, width, 16),
         history=normal(3, 19, height, width, 16),
         anchor=normal(4, 1, height, width, 16),
-        text=Text(embeds=normal(5, 512, config.text_dim)),
+        text=PromptBatch(embeds=normal(5, 512, config.text_dim)),
     )
-    step = compiled_step(experiment, graph, optimizer, state, mesh)
-    flops = training_flops(experiment.method, unflatten(graph, state.params), batch, state)
+    flops = running.flops(batch)
 
     def run() -> float:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return float(metrics["loss"])
+        return float(running.step(batch, len(losses) + 1)["loss"])
 
     seconds, losses = [], []
     for _ in range(1 + STEPS):

@@ -2,11 +2,12 @@
 
     helios-train --config=stage1_post.py:14b --workdir=runs/stage1_post
 
-Starts from what ``stage1_init`` wrote, its adapters folded in, with fresh adapters of the same kind. Sizes: 14b, 1_3b.
+Starts from the product of ``stage1_init``, in which adapters are merged, with new adapters of the same kind. Sizes:
+14b, 1_3b.
 
 Published: as stage1_init, with a constant learning rate of 3e-5 and seed 44; the number of steps is not published.
 
-Hardware, cost and result: not measured.
+Cost and result: not yet measured.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from helios_jax.experiments import stage1_init
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(size: str = "14b"):
@@ -24,10 +25,10 @@ def get_config(size: str = "14b"):
 
 
 def experiment(size: str) -> Experiment:
-    """``stage1_init`` with what differs."""
+    """``stage1_init`` with the settings that differ."""
     return dataclasses.replace(
         frozen(stage1_init.get_config(size)),
-        start=Checkpoint(folder="runs/stage1_init/product/5500"),
+        start=FromCheckpoint(folder="runs/stage1_init/product/5500"),
         optimizer=AdamW(learning_rate=3e-5, weight_decay=1e-4, clip_norm=1.0),
         steps=5000,
         seed=44,

@@ -7,10 +7,11 @@ Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and t
 
 Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
 that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
-not published; both parts of stage 2 took three to four days. The authors advise a lower learning rate for small
-batches; at first samples are coloured noise.
+not published; both parts of stage 2 took three to four days. The authors recommend a lower learning rate for small
+batches. Samples are coloured noise at first.
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see train_tiny.py.
+Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
+random weights. For tiny and tiny_gpu see train_tiny.py.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
 from helios_jax.training.products import Pipeline
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 from helios_jax.training.validation import Samples
 
 
@@ -41,8 +42,8 @@ def experiment(size: str) -> Experiment:
     scheduler = SchedulerConfig.mid()
     return dataclasses.replace(
         base,
-        start=Checkpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
-        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1), remat="offload"),
+        start=FromCheckpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
+        method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1)),
         product=Pipeline(parts=base.product.parts, config=PipelineConfig(), scheduler=scheduler),
         optimizer=AdamW(learning_rate=1e-4, warmup_steps=1000, weight_decay=1e-4, clip_norm=1.0),
         steps=10_000,
@@ -54,15 +55,14 @@ def experiment(size: str) -> Experiment:
 
 
 def tiny(base: Experiment) -> Experiment:
-    """What the stage 1 of ``base`` trained, in full; twice as many chunks a step, with one sample of each level."""
+    """Trains the networks of stage 1 (``base``) in full; twice as many chunks a step, one sample of each level."""
     assert isinstance(base.method, Base)
     assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype
-    context, remat = base.method.context, base.method.remat
     return dataclasses.replace(
         base,
-        start=Checkpoint(folder="runs/tiny/stage1", parts=("transformer", "text_encoder"), dtype=precision),
-        method=Pyramid(context=context, scheduler=scheduler, ratios=(1, 1, 1), remat=remat),
+        start=FromCheckpoint(folder="runs/tiny/stage1", parts=("transformer", "text_encoder"), dtype=precision),
+        method=Pyramid(context=base.method.context, scheduler=scheduler, ratios=(1, 1, 1)),
         product=dataclasses.replace(base.product, config=PipelineConfig(), scheduler=scheduler),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=0.7 * base.optimizer.learning_rate),
         batch_size=2 * base.batch_size,

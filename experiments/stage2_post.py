@@ -2,12 +2,12 @@
 
     helios-train --config=stage2_post.py:14b --workdir=runs/stage2_post
 
-Starts from what ``stage2_init`` wrote, its adapters folded in. Sizes: 14b, 1_3b.
+Starts from the product of ``stage2_init``, in which adapters are merged. Sizes: 14b, 1_3b.
 
 Published: LoRA of rank 256 on every linear layer and on all patchers (1252.8M parameters), AdamW with a learning rate
 that grows to 3e-5 over 500 steps, 1 sample per GPU, levels 1 : 1 : 1, seed 46; the number of steps is not published.
 
-Hardware, cost and result: not measured.
+Cost and result: not yet measured.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from helios_jax.training.experiment import Lora
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(size: str = "14b"):
@@ -27,7 +27,7 @@ def get_config(size: str = "14b"):
     return mutable(
         dataclasses.replace(
             init,
-            start=Checkpoint(folder="runs/stage2_init/product/10000"),
+            start=FromCheckpoint(folder="runs/stage2_init/product/10000"),
             method=dataclasses.replace(init.method, ratios=(1, 1, 1)),
             optimizer=AdamW(learning_rate=3e-5, warmup_steps=500, weight_decay=1e-4, clip_norm=1.0),
             steps=5000,

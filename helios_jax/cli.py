@@ -1,4 +1,4 @@
-"""What the command lines share: quiet logging, signals, and errors of the user as one line."""
+"""Shared by the command lines: quiet logging, signals, and user errors as one line."""
 
 import contextlib
 import signal
@@ -10,10 +10,11 @@ from absl import logging
 
 
 def run_command(program: str, work: Callable[[], int | None]) -> int:
-    """Runs ``work`` and returns the exit code: that of ``work``, or 0 when it returns none.
+    """Runs ``work`` and returns the exit code: the one that ``work`` returns, or 0 when it returns ``None``.
 
     Bad input, a full disk (ValueError, OSError) and numbers that overflow (FloatingPointError) become one line on
-    standard error and code 1, an interruption code 130. Anything else is a bug and keeps its traceback.
+    standard error and exit code 1; an interruption becomes exit code 130. Anything else is a bug and keeps its
+    traceback.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX log every step of their work.
     try:
@@ -22,19 +23,20 @@ def run_command(program: str, work: Callable[[], int | None]) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         message = "interrupted; what was written so far is kept" if interrupted else error
         print(f"{program}: {message}", file=sys.stderr)
-        _wait_for_devices()  # The error still holds the frames of its traceback, and so all that is in flight.
+        # Here, while the error holds the frames of its traceback and with them the arrays of the work in flight.
+        _wait_for_devices()
         return 130 if interrupted else 1
 
 
 Check = Callable[[], None]
-"""To be called now and then by long work."""
+"""Called regularly by long work; raises KeyboardInterrupt after a signal."""
 
 
 def run_interruptible(program: str, work: Callable[[Check], int | None]) -> int:
     """``run_command`` for long work: SIGTERM interrupts it as SIGINT does.
 
-    The check that ``work`` is given raises a KeyboardInterrupt that got lost: Python drops exceptions that are raised
-    in a garbage collection, where JAX has a callback.
+    ``work`` gets a check that raises KeyboardInterrupt again if the first one was lost: Python drops exceptions that
+    are raised during garbage collection, where JAX has a callback.
     """
 
     def guarded() -> int | None:
@@ -46,14 +48,14 @@ def run_interruptible(program: str, work: Callable[[Check], int | None]) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Check]:
-    told: list[int] = []
+    received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        received.append(number)
         raise KeyboardInterrupt
 
     def check() -> None:
-        if told:
+        if received:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -65,7 +67,7 @@ def _interruptible() -> Iterator[Check]:
 
 
 def _wait_for_devices() -> None:
-    """Waits for dispatched work: where it ends after the interpreter has, it aborts the process."""
+    """Waits for dispatched work: if it outlives the interpreter, the process aborts."""
     jax = sys.modules.get("jax")
     for array in jax.live_arrays() if jax else ():
         if not array.is_deleted():

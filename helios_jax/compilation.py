@@ -1,7 +1,7 @@
 """Compiled programs that outlive the process.
 
-Compiling the three levels and the decoder of the 14B model, with XLA's choice of algorithms (autotuning), takes one to
-two minutes; the programs, and beside them what autotuning found, are kept in a folder for the next process.
+Compiling the three levels and the decoder of the 14B model takes one to two minutes, including autotuning, XLA's choice
+of algorithms. The programs and the results of autotuning are kept in a folder for the next process.
 """
 
 import os
@@ -13,14 +13,14 @@ from helios_jax.typing import Path
 def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
     """Keeps compiled programs and autotuning results on disk; call it before the first program is compiled.
 
-    Does nothing on a CPU, whose programs are specific to the machine and quick to compile. A folder that JAX has been
-    told already (``JAX_COMPILATION_CACHE_DIR``) is left as it is.
+    Does nothing on a CPU, whose programs are specific to the machine and quick to compile. A folder that is set already
+    (``JAX_COMPILATION_CACHE_DIR``) takes precedence.
 
     Args:
-        folder: Where to keep them; ``helios_jax`` in the user's cache folder by default.
+        folder: The folder to use; ``helios_jax`` in the user's cache folder by default.
 
     Returns:
-        The folder that is used, or ``None`` on a CPU.
+        The folder in use, or ``None`` on a CPU.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""The context of a chunk: what the network sees of the past.
+"""The context of a chunk: the past frames that the network reads.
 
 A fixed-size buffer holds the last latent frames of the video. For each chunk it is read as three tiers,
 patchified ever coarser, plus the anchor (the first frame of the video), which keeps colours and identity
@@ -8,7 +8,7 @@ from drifting (Helios, arXiv 2603.04379):
 
 Text-, image- and video-to-video differ only in what the buffer and the anchor hold at the start:
 zeros; a still clip's last frame and the image; the clip's latents and its first frame. The buffer never
-grows, so the cost and memory of a chunk are those of the first, for any length of video.
+grows, so every chunk of a video of any length costs the time and memory of the first.
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ class History:
     anchor: Float[Array, "B 1 H W C"]
 
     @classmethod
-    def empty(cls, config: HistoryConfig, batch: int, height: int, width: int, channels: int) -> "History":
+    def empty(cls, history_config: HistoryConfig, batch: int, height: int, width: int, channels: int) -> "History":
         """The context of text-to-video: no past. ``height`` and ``width`` are latent sides."""
-        shape = (batch, config.buffer_frames, height, width, channels)
+        shape = (batch, history_config.buffer_frames, height, width, channels)
         return cls(frames=jnp.zeros(shape, jnp.float32), anchor=jnp.zeros((batch, 1, *shape[2:]), jnp.float32))
 
     def push(self, latents: Float[Array, "B T2 H W C"]) -> "History":
@@ -70,10 +70,10 @@ class History:
         """Fixes the first frame."""
         return dataclasses.replace(self, anchor=anchor.astype(jnp.float32))
 
-    def tiers(self, config: HistoryConfig) -> Tiers:
+    def tiers(self, history_config: HistoryConfig) -> Tiers:
         """Splits the buffer into tiers; the anchor heads the short tier when it is kept."""
-        long, mid, _ = config.tier_sizes
+        long, mid, _ = history_config.tier_sizes
         short = self.frames[:, long + mid :]
-        if config.keep_first_frame:
+        if history_config.keep_first_frame:
             short = jnp.concatenate([self.anchor, short], axis=1)
         return Tiers(long=self.frames[:, :long], mid=self.frames[:, long : long + mid], short=short)

@@ -1,11 +1,12 @@
-"""``helios-convert``: looks into checkpoints, converts them and merges LoRA files, without a GPU.
+"""``helios-convert``: inspects and converts checkpoints and merges LoRA files, without a GPU.
 
-    helios-convert inspect BestWishYsh/Helios-Distilled        what is in it, from the files' headers alone
+    helios-convert inspect BestWishYsh/Helios-Distilled        shows its contents, from the files' headers alone
     helios-convert to-orbax SRC DST --dtype=bfloat16           published layout -> the layout that loads fastest
     helios-convert to-diffusers SRC DST                        and back, byte for byte
-    helios-convert merge-lora SRC LORA DST --scale=0.8         a checkpoint with the LoRA merged in
+    helios-convert merge-lora SRC LORA DST --scale=0.8         writes a checkpoint with the LoRA merged in
 
-SRC is a folder in either layout or a hub id. Nothing is ever overwritten. One network at a time is in memory.
+SRC is a folder in either layout or a hub id. Existing files are never overwritten. Only one network at a time is held
+in memory.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from absl import app
 from absl.flags import argparse_flags
@@ -28,26 +29,26 @@ from helios_jax.cli import run_command
 if TYPE_CHECKING:
     import numpy as np
 
+    from helios_jax.checkpoints.weights import Layout
     from helios_jax.models.network import ConfiguredModule
 
 NETWORKS = ("transformer", "text_encoder", "vae")
 
-Layout = Literal["diffusers", "orbax"]
 Edit = Callable[["ConfiguredModule"], "ConfiguredModule"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the files of one network say of themselves.
+    """What configuration and headers say about one network.
 
     Attributes:
-        layout: How it is stored.
+        layout: Its layout on disk.
         tensors: Number of stored tensors.
         parameters: Number of parameters by dtype.
         config: Its ``config.json``.
     """
 
-    layout: Layout
+    layout: "Layout"
     tensors: int
     parameters: Mapping["np.dtype", int]
     config: Mapping[str, Any]
@@ -59,7 +60,7 @@ class Summary:
 
 
 def summarise(source: str) -> dict[str, Summary]:
-    """Reads configuration and headers of every network of a checkpoint, and no weights.
+    """Reads the configuration and the headers of every network of a checkpoint, but no weights.
 
     Raises:
         FileNotFoundError: The checkpoint or a part of it is missing.
@@ -67,14 +68,15 @@ def summarise(source: str) -> dict[str, Summary]:
     """
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder, remote_tensors
-    from helios_jax.checkpoints.orbax import has_orbax_weights, stored_parameters
+    from helios_jax.checkpoints.orbax import stored_parameters
     from helios_jax.checkpoints.tensor_files import TensorFolder
+    from helios_jax.checkpoints.weights import layout_of
 
     folder = local_folder(source, weights=False)
     summaries = {}
     for name in _networks(folder):
         inner = folder / name
-        layout: Layout = "orbax" if has_orbax_weights(inner) else "diffusers"
+        layout = layout_of(inner)
         if layout == "orbax":
             stored = stored_parameters(inner)
         elif Path(source).is_dir():
@@ -93,42 +95,38 @@ def summarise(source: str) -> dict[str, Summary]:
 def convert(
     source: str,
     target: Path,
-    layout: Layout | None = None,
+    layout: "Layout | None" = None,
     *,
     dtype: str | None = None,
     edits: Mapping[str, Edit] | None = None,
 ) -> None:
-    """Writes a checkpoint anew, and a line about every network.
+    """Writes a checkpoint again, possibly changed, and prints a line for every network.
 
     Args:
         source: Folder in either layout, or hub id.
         target: Folder to write; it must not exist or be empty.
         layout: Layout of the result; ``None``: that of each network in ``source``.
         dtype: Dtype of the result, except for what is published as fp32-only; ``None`` keeps every stored dtype.
-        edits: Changes to networks, by name; made at the stored precision.
+        edits: Changes to networks, by name, applied at the stored precision.
 
     Raises:
         FileNotFoundError: The checkpoint or a part of it is missing.
         FileExistsError: ``target`` holds something.
         ValueError: Something in it is not supported or does not fit.
     """
-    from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
     from helios_jax.checkpoints.hub import local_folder
-    from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax, save_orbax
+    from helios_jax.checkpoints.weights import layout_of, load_weights, save_weights
 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it first")
     folder = local_folder(source)
-    loads = {"orbax": load_orbax, "diffusers": load_diffusers}
-    saves = {"orbax": save_orbax, "diffusers": save_diffusers}
     edits = edits or {}
     for name in _networks(folder):
         start = time.monotonic()
-        stored: Layout = "orbax" if has_orbax_weights(folder / name) else "diffusers"
-        network = loads[stored](folder, name, dtype=None if name in edits else dtype)
+        network = load_weights(folder, name, dtype=None if name in edits else dtype)
         if name in edits:
             network = _cast(name, edits[name](network), dtype)
-        saves[layout or stored](network, target, name)
+        save_weights(network, target, name, layout or layout_of(folder / name))
         print(f"{name}: {_describe(network)}, {time.monotonic() - start:.1f} s", flush=True)
     for name in ("tokenizer", "scheduler"):
         if (folder / name).is_dir():
@@ -141,12 +139,13 @@ def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dty
     """Writes a checkpoint, in its own layout, with a LoRA file merged into its transformer.
 
     The merge runs at the stored precision and is rounded to ``dtype`` afterwards. See ``convert`` and
-    ``checkpoints.lora_files.merge_lora_file`` for errors.
+    ``checkpoints.lora_merge.merge_lora_file`` for errors.
     """
-    from helios_jax.checkpoints.lora_files import merge_lora_file, read_lora
+    from helios_jax.checkpoints.lora_files import read_lora
+    from helios_jax.checkpoints.lora_merge import merge_lora_file
     from helios_jax.models.network import Network
 
-    read_lora(lora)  # A file that cannot be used is found before anything large is read.
+    read_lora(lora)  # An unusable file is reported before anything large is read.
 
     def merge(transformer: "ConfiguredModule") -> "ConfiguredModule":
         return merge_lora_file(Network.of(transformer), lora, scale, donate=True).module
@@ -214,7 +213,7 @@ def _print_summary(source: str) -> None:
         **{name: summary.config for name, summary in summaries.items()},
     }
     for name, config in settings.items():
-        # Version marks and references to classes say nothing about the model.
+        # Version numbers and class references tell nothing about the model.
         values = (f"{key}={value}" for key, value in config.items() if key[0] != "_" and not _is_reference(value))
         text = " ".join([f"{name}:", *filter(None, [config.get("_class_name")]), *values])
         print(textwrap.fill(text, 110, subsequent_indent="    ", break_long_words=False))
@@ -259,7 +258,7 @@ _HELP = {
 
 def main(args: argparse.Namespace) -> int:
     """Runs one command; returns the exit code."""
-    # All work is on the host; a GPU would only limit what fits. Set before JAX is imported.
+    # All work is done on the host, where larger networks fit than on a GPU. Set before JAX is imported.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     def work() -> None:

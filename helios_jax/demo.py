@@ -2,9 +2,9 @@
 
     python -m helios_jax.demo --out=demo_out [--clip=car.mp4]
 
-Writes a small checkpoint with RANDOM weights in the published layout, loads it as any published one would be, and
-continues the clip with ``helios-sample``. What comes out is noise with the geometry, the schedule and the file
-formats of the real thing; published weights go through the same code.
+Writes a small checkpoint with RANDOM weights in the published layout, loads it like a published one, and continues the
+clip with ``helios-sample``. The result is noise, but sizes, schedule and file formats are those of the real model;
+published weights go through the same code.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 192, 320
 
 
 def write_clip(path: Path, num_frames: int = 48) -> None:
-    """A synthetic clip: a disc that moves over a gradient."""
+    """Writes a synthetic clip: a disc that moves over a gradient."""
     import numpy as np
 
     from helios_jax.media.video_writer import VideoWriter
@@ -35,7 +35,7 @@ def write_clip(path: Path, num_frames: int = 48) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes checkpoint and clip, then samples."""
+    """Writes a checkpoint and a clip, then samples."""
     logging.set_verbosity(logging.WARNING)
     from helios_jax import sample
     from helios_jax.checkpoints.random import write_random_checkpoint

@@ -115,7 +115,9 @@ def _encode_job(
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
     from helios_jax.config import VaeConfig
-    from helios_jax.data.prepare.clips import ClipError, ShapesClip, clips_from_folder, clips_from_json, nearest_size
+    from helios_jax.data.prepare.clips import ShapesClip, clips_from_folder, clips_from_json
+    from helios_jax.media.files import ClipError
+    from helios_jax.media.resizing import nearest_size
 
     if args.moving_shapes is not None:
         frames = args.max_frames

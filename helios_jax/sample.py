@@ -7,14 +7,14 @@
     helios-sample --model=CKPT --prompt="Waves on a beach." --out=endless.mp4 --stream
     helios-sample --model=CKPT --warmup
 
-Every video comes with a contact sheet (.png) and what made it (.json). Frames are on disk as soon as their chunk
-is done: an interrupted run leaves a playable file. A prompt file makes one video per line (.txt) or per id (.csv
-with the columns id, prompt and, for prompts that follow one another in one video, prompt_index); a second run
-goes on with those that are not finished. With --stream the video has no end unless --num_frames is given, and each
-line typed on standard input becomes the prompt from the next chunk on.
+Next to every video, a contact sheet (.png) and the settings (.json) are written. Frames are on disk as soon as their
+chunk is finished, so an interrupted run leaves a playable file. A prompt file gives one video per line (.txt) or per
+id (.csv with the columns id, prompt and, for several successive prompts in one video, prompt_index); a second run
+skips the videos that are finished. With --stream the video has no end unless --num_frames is given, and each line typed
+on standard input becomes the prompt from the next chunk on.
 
 On a GPU, compiled programs are kept on disk for later runs. --warmup compiles for the given size before
-anything else and reports the time; without a prompt it does nothing more.
+anything else and reports the time; without a prompt the command ends there.
 """
 
 import argparse
@@ -33,19 +33,14 @@ from absl import app
 from absl.flags import argparse_flags
 
 from helios_jax.cli import Check, run_interruptible
+from helios_jax.sampling.settings import SampleSettings, one_or_many
 
 if TYPE_CHECKING:
     from helios_jax.sampling.pipeline import HeliosPipeline
-    from helios_jax.sampling.request import Prompt
-    from helios_jax.sampling.stream import Chunk, Stream
+    from helios_jax.sampling.request import Prompt, Request
+    from helios_jax.sampling.stream import Chunk
 
-NEGATIVE_PROMPT = (
-    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
-    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
-    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
-    "legs, many people in the background, walking backwards"
-)
-"""The negative prompt that Wan2.1 and Helios publish for use with guidance."""
+DEFAULTS = SampleSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +48,8 @@ class Job:
     """One video to make.
 
     Attributes:
-        prompt: What the pipeline takes as prompt.
-        path: The mp4.
+        prompt: The pipeline's ``prompt``.
+        path: The mp4 file.
     """
 
     prompt: "Prompt"
@@ -70,8 +65,8 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """The videos that the arguments ask for, without those that an earlier run finished.
 
     Raises:
-        ValueError: Arguments that do not go together, or a prompt file that cannot be used.
-        FileExistsError: A single video whose file exists.
+        ValueError: The arguments contradict each other, or the prompt file cannot be used.
+        FileExistsError: The file of a single video exists.
     """
     if args.prompt_file is None:
         if args.prompt is None and args.warmup:
@@ -100,47 +95,44 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     return left
 
 
+def settings_of(args: argparse.Namespace) -> SampleSettings:
+    """The sample settings among the arguments: flags that have the name of a field."""
+    names = vars(DEFAULTS).keys() & vars(args).keys()
+    return SampleSettings(**{name: getattr(args, name) for name in names})
+
+
 def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace, check_interrupted: Check = lambda: None) -> None:
     """Makes one video, chunk by chunk; ``check_interrupted`` is called after each."""
     from helios_jax.media.contact_sheet import ContactSheet
     from helios_jax.media.video_writer import VideoWriter
-    from helios_jax.sampling.prompts import PromptSchedule
+    from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 
-    num_frames = args.num_frames
-    if num_frames is None and isinstance(job.prompt, PromptSchedule) and len(job.prompt.prompts) > 1:
-        num_frames = job.prompt.num_chunks * 33
-    elif num_frames is None and not args.stream:
-        num_frames = 132
+    settings = settings_of(args)
+    if settings.num_frames is None and isinstance(job.prompt, PromptSchedule) and len(job.prompt.prompts) > 1:
+        settings = dataclasses.replace(settings, num_frames=job.prompt.num_chunks * pipe.chunk_frames)
+    elif settings.num_frames is None and not args.stream:
+        settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
+    negative_prompt = NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt
     start = time.monotonic()
     stream = pipe.stream(
         job.prompt,
-        args.negative_prompt,
+        negative_prompt,
         image=args.image,
         video=args.video,
-        num_frames=num_frames,
-        height=args.height,
-        width=args.width,
-        steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        amplify_first_chunk=args.amplify_first_chunk,
-        skip_first_chunk=args.skip_first_chunk,
-        keep_first_frame=args.keep_first_frame,
-        seed=args.seed,
-        max_text_tokens=args.max_text_tokens,
-        vae_slice_frames=args.vae_slice_frames,
+        settings=settings,
+        # A prompt typed during a chunk is to take effect in the next one; without live prompts the device never idles.
         lookahead=0 if args.stream else 1,
         progress=sys.stderr.isatty(),
     )
     _set_aside(job.path)
-    left = (stream.request.num_chunks or 0) * 33
-    left = (left - 1) // 4 * 4 + 1 if left else None
+    end = stream.request.num_frames
     with (
         VideoWriter(job.path, fps=args.fps, overwrite=args.overwrite) as video,
         ContactSheet(job.path.with_suffix(".png"), fps=args.fps, overwrite=True) as sheet,
         _typed_prompts(args.stream) as typed,
     ):
         for chunk in stream:
-            frames = chunk.frames[0] if left is None else chunk.frames[0, : left - video.num_frames]
+            frames = chunk.frames[0] if end is None else chunk.frames[0, : end - video.num_frames]
             video.write(frames)
             sheet.write(frames)
             print(f"{job.path.name}: {_describe(chunk, video.num_frames, args.fps)}", flush=True)
@@ -148,7 +140,7 @@ def sample(pipe: "HeliosPipeline", job: Job, args: argparse.Namespace, check_int
             for prompt in typed():
                 stream.set_prompt(prompt, blend_chunks=args.blend_chunks)
                 print(f"prompt from chunk {chunk.index + 1} on: {prompt}", flush=True)
-    _write_record(job, stream, args, video.num_frames, time.monotonic() - start)
+    _write_record(job, args, stream.request, negative_prompt, video.num_frames, time.monotonic() - start)
 
 
 def _describe(chunk: "Chunk", num_frames: int, fps: float) -> str:
@@ -157,7 +149,7 @@ def _describe(chunk: "Chunk", num_frames: int, fps: float) -> str:
 
 
 def _set_aside(path: Path) -> None:
-    """Renames what an interrupted run left at ``path``, so that making the video again loses nothing."""
+    """Renames the file that an interrupted run left at ``path``, so that a rerun does not overwrite it."""
     if path.exists() and not path.with_suffix(".json").exists():
         number = 1
         while (aside := path.with_name(f"{path.stem}.interrupted{number}{path.suffix}")).exists():
@@ -166,17 +158,17 @@ def _set_aside(path: Path) -> None:
         print(f"{path.name} was left by an interrupted run and is now {aside.name}")
 
 
-def _write_record(job: Job, stream: "Stream", args: argparse.Namespace, num_frames: int, seconds: float) -> None:
-    """Writes what made the video; its presence marks the video as finished."""
+def _write_record(
+    job: Job, args: argparse.Namespace, request: "Request", negative_prompt: str, num_frames: int, seconds: float
+) -> None:
+    """Writes how the video was made; the file's presence marks the video as finished."""
     from helios_jax import __version__
-
-    request = stream.request
     from helios_jax.sampling.prompts import PromptSchedule
 
     prompt = dataclasses.asdict(job.prompt) if isinstance(job.prompt, PromptSchedule) else job.prompt
     record = {
         "prompt": prompt,
-        "negative_prompt": args.negative_prompt if request.guided else None,
+        "negative_prompt": negative_prompt if request.guided else None,
         "model": args.model,
         "lora": args.lora,
         "image": args.image,
@@ -198,13 +190,14 @@ def _write_record(job: Job, stream: "Stream", args: argparse.Namespace, num_fram
 
 @contextlib.contextmanager
 def _typed_prompts(enabled: bool) -> Iterator[Callable[[], list[str]]]:
-    """Lines typed on standard input since the last call, read without waiting for them."""
+    """A function that returns the lines typed on standard input since its last call, without waiting."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line.strip())
 
+    # A thread, since reading from a terminal blocks; a daemon, so that it does not keep the process alive.
     if enabled:
         threading.Thread(target=read, daemon=True).start()
 
@@ -223,10 +216,9 @@ def _lora(text: str) -> tuple[str, float]:
     return (path, float(scale)) if path and not Path(text).exists() else (text, 1.0)
 
 
-def _steps(text: str) -> int | tuple[int, ...]:
+def _steps(text: str) -> int | tuple[int, ...] | None:
     """N, or N,N,N for a pyramid."""
-    numbers = tuple(int(part) for part in text.split(","))
-    return numbers[0] if len(numbers) == 1 else numbers
+    return one_or_many([int(part) for part in text.split(",")])
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -243,12 +235,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("out", "mp4 to write; with --prompt_file a folder", type=Path)
     add("prompt", "text of the video")
     add("prompt_file", "txt or csv with the texts of many videos", type=Path)
-    add("negative_prompt", "used with guidance only (default: the published one)", default=NEGATIVE_PROMPT)
+    add("negative_prompt", "used with guidance only (default: the published one)")
     add("image", "image to start from (I2V)")
     add("video", "clip to continue, at least 33 frames (V2V)")
-    add("num_frames", "frames wanted, rounded up to whole chunks of 33 (default 132)", type=int)
-    add("height", "pixel rows (default 384)", type=int, default=384)
-    add("width", "pixel columns (default 640)", type=int, default=640)
+    add("num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", type=int)
+    add("height", f"pixel rows (default {DEFAULTS.height})", type=int, default=DEFAULTS.height)
+    add("width", f"pixel columns (default {DEFAULTS.width})", type=int, default=DEFAULTS.width)
     add("steps", "network calls per level, 2,2,2 or one number for Base (default: the model's)", type=_steps)
     add("guidance_scale", "guidance is on above 1 (default: the model's)", type=float)
     add("amplify_first_chunk", "twice the steps in the first chunk (default: the model's)", action=flag)
@@ -256,7 +248,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("keep_first_frame", "keep the first frame in the context", action=flag, default=True)
     add("chunks_per_prompt", "chunks of each prompt of a csv file (default 7)", type=int, default=7)
     add("blend_chunks", "chunks over which a new prompt is blended in (default 3)", type=int, default=3)
-    add("max_text_tokens", "length that texts are padded or cut to (default 512)", type=int, default=512)
+    length = DEFAULTS.max_text_tokens
+    add("max_text_tokens", f"length that texts are padded or cut to (default {length})", type=int, default=length)
     add("seed", "seed of all draws (default 0)", type=int, default=0)
     add("lora", "LoRA file to merge, FILE or FILE:SCALE; may be repeated", type=_lora, action="append", default=[])
     add("dtype", "compute dtype of transformer and text encoder", choices=("bfloat16", "float32"), default="bfloat16")
@@ -287,14 +280,8 @@ def main(args: argparse.Namespace) -> int:
             pipe.load_lora(path, scale)
         print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
         if args.warmup:
-            seconds = pipe.compile(
-                height=args.height,
-                width=args.width,
-                guidance_scale=args.guidance_scale,
-                max_text_tokens=args.max_text_tokens,
-                conditioning="image" if args.image else "video" if args.video else None,
-                vae_slice_frames=args.vae_slice_frames,
-            )
+            conditioning = "image" if args.image else "video" if args.video else None
+            seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args))
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
         for job in jobs:
             sample(pipe, job, args, check_interrupted)

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Sampling by hand
 #
-# `pipe("a prompt")` hides a short loop. This notebook writes it out: text once, then for each chunk the context, three
+# `pipe("a prompt")` runs a short loop. This notebook writes it out: text once, then for each chunk the context, three
 # pyramid levels with a few network calls each, and the decoder. Set `HELIOS_CHECKPOINT` to a published checkpoint;
 # without it a small one with **random** weights is made, and the frames are noise.
 
@@ -40,8 +40,8 @@ pipe.scheduler
 # %% [markdown]
 # ## Text
 #
-# The encoder's output is zero past the end of the prompt. The transformer projects it to the keys and values of all of
-# its blocks once; they serve every step, level and chunk.
+# The encoder's output is zero after the end of the prompt. The transformer projects it to the keys and values of all
+# its blocks once; every step, level and chunk uses them.
 
 # %%
 from helios_jax.sampling.chunk import project_text
@@ -54,11 +54,11 @@ embeds.shape, text.k.shape  # [B,S,E], [L,B,S,N,K]
 # %% [markdown]
 # ## The plan of a chunk
 #
-# Everything that the schedule decides is known before sampling: for each level its size, what the network is told at
-# each step, and the solver's scalars.
+# Everything that the schedule decides is known before sampling: for each level its size, the timestep input of the
+# network at each step, and the solver's scalars.
 
 # %%
-from helios_jax.sampling.chunk import plan_chunk
+from helios_jax.sampling.plan import plan_chunk
 
 transformer = pipe.transformer.module
 latent_size = height // 8, width // 8
@@ -85,10 +85,10 @@ from helios_jax.context import History
 from helios_jax.diffusion import make_solver
 from helios_jax.sampling.chunk import begin_first_level, begin_level, embed_history, rope_table
 
-layout = HistoryConfig()
+history_config = HistoryConfig()
 solver = make_solver(pipe.scheduler)
 noise = hx.KeyNoise(key=jax.random.key(0))
-ropes = [rope_table(pipe.transformer, layout, latent_size, plan.size) for plan in plans]
+ropes = [rope_table(pipe.transformer, history_config, latent_size, plan.size) for plan in plans]
 
 
 @jax.jit
@@ -99,16 +99,16 @@ def velocity(transformer, x, timestep, text, context, rope):
 
 
 def sample_chunk(k: int, history: History) -> jax.Array:
-    context = embed_history(pipe.transformer, history, layout)
+    context = embed_history(pipe.transformer, history, history_config)
     shape = (1, 9, *latent_size, 16)
     state = begin_first_level(solver, noise.normal(f"chunk{k}/initial", shape), len(plans) - 1)
     for level, plan in enumerate(plans):
         if level > 0:
             z = noise.normal(f"chunk{k}/block{level}", (1, 9, *plan.size, 16))
             state = begin_level(solver, state, z, plan.transition, pipe.scheduler.gamma, transformer.dtype)
-        for timestep, row in zip(plan.timesteps, plan.rows, strict=True):
+        for timestep, scalars in zip(plan.timesteps, plan.step_scalars, strict=True):
             v = velocity(pipe.transformer, state.x, timestep, text, context, ropes[level])
-            state = solver.step(state, v, jnp.asarray(row))
+            state = solver.step(state, v, jnp.asarray(scalars))
     return solver.finish(state, transformer.dtype)
 
 
@@ -122,7 +122,7 @@ def sample_chunk(k: int, history: History) -> jax.Array:
 from helios_jax.sampling.chunk import remember
 from helios_jax.sampling.stream import decode_chunk
 
-history = History.empty(layout, 1, *latent_size, 16)
+history = History.empty(history_config, 1, *latent_size, 16)
 chunks = []
 for k in range(2):
     latents = sample_chunk(k, history)

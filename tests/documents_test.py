@@ -6,6 +6,7 @@ import json
 import pathlib
 import pkgutil
 import re
+import runpy
 
 import pytest
 
@@ -103,6 +104,16 @@ def test_paths_exist(document):
         if not matches or (test and f"def {test}(" not in (ROOT / matches[0]).read_text()):
             missing.append(span)
     assert not missing, missing
+
+
+def test_floors_are_those_of_the_layers_test():
+    rooms = runpy.run_path(str(ROOT / "tests" / "layers_test.py"))["ROOMS"]
+    floors = re.findall(r"^\| (\d) \| ([^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    stated = {path: int(floor) for floor, cell in floors for path in re.findall(r"`([^`]+)`", cell)}
+    assert len(stated) > 20
+    for path, floor in stated.items():
+        name = path.removesuffix("/").removesuffix(".py").replace("/", ".")
+        assert rooms[f"helios_jax.{name}" if name.startswith(("data", "experiments")) else name] == floor, path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=ids)

@@ -17,8 +17,9 @@ from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import LatentRecord
 from helios_jax.data.moving_shapes import caption, sample_scene
 from helios_jax.data.prepare.clips import ShapesClip
-from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions, ahead_of_time, one_behind, uid_hash
+from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions, one_behind, uid_hash
 from helios_jax.data.prepare.job import Status
+from helios_jax.data.workers import ahead_of_time
 from helios_jax.media.reading import load_video, to_signed
 from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
@@ -115,7 +116,8 @@ def test_clips_that_cannot_be_used_are_skipped_and_listed(prepared):
     assert set(errors) == {"short", "silent", "damaged"}
     assert errors["short"] == "it has 20 frames; at least 33 are needed"
     assert errors["silent"] == "it has no caption"
-    assert "damaged.mp4 is damaged" in errors["damaged"]
+    assert "cannot read the video" in errors["damaged"]
+    assert "damaged.mp4: Invalid data" in errors["damaged"]
 
 
 def test_latents_depend_on_neither_neighbours_nor_division(model, shapes, tmp_path):

@@ -19,13 +19,13 @@ from helios_jax.training.methods.base import Base
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import Pipeline
-from helios_jax.training.starts import Checkpoint
+from helios_jax.training.starts import FromCheckpoint
 
 
 def get_config(folder):
     return mutable(
         Experiment(
-            start=Checkpoint(folder=f"{{folder}}/parts"),
+            start=FromCheckpoint(folder=f"{{folder}}/parts"),
             method=Base(),
             data=Latents(folders=(f"{{folder}}/latents",), tokens=8),
             product=Pipeline(
@@ -80,7 +80,7 @@ def test_a_run_ends_as_a_pipeline_and_can_be_prolonged(folder, capsys):
     assert "3 parameters" not in capsys.readouterr().out
     assert train.main([*command, "--config.steps=3"]) == 0
     output = capsys.readouterr().out
-    assert "going on from step 2 of 3" in output
+    assert "resuming from step 2 of 3" in output
     assert sorted(read_metrics(folder / "run" / "metrics.jsonl")) == [1, 2, 3]
     products = {path.name for path in (folder / "run" / "product").iterdir()}
     assert products == {"2", "3"}

@@ -79,11 +79,6 @@ class LatentWriter:
         """All files."""
         return [(size, i) for size, count in self._files.items() for i in range(count)]
 
-    @property
-    def is_complete(self) -> bool:
-        """Every file is finished and the metadata is written."""
-        return (self.folder / "dataset_info.json").is_file()
-
     def is_finished(self, slot: Slot) -> bool:
         """Whether the file is complete."""
         return self._progress_file(slot).is_file()

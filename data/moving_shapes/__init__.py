@@ -12,8 +12,6 @@ finds out from pixels alone whether a video shows what its caption says.
 from helios_jax._lazy import lazy_exports
 
 _EXPORTS = {
-    "MovingShapesBuilder": "helios_jax.data.moving_shapes.builder",
-    "build": "helios_jax.data.moving_shapes.builder",
     "caption": "helios_jax.data.moving_shapes.captions",
     "parse_caption": "helios_jax.data.moving_shapes.captions",
     "vocabulary": "helios_jax.data.moving_shapes.captions",

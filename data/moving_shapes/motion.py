@@ -72,7 +72,9 @@ def measure_motion(
     return Motion(speed=_nearest_speed(speed), direction=_direction(times, points), turns=turns, bounces=bool(proper))
 
 
-def _velocities(times: Int[np.ndarray, " N"], points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "M 2"]:
+def _velocities(
+    times: Int[np.ndarray, " points"], points: Float[np.ndarray, "points 2"]
+) -> Float[np.ndarray, "pairs 2"]:
     """Differences over ``_LAG`` frames where both ends are known, else over neighbours, per frame."""
     lag = min(_LAG, max(1, len(times) // 4))
     gaps = times[lag:] - times[:-lag]
@@ -81,7 +83,7 @@ def _velocities(times: Int[np.ndarray, " N"], points: Float[np.ndarray, "N 2"]) 
     return velocities[whole] if whole.any() else velocities
 
 
-def _direction(times: Int[np.ndarray, " N"], points: Float[np.ndarray, "N 2"]) -> str:
+def _direction(times: Int[np.ndarray, " points"], points: Float[np.ndarray, "points 2"]) -> str:
     """The direction of the straight line through the first part of the path, of the eight nearest."""
     ways = np.linalg.norm(points - points[0], axis=-1)
     far = np.flatnonzero(ways >= min(_START, 0.9 * ways.max()))[0] + 1
@@ -91,7 +93,9 @@ def _direction(times: Int[np.ndarray, " N"], points: Float[np.ndarray, "N 2"]) -
     return tuple(DIRECTIONS)[eighth]  # they are listed anticlockwise from "right"
 
 
-def _reversals(here: Float[np.ndarray, " N"], steps: Float[np.ndarray, " N"], room: float) -> tuple[int, bool]:
+def _reversals(
+    here: Float[np.ndarray, " points"], steps: Float[np.ndarray, " points"], room: float
+) -> tuple[int, bool]:
     """Number of reversals of a coordinate in [0, room], and whether all are near the ends.
 
     A reversal counts once there is some way back, so that jitter makes none. It was as near to the end as the way to

@@ -37,7 +37,7 @@ def uncovered(scene: Segmentation, label: int) -> tuple[Float[np.ndarray, "F H W
     return covered, ~grow(others, 2)
 
 
-def fit_outline(covered: Float[np.ndarray, "N H W"], regions: Bool[np.ndarray, "N H W"]) -> tuple[str | None, float]:
+def fit_outline(covered: Float[np.ndarray, "F H W"], regions: Bool[np.ndarray, "F H W"]) -> tuple[str | None, float]:
     """Finds which shape covers ``covered``, in frames in which it stands alone; ``regions`` is where it is.
 
     Returns:
@@ -70,7 +70,7 @@ def fit_outline(covered: Float[np.ndarray, "N H W"], regions: Bool[np.ndarray, "
     return (kind if error <= _MAX_ERROR else None), radius
 
 
-def guess_outline(covered: Float[np.ndarray, "N H W"], free: Bool[np.ndarray, "N H W"]) -> tuple[str | None, float]:
+def guess_outline(covered: Float[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"]) -> tuple[str | None, float]:
     """``fit_outline`` for frames in which other shapes are in the way: which drawing makes (2) least."""
     side = min(covered.shape[1:])
     best = (-np.inf, "", 0.0, 0.0)
@@ -136,8 +136,8 @@ def _peak(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> np.ndarray
 
 
 def _draw(
-    kind: str, radius: float, centres: Float[np.ndarray, "N 2"], size: tuple[int, int]
-) -> Float[np.ndarray, "N H W"]:
+    kind: str, radius: float, centres: Float[np.ndarray, "F 2"], size: tuple[int, int]
+) -> Float[np.ndarray, "F H W"]:
     """Coverage of the pixels of a box by shapes whose centres are given in pixels."""
     y, x = np.indices(size)
     dx, dy = (np.round((axis - centres[:, i, None, None]) * UNIT).astype(np.int64) for i, axis in ((0, x), (1, y)))

@@ -51,11 +51,6 @@ class Score:
         return self.count and all(shape.recovered for shape in self.shapes)
 
     @property
-    def perfect(self) -> bool:
-        """Everything is right."""
-        return self.value == 1
-
-    @property
     def value(self) -> float:
         """The part of all statements that hold; 0 if no captioned shape is there."""
         if not any(shape.colour for shape in self.shapes):

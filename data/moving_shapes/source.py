@@ -1,10 +1,7 @@
 """Scenes as a sequence, rendered as they are asked for."""
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import operator
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +9,11 @@ import numpy as np
 from helios_jax.data.moving_shapes.captions import caption
 from helios_jax.data.moving_shapes.rendering import render
 from helios_jax.data.moving_shapes.world import Scene, sample_scene
+from helios_jax.data.workers import ahead_of_time
 from helios_jax.typing import UInt8
+
+_AHEAD = 8
+"""Scenes per process that are rendered or wait to be fetched: a scene takes only some milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,29 +49,21 @@ class MovingShapes:
     def scene(self, index: int) -> Scene:
         """The scene of item ``index``. Raises IndexError outside the sequence."""
         number = operator.index(index)
-        number += self.size * (number < 0)
+        if number < 0:
+            number += self.size
         if not 0 <= number < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         return sample_scene(self.seed, number, num_shapes=self.num_shapes)
 
-    def render_all(self, processes: int = 1) -> UInt8[np.ndarray, "N F H W 3"]:
+    def render_all(self, processes: int = 1) -> UInt8[np.ndarray, "clips F H W 3"]:
         """The frames of all scenes.
 
         Args:
             processes: Processes that share the work; 1: this one.
         """
         frames = np.empty((self.size, self.frames, self.height, self.width, 3), np.uint8)
-        for target, item in zip(frames, in_processes(self.__getitem__, range(self.size), processes), strict=True):
+        ahead, apart = _AHEAD * processes, processes > 1
+        items = ahead_of_time(self.__getitem__, range(self.size), processes, processes=apart, ahead=ahead)
+        for target, item in zip(frames, items, strict=True):
             target[...] = item["frames"]
         return frames
-
-
-def in_processes[S, T](work: Callable[[S], T], items: Iterable[S], processes: int) -> Iterator[T]:
-    """``map(work, items)``, divided among processes; threads would wait for each other's Python."""
-    if processes == 1:
-        yield from map(work, items)
-        return
-    # New processes, since a copy of this one would lack the threads that JAX and grain rely on.
-    context = multiprocessing.get_context("forkserver")
-    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-        yield from pool.map(work, items, chunksize=8)

@@ -193,7 +193,9 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
     lighting, phrasing = draws.choice(tuple(LIGHTS)), draws.below(NUM_PHRASINGS)
     order = sorted(range(count), key=lambda i: KINDS[kinds[i]] * SIZES[sizes[i]] ** 2)
 
-    for _ in range(_ROUNDS):
+    rounds = 0
+    while True:
+        rounds += 1
         directions = [draws.choice(tuple(DIRECTIONS)) for _ in range(count)]
         shapes = tuple(
             Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
@@ -202,7 +204,7 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
         tries = [tuple(_start(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
         overlaps = _overlaps(shapes, np.array(tries, np.int64))
         best = min(range(len(tries)), key=overlaps.__getitem__)  # the first of equals
-        if overlaps[best][0] == 0:
+        if overlaps[best][0] == 0 or rounds == _ROUNDS:
             break
     description = Description(shapes=shapes, background=background, lighting=lighting)
     return Scene(description=description, starts=tries[best], phrasing=phrasing)
@@ -213,7 +215,7 @@ def half_width(shape: Shape, side: int) -> int:
     return SIZES[shape.size] * side
 
 
-def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "N F 2"]:
+def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "shapes F 2"]:
     """The centres (x, y) of all shapes by (1), in 1/256 pixel from the top left corner of the frame."""
     starts, t = np.array(scene.starts, np.int64), np.array(frames, np.int64)
     shapes = scene.description.shapes
@@ -238,15 +240,20 @@ def _path(
 
 
 def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
-    x, y = (
-        draws.below(_START_STEPS) if sign == 0 else _START_STEPS * (sign < 0) + sign * draws.below(_START_STEPS // 2)
-        for sign in DIRECTIONS[shape.direction]
-    )
+    """A position in the half of the room that the shape moves away from; anywhere along an axis it does not move on."""
+    position = []
+    for sign in DIRECTIONS[shape.direction]:
+        if sign == 0:
+            position.append(draws.below(_START_STEPS))
+        else:
+            near = draws.below(_START_STEPS // 2)
+            position.append(near if sign > 0 else _START_STEPS - near)
+    x, y = position
     return x, y
 
 
-def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T N 2"]) -> list[tuple[int, int]]:
-    """Of each of T starts: pairs that touch at once, and frames with a touch, of 99 (the first 25 count fourfold)."""
+def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T shapes 2"]) -> list[tuple[int, int]]:
+    """For each of T starts: pairs that touch at the start, and touches in 99 frames (the first 25 count fourfold)."""
     side = 64
     frames = np.arange(99)
     paths = [_path(shape, starts[:, number], frames, side, side) for number, shape in enumerate(shapes)]

@@ -2,32 +2,25 @@
 
 A clip is described first and read later, on whichever host encodes it. Its frames are cropped as the list says,
 then to the wanted aspect around the centre, and resized in one step with PIL's Lanczos filter, as conditioning
-images are. They are taken as stored, whatever their rate.
+images are. They are taken as they are stored, whatever their rate.
 """
 
 import dataclasses
 import functools
-import itertools
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from helios_jax.media.reading import SWSCALE_FLAGS
+from helios_jax.media.decoding import read_frames
+from helios_jax.media.files import ClipError
+from helios_jax.media.resizing import PixelSize, centre_crop, resize
 from helios_jax.typing import Path, UInt8
 
 if TYPE_CHECKING:
     from helios_jax.data.moving_shapes.world import Scene
-
-PixelSize = tuple[int, int]
-"""Pixel rows and columns."""
-
-
-class ClipError(ValueError):
-    """A clip that cannot be used."""
 
 
 @runtime_checkable
@@ -70,7 +63,7 @@ class FileClip:
         caption: See ``Clip``.
         fps: See ``Clip``.
         path: The file.
-        cut: First frame, and the one behind the last; ``None``: all frames.
+        cut: First frame, and the one after the last; ``None``: all frames.
         crop: Columns (x0, x1) and rows (y0, y1) to keep, in pixels; ``None``: everything.
     """
 
@@ -86,7 +79,7 @@ class FileClip:
         if self.crop is not None:
             x0, x1, y0, y1 = self.crop
             return (x1 - x0) / (y1 - y0)
-        first = next(_frames(self.path), None)
+        first = next(self._frames(0, 1), None)
         if first is None:
             raise ClipError(f"{self.path} holds no frames")
         return first.shape[1] / first.shape[0]
@@ -97,24 +90,25 @@ class FileClip:
         stop = min(start + max_frames, stop or start + max_frames)
         # A buffer that grows in place: a list of frames and its stack would need the memory twice.
         pixels = bytearray()
-        for frame in _frames(self.path, start, stop):
+        for frame in self._frames(start, stop):
             pixels += self._fit(frame, size).tobytes()
         frames = np.frombuffer(pixels, np.uint8).reshape(-1, *size, 3)
         if self.cut and start + len(frames) < stop:
             raise ClipError(f"{self.path} ends after {start + len(frames)} frames, the cut is {list(self.cut)}")
         return frames
 
-    def _fit(self, frame: UInt8[np.ndarray, "H W 3"], size: PixelSize) -> UInt8[np.ndarray, "h w 3"]:
-        from PIL import Image
+    def _frames(self, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        # A missing file is one bad clip of many, not the end of the job.
+        if not self.path.is_file():
+            raise ClipError(f"there is no file {self.path}")
+        return read_frames(self.path, start, stop)
 
+    def _fit(self, frame: UInt8[np.ndarray, "H W 3"], size: PixelSize) -> UInt8[np.ndarray, "h w 3"]:
         rows, columns = frame.shape[:2]
         crop = self.crop or (0, columns, 0, rows)
         if crop[1] > columns or crop[3] > rows:
             raise ClipError(f"{self.path} has frames of {rows} x {columns}, the crop [x0, x1, y0, y1] is {list(crop)}")
-        box = centre_crop(crop, size)
-        if frame.shape[:2] == size and box == (0, 0, columns, rows):
-            return frame
-        return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS, box=box))
+        return resize(frame, *size, box=centre_crop(crop, size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,30 +210,6 @@ def clips_from_folder(folder: Path) -> list[FileClip]:
     return clips
 
 
-def nearest_size(aspect: float | None, sizes: Sequence[PixelSize]) -> PixelSize:
-    """Of ``sizes``, the one whose aspect differs from width / height = ``aspect`` by the smallest factor."""
-    if aspect is None:
-        return sizes[0]
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / aspect)))
-
-
-def centre_crop(crop: tuple[int, int, int, int], size: PixelSize) -> tuple[float, float, float, float]:
-    """The largest box of the aspect of ``size`` in the middle of ``crop``.
-
-    Args:
-        crop: (x0, x1, y0, y1).
-        size: (rows, columns).
-
-    Returns:
-        (left, upper, right, lower), as PIL writes boxes.
-    """
-    x0, x1, y0, y1 = crop
-    scale = min((y1 - y0) / size[0], (x1 - x0) / size[1])
-    left = (x0 + x1 - scale * size[1]) / 2
-    upper = (y0 + y1 - scale * size[0]) / 2
-    return left, upper, left + scale * size[1], upper + scale * size[0]
-
-
 def _file_clip(entry: Any, root: pathlib.Path, where: str) -> FileClip:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
         raise ValueError(f"{where} must be an object with a path, got {entry!r:.80}")
@@ -275,28 +245,3 @@ def _check_unique(clips: Sequence[FileClip], file: pathlib.Path) -> None:
     for number, clip in enumerate(clips):
         if first.setdefault(clip.uid, number) != number:
             raise ValueError(f"clips {first[clip.uid]} and {number} of {file} are the same cut, {clip.uid}")
-
-
-def _frames(path: pathlib.Path, start: int = 0, stop: int | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Decodes frames ``start`` to ``stop`` of a file; those before are decoded too, but not converted."""
-    import av
-
-    if not path.is_file():
-        raise ClipError(f"there is no file {path}")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ClipError(f"{path} has no video stream")
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in itertools.islice(_decode(container, path), start, stop):
-                pixels = frame.to_ndarray(format="rgb24", interpolation=SWSCALE_FLAGS)
-                yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-    except av.error.FFmpegError as error:
-        raise ClipError(f"{path} is damaged or no video: {error.strerror}") from error
-
-
-def _decode(container: Any, path: pathlib.Path) -> Iterator[Any]:
-    for number, packet in enumerate(container.demux(video=0)):
-        if packet.is_corrupt:
-            raise ClipError(f"{path} is damaged or cut off at packet {number}")
-        yield from packet.decode()

@@ -10,14 +10,11 @@ clips fill fixed batches, one program on every device; the host decodes the next
 while the devices work.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import itertools
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +25,10 @@ from jaxtyping import UInt32
 
 from helios_jax.data.helios_latents.record import CHUNK_FRAMES, LatentRecord, Size
 from helios_jax.data.helios_latents.writer import Failure
-from helios_jax.data.prepare.clips import Clip, ClipError
+from helios_jax.data.prepare.clips import Clip
+from helios_jax.data.workers import ahead_of_time
+from helios_jax.media.files import ClipError
+from helios_jax.media.pixels import to_signed
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer, clean_prompt, encode_tokens
 from helios_jax.models.vae import WanVae
@@ -50,7 +50,7 @@ class EncodeOptions:
         seed: Seed of the posterior samples.
         batch: Chunks per device and call.
         readers: Threads that decode clips.
-        processes: Readers are processes, for clips that are made in Python: its threads would wait for each other.
+        processes: Readers are processes, for clips that Python renders: its threads would wait for each other.
         text: Compute text embeddings.
         dtype: Compute dtype of the text encoder.
         vae_dtype: Compute dtype of the VAE; the published setting is "float32".
@@ -111,15 +111,13 @@ class ClipEncoder:
             FileNotFoundError: The checkpoint or a part of it is missing.
             ValueError: Something in it is not supported or does not fit.
         """
-        from helios_jax.checkpoints.diffusers import load_diffusers
         from helios_jax.checkpoints.hub import local_folder
-        from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax
+        from helios_jax.checkpoints.weights import load_weights
 
         folder = local_folder(model)
 
         def load(name: str, dtype: str) -> Any:
-            read = load_orbax if has_orbax_weights(folder / name) else load_diffusers
-            return read(folder, name, dtype=dtype)
+            return load_weights(folder, name, dtype=dtype)
 
         text_encoder = None
         if options.text:
@@ -147,14 +145,14 @@ class ClipEncoder:
         pixels = (size[0] * factor, size[1] * factor)
         embeds = self._encode_texts([clip.caption for clip in clips])
         # The devices run ahead of the records by a batch; tee keeps the clips between.
-        ahead, behind = itertools.tee(zip(clips, self._read(clips, pixels), strict=True))
+        ahead, current = itertools.tee(zip(clips, self._read(clips, pixels), strict=True))
         latents = self._encode(
             (clip.uid, number, chunk)
             for clip, frames in ahead
             if not isinstance(frames, ClipError)
             for number, chunk in enumerate(self._chunks(frames))
         )
-        for (clip, frames), rows in zip(behind, embeds, strict=True):
+        for (clip, frames), rows in zip(current, embeds, strict=True):
             if isinstance(frames, ClipError):
                 yield Failure(uid=clip.uid, error=str(frames))
                 continue
@@ -178,7 +176,7 @@ class ClipEncoder:
         read = functools.partial(_read_clip, pixels=pixels, minimum=minimum, maximum=self.options.max_frames)
         return ahead_of_time(read, clips, self.options.readers, processes=self.options.processes)
 
-    def _chunks(self, frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "S F2 H W 3"]:
+    def _chunks(self, frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "chunks F2 H W 3"]:
         count = len(frames) // self.chunk_pixels
         return frames[: count * self.chunk_pixels].reshape(count, self.chunk_pixels, *frames.shape[1:])
 
@@ -198,7 +196,7 @@ class ClipEncoder:
         for count, latents in one_behind(map(dispatch, itertools.batched(chunks, total))):
             yield from np.asarray(latents)[:count]
 
-    def _encode_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, "N E"]]:
+    def _encode_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, "texts E"]]:
         """Embeddings of the texts' tokens, in bfloat16."""
         if self.text_encoder is None:
             yield from (np.zeros((0, 0), jnp.bfloat16) for _ in texts)
@@ -252,11 +250,10 @@ def _encode_chunks(
         vae: Network[WanVae], frames: UInt8[Array, "F H W 3"], name: UInt32[Array, ""], number: UInt32[Array, ""]
     ) -> Float[Array, "T h w C"]:
         config = vae.config
-        video = frames.astype(jnp.float32) / 255 * 2 - 1
         factor = config.scale_factor_spatial
         shape = (CHUNK_FRAMES, frames.shape[1] // factor, frames.shape[2] // factor, config.z_dim)
         noise = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, name), number), shape)
-        return encode_posterior(vae, video[None], noise[None])[0].astype(jnp.bfloat16)
+        return encode_posterior(vae, to_signed(frames)[None], noise[None])[0].astype(jnp.bfloat16)
 
     split, everywhere = PartitionSpec("data"), PartitionSpec()
     local = jax.vmap(encode, in_axes=(None, 0, 0, 0))
@@ -288,33 +285,6 @@ def one_behind[T](items: Iterable[T]) -> Iterator[T]:
             yield last
             last = item
         yield last
-
-
-def ahead_of_time[S, T](
-    work: Callable[[S], T], items: Iterable[S], workers: int, *, processes: bool = False
-) -> Iterator[T]:
-    """``map(work, items)``, in order, with up to ``workers`` results worked on or waiting.
-
-    Args:
-        work: What is done; for processes a function that they can import.
-        items: With what.
-        workers: Threads, or processes.
-        processes: Which of them.
-    """
-    iterator = iter(items)
-    with _pool(workers, processes) as pool:
-        futures = collections.deque(pool.submit(work, item) for item in itertools.islice(iterator, workers))
-        while futures:
-            result = futures.popleft().result()
-            futures.extend(pool.submit(work, item) for item in itertools.islice(iterator, 1))
-            yield result
-
-
-def _pool(workers: int, processes: bool) -> concurrent.futures.Executor:
-    if processes:
-        # New processes, since a copy of this one would lack the threads that JAX relies on.
-        return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"))
-    return concurrent.futures.ThreadPoolExecutor(workers)
 
 
 def _padded[T](batch: Sequence[T], size: int) -> list[T]:

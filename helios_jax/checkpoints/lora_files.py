@@ -1,10 +1,4 @@
-"""LoRA files for the transformer: read under any of the usual names, merge into the weights.
-
-    W <- W + scale (alpha / rank) B A           low-rank updates; A [rank, in], B [out, rank]               (1)
-    W <- W + scale dW                           dense updates (".diff" of weights, ".diff_b" of biases)     (2)
-
-A patch embedding's A is a convolution kernel [rank, in, frames, rows, columns] and its B a pointwise one. The
-products are computed in fp32 and each weight is rounded once, to the dtype that it is stored in.
+"""LoRA files: the updates that they hold for the transformer, under any of the usual names.
 
 Names that are understood, each with or without a leading "transformer.", "diffusion_model.", "base_model.model.":
 
@@ -13,13 +7,13 @@ Names that are understood, each with or without a leading "transformer.", "diffu
     blocks.0.self_attn.q.lora_down.weight, .lora_up.weight, .alpha       the names of Wan2.1
     lora_unet_blocks_0_self_attn_q.lora_down.weight, ...                 Kohya's trainers
 
-alpha is the layer's ".alpha" tensor, else what the file's header (diffusers) or the ``adapter_config.json`` beside
-it (PEFT) says, else the rank.
+A file may hold low-rank updates, dense ones (".diff" of weights, ".diff_b" of biases), or both. alpha is taken from the
+layer's ".alpha" tensor, otherwise from the file's header (diffusers) or the ``adapter_config.json`` in the same folder
+(PEFT); without any of these it is the rank.
 """
 
 import collections
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -27,16 +21,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from helios_jax.checkpoints.components import raise_problems, read_json
-from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, Layout, published_entries
 from helios_jax.checkpoints.tensor_files import TensorFolder
-from helios_jax.models.network import ConfiguredModule, Network
-from helios_jax.typing import AnyArray, Array, Float, Path
+from helios_jax.typing import Path
 
 _PREFIXES = r"(?:(?:base_model|model|diffusion_model|transformer)\.)*"
 
@@ -48,7 +37,7 @@ _ROLES = {
     "diff": r"(.+)\.diff",
     "diff_b": r"(.+)\.diff_b",
 }
-"""What a tensor of a LoRA file is to its layer, by its name."""
+"""Role of a tensor in its layer -> pattern of its name, whose group is the layer's name."""
 
 _WAN_NAMES = (
     (r"(patch_[a-z]+)", r"\1"),
@@ -68,7 +57,7 @@ _WAN_NAMES = (
     (r"head\.head", r"proj_out"),
     (r"head\.modulation", r"norm_out.scale_shift_table"),
 )
-"""Layer names of Wan2.1 and what diffusers calls them; Kohya's are the former with "_" for "."."""
+"""Patterns of Wan2.1's layer names -> names in diffusers. Kohya's names are Wan's with "_" instead of "."."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,8 +65,8 @@ class LoraDelta:
     """The update of one published tensor, in its published layout.
 
     Attributes:
-        layer: The layer's name as the file has it, for errors.
-        factors: (B, A) of equation (1), or (dW,) of equation (2).
+        layer: The layer's name as it is in the file, for errors.
+        factors: (B, A) of a low-rank update, or (dW,) of a dense one; see ``lora_merge``.
         weight: Factor of the update: alpha / rank; 1 for a dense one.
     """
 
@@ -98,10 +87,10 @@ class LoraDelta:
 
 
 def read_lora(path: Path) -> dict[str, LoraDelta]:
-    """Reads a LoRA file, whatever its names.
+    """Reads a LoRA file with any of the names above.
 
     Args:
-        path: A safetensors file, or a folder that holds one (as ``save_lora_weights`` of diffusers writes it).
+        path: A safetensors file, or a folder that contains one (as ``save_lora_weights`` of diffusers writes it).
 
     Returns:
         Published tensor name, such as "blocks.0.attn1.to_q.weight", -> its update.
@@ -120,7 +109,7 @@ def read_lora(path: Path) -> dict[str, LoraDelta]:
     for layer, parts in layers.items():
         published = _published_layer(layer)
         for parameter, update in _updates(published, parts, settings).items():
-            # Modulation tables are parameters, not layers with a weight.
+            # A modulation table is itself a parameter, where other layers have a weight and a bias.
             name = published if published.endswith("scale_shift_table") else f"{published}.{parameter}"
             if isinstance(update, str):
                 problems["incomplete or inconsistent"].append(f"{layer} ({update})")
@@ -133,92 +122,8 @@ def read_lora(path: Path) -> dict[str, LoraDelta]:
     return deltas
 
 
-def merge_lora_file[M: ConfiguredModule](
-    transformer: Network[M], path: Path, scale: float = 1.0, *, donate: bool = False
-) -> Network[M]:
-    """Merges a LoRA file into a transformer, on its device(s).
-
-    Args:
-        transformer: The transformer; its arrays stay valid, since running streams may use them.
-        path: See ``read_lora``.
-        scale: Strength; -scale undoes an earlier merge up to rounding.
-        donate: Give up the transformer's arrays: the merge then needs memory for one layer more, where it
-            otherwise needs it for a second copy of every parameter that changes.
-
-    Returns:
-        The merged transformer. Parameters that the file does not touch are shared with ``transformer``.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: What ``read_lora`` raises; updates of tensors that this transformer does not have, or has in
-            another shape (all listed).
-    """
-    deltas = read_lora(path)
-    entries = published_entries(transformer.module, TRANSFORMER)
-    check_fit(path, deltas, entries)
-    updates = collections.defaultdict(list)
-    for name, delta in deltas.items():
-        updates[entries[name].path].append((entries[name], delta))
-    state = dict(nnx.to_flat_state(transformer.params))
-    for parameter, changes in updates.items():
-        array = state[parameter][...]
-        home = array.sharding
-        # Parked parameters (host memory) visit the device one at a time. Unless donated, _add gets a copy.
-        array = jax.device_put(array, home.with_memory_kind("device"), may_alias=None if donate else False)
-        for entry, delta in changes:
-            weight = np.float32(scale * delta.weight)
-            array = _add(array, entry.layer, delta.factors, weight, entry.layout, entry.columns)
-        state[parameter] = state[parameter].replace(jax.device_put(array, home))
-    return dataclasses.replace(transformer, params=nnx.from_flat_state(list(state.items())))
-
-
-@functools.partial(jax.jit, static_argnames=("layout", "columns"), donate_argnames="parameter")
-def _add(
-    parameter: Array,
-    layer: int | Array | None,
-    factors: tuple[AnyArray, ...],
-    weight: AnyArray,
-    layout: Layout,
-    columns: slice | None = None,
-) -> Array:
-    """Adds an update to (a layer, columns of) a parameter in place: one tensor's product is alive at a time."""
-    place = (..., columns or slice(None)) if layer is None else (layer, ..., columns or slice(None))
-    old = parameter[place]
-    new = (old.astype(jnp.float32) + weight * layout.to_ours(_product(*factors))).astype(old.dtype)
-    return parameter.at[place].set(new)
-
-
-def _product(up: AnyArray, down: AnyArray | None = None) -> Float[Array, "..."]:
-    up = jnp.asarray(up, jnp.float32)
-    if down is None:
-        return up
-    flat = jnp.asarray(down, jnp.float32).reshape(down.shape[0], -1)
-    product = jnp.matmul(up.reshape(up.shape[0], -1), flat, precision=jax.lax.Precision.HIGHEST)
-    return product.reshape(up.shape[0], *down.shape[1:])
-
-
-def check_fit(path: Path, deltas: Mapping[str, LoraDelta], entries: Mapping[str, Entry]) -> None:
-    """Raises ValueError unless every update has its tensor."""
-    blocks = 1 + max(entry.layer for entry in entries.values() if entry.layer is not None)
-    raise_problems(
-        f"{path} does not fit this transformer of {blocks} blocks; was it trained for another model?",
-        {
-            "not in the transformer": [
-                f"{delta.layer} ({name})" if delta.layer not in name else name
-                for name, delta in deltas.items()
-                if name not in entries
-            ],
-            "misshapen": [
-                f"{delta.layer}: the file updates {delta.shape}, {name} is {entries[name].shape}"
-                for name, delta in deltas.items()
-                if name in entries and delta.shape != entries[name].shape
-            ],
-        },
-    )
-
-
 def _lora_file(path: pathlib.Path) -> pathlib.Path:
-    """The file itself, or the only one in a folder."""
+    """The file itself, or the only safetensors file in a folder."""
     if path.is_file():
         return path
     files = sorted(path.glob("*.safetensors"))
@@ -234,7 +139,7 @@ Parts = dict[str, np.ndarray]
 
 
 def _sort_by_layer(path: pathlib.Path, files: TensorFolder) -> dict[str, Parts]:
-    """All tensors of a file: layer, without the prefix of its namespace -> role -> tensor."""
+    """All tensors of a file, as layer (without the prefix of its namespace) -> role -> tensor."""
     problems = collections.defaultdict(list)
     layers: dict[str, Parts] = collections.defaultdict(dict)
     for name in files.tensors:
@@ -244,7 +149,7 @@ def _sort_by_layer(path: pathlib.Path, files: TensorFolder) -> dict[str, Parts]:
         elif not found:
             problems["with names that are not understood"].append(name)
         else:
-            [(role, layer)] = found
+            [(role, layer)] = found  # the patterns end differently: a name matches one of them at most
             layer = re.sub(f"^{_PREFIXES}", "", layer)
             if role in layers[layer]:
                 problems["given twice"].append(name)
@@ -254,7 +159,9 @@ def _sort_by_layer(path: pathlib.Path, files: TensorFolder) -> dict[str, Parts]:
 
 
 def _published_layer(layer: str) -> str:
-    """A layer's name in diffusers; unknown names come back as they are."""
+    """A layer's name in diffusers; unknown names are returned unchanged."""
+    # Kohya replaces every "." by "_". No rule undoes that, since names such as "self_attn" have underscores of their
+    # own: the patterns of the table are translated instead.
     kohya = layer.startswith("lora_unet_")
     for pattern, published in _WAN_NAMES:
         if kohya:
@@ -268,8 +175,9 @@ Update = tuple[tuple[np.ndarray, ...], float]
 
 
 def _updates(layer: str, parts: Parts, settings: Mapping[str, Any]) -> dict[str, Update | str]:
-    """Updates of a layer's "weight" and "bias": factors and their weight, or what is wrong with them."""
+    """Updates of a layer's "weight" and "bias": factors and their weight, or a description of the problem."""
     updates: dict[str, Update | str] = {}
+    # The bias that belongs to B is scaled like the product B A, dense updates are not scaled at all.
     weight = 1.0
     if parts.keys() & {"down", "up", "up_bias", "alpha"}:
         if not {"down", "up"} <= parts.keys():
@@ -287,10 +195,12 @@ def _updates(layer: str, parts: Parts, settings: Mapping[str, Any]) -> dict[str,
 
 
 def _alpha_over_rank(layer: str, parts: Parts, settings: Mapping[str, Any]) -> float:
+    # The layer's own tensor takes precedence over the settings of the whole file.
     rank = parts["down"].shape[0]
     if "alpha" in parts:
         return float(parts["alpha"].reshape(())) / rank
     alpha = settings.get("lora_alpha", rank)
+    # PEFT's keys are regular expressions that match the end of a layer's name; the first match wins.
     for pattern, special in settings.get("alpha_pattern", {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", layer):
             alpha = special
@@ -299,7 +209,7 @@ def _alpha_over_rank(layer: str, parts: Parts, settings: Mapping[str, Any]) -> f
 
 
 def _adapter_settings(metadata: Mapping[str, str], folder: pathlib.Path) -> dict[str, Any]:
-    """PEFT's settings of the adapter: from the file's header, or from the file that PEFT writes beside it."""
+    """PEFT's settings of the adapter, from the file's header or from the file that PEFT writes next to it."""
     if "lora_adapter_metadata" in metadata:
         settings = json.loads(metadata["lora_adapter_metadata"])
         settings = {key.removeprefix("transformer."): value for key, value in settings.items()}

@@ -1,37 +1,54 @@
-"""Whole checkpoints: all components of a pipeline, in either layout."""
+"""Whole checkpoints: all parts of a pipeline, in either layout."""
 
+import dataclasses
 from pathlib import Path as FilePath
-from typing import Literal, get_args
+from typing import Any
 
 import jax
 
 from helios_jax.checkpoints.components import read_json, write_json
-from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
 from helios_jax.checkpoints.hub import local_folder
-from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax, save_orbax
+from helios_jax.checkpoints.weights import Layout, check_layout, load_weights, save_weights
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
-from helios_jax.sampling.pipeline import HeliosPipeline
+from helios_jax.models.transformer import HeliosTransformer
+from helios_jax.models.vae import WanVae
 from helios_jax.typing import DType, Path
 
-SaveLayout = Literal["diffusers", "orbax"]
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PipelineParts:
+    """The content of a checkpoint.
+
+    Attributes:
+        config: From ``model_index.json``.
+        scheduler: From ``scheduler/scheduler_config.json``.
+        transformer: The denoiser.
+        vae: Pixels <-> latents.
+        text_encoder: Prompts -> embeddings, with its tokenizer; ``None`` when the checkpoint has none.
+    """
+
+    config: PipelineConfig
+    scheduler: SchedulerConfig
+    transformer: Network[HeliosTransformer]
+    vae: Network[WanVae]
+    text_encoder: TextEncoder | None = None
 
 
-def load_pipeline(path: Path, *, dtype: DType, vae_dtype: DType, mesh: jax.sharding.Mesh | None) -> HeliosPipeline:
-    """See ``HeliosPipeline.from_pretrained``."""
+def load_parts(path: Path, *, dtype: DType, vae_dtype: DType, mesh: jax.sharding.Mesh | None) -> PipelineParts:
+    """Loads a checkpoint; see ``HeliosPipeline.from_pretrained`` for arguments and errors."""
     folder = local_folder(path)
     config = PipelineConfig.from_diffusers(read_json(folder / "model_index.json"))
     scheduler = SchedulerConfig.from_diffusers(read_json(folder / "scheduler" / "scheduler_config.json"))
 
-    def load(component: str, dtype: DType) -> Network:
-        load_weights = load_orbax if has_orbax_weights(folder / component) else load_diffusers
+    def load(component: str, dtype: DType) -> Network[Any]:
         return Network.of(load_weights(folder, component, dtype=dtype, mesh=mesh))
 
     text_encoder = None
     if (folder / "text_encoder").is_dir():
         text_encoder = TextEncoder.create(load("text_encoder", dtype).module, Tokenizer.from_folder(folder))
-    return HeliosPipeline(
+    return PipelineParts(
         config=config,
         scheduler=scheduler,
         transformer=load("transformer", dtype),
@@ -40,20 +57,23 @@ def load_pipeline(path: Path, *, dtype: DType, vae_dtype: DType, mesh: jax.shard
     )
 
 
-def save_pipeline(pipeline: HeliosPipeline, folder: Path, layout: SaveLayout) -> None:
-    """See ``HeliosPipeline.save``."""
-    if layout not in get_args(SaveLayout):
-        raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(get_args(SaveLayout))}")
+def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
+    """Writes a checkpoint.
+
+    Raises:
+        ValueError: Unknown layout.
+        FileExistsError: The folder already holds a checkpoint.
+    """
+    check_layout(layout)
     target = FilePath(folder)
     if (target / "model_index.json").exists():
         raise FileExistsError(f"{target} already holds a checkpoint; choose another folder or remove it first")
-    save_weights = save_orbax if layout == "orbax" else save_diffusers
-    save_weights(pipeline.transformer.module, target, "transformer")
-    save_weights(pipeline.vae.module, target, "vae")
-    if pipeline.text_encoder is not None:
-        save_weights(pipeline.text_encoder.encoder.module, target, "text_encoder")
-        pipeline.text_encoder.tokenizer.save(target)
+    save_weights(parts.transformer.module, target, "transformer", layout)
+    save_weights(parts.vae.module, target, "vae", layout)
+    if parts.text_encoder is not None:
+        save_weights(parts.text_encoder.encoder.module, target, "text_encoder", layout)
+        parts.text_encoder.tokenizer.save(target)
     (target / "scheduler").mkdir(exist_ok=True)
-    write_json(target / "scheduler" / "scheduler_config.json", pipeline.scheduler.to_diffusers())
+    write_json(target / "scheduler" / "scheduler_config.json", parts.scheduler.to_diffusers())
     # Written last: a folder without it is an unfinished checkpoint.
-    write_json(target / "model_index.json", pipeline.config.to_diffusers(pipeline.scheduler))
+    write_json(target / "model_index.json", parts.config.to_diffusers(parts.scheduler))

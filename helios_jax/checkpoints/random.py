@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from helios_jax.checkpoints.diffusers import save_diffusers, write_json
+from helios_jax.checkpoints.components import write_json
+from helios_jax.checkpoints.diffusers import save_diffusers
 from helios_jax.checkpoints.key_tables import ParamPath
 from helios_jax.config import (
     PipelineConfig,
@@ -38,10 +39,10 @@ def write_random_checkpoint(
     pipeline: PipelineConfig | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes a whole checkpoint, weights freshly drawn, a tokenizer of single characters.
+    """Writes a whole checkpoint with freshly drawn weights and a tokenizer of single characters.
 
     Args:
-        folder: Where to write; must not hold a checkpoint.
+        folder: The folder to write; it must not hold a checkpoint.
         transformer: ``TransformerConfig.tiny()`` by default; its ``text_dim`` must be the encoder's width.
         vae: ``VaeConfig.tiny()`` by default.
         text_encoder: ``TextEncoderConfig.tiny()`` by default.
@@ -80,7 +81,7 @@ def random_network(module: Callable[..., ConfiguredModule], config: Any, dtype: 
     """A network with weights from ``draw(mean, std, shape, dtype)``, called once per parameter.
 
     Kernels have variance 1 / fan-in, so that activations keep the scale of their input; norm weights are 1, biases 0.
-    Far faster than the modules' own initialisers, which compile a program per shape.
+    This is much faster than the modules' own initialisers, which compile a program per shape.
     """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0))))
     filled = [
@@ -113,7 +114,7 @@ def write_character_tokenizer(folder: FilePath) -> None:
 def write_word_tokenizer(folder: FilePath, words: Iterable[str]) -> int:
     """Writes ``tokenizer/tokenizer.json`` whose pieces are whole words, with T5's special tokens.
 
-    Text is read in lower case, punctuation apart from words. Other words than the given ones are unknown.
+    Text is lowercased, and punctuation is separated from words. All words other than the given ones are unknown.
 
     Args:
         folder: The checkpoint.
@@ -133,7 +134,7 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def _write_tokenizer(folder: FilePath, **parts: Any) -> None:
-    """Writes a tokenizer of these parts in the format of the package ``tokenizers``."""
+    """Writes a tokenizer with these parts in the format of the package ``tokenizers``."""
     special = [
         {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}

@@ -211,6 +211,14 @@ class VaeConfig:
         """A narrow VAE with the published geometry (4x time, 8x space)."""
         return cls(base_dim=8, num_res_blocks=1, dim_mult=(1, 2, 2, 2))
 
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames of a clip of latent frames: the first is one frame, each later one ``scale_factor_temporal``."""
+        return (latent_frames - 1) * self.scale_factor_temporal + 1
+
+    def whole_frames(self, pixel_frames: int) -> int:
+        """The longest clip of at most ``pixel_frames`` frames that is a whole number of latent frames: 4k + 1."""
+        return self.pixel_frames((pixel_frames - 1) // self.scale_factor_temporal + 1)
+
     @classmethod
     def from_diffusers(cls, json: Json) -> "VaeConfig":
         """Reads ``vae/config.json``. Raises ValueError on settings that are not supported."""

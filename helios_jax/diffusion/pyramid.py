@@ -70,12 +70,12 @@ class Level:
     num_train_timesteps: int
 
     @property
-    def sigmas(self) -> Float[np.ndarray, " N"]:
+    def sigmas(self) -> Float[np.ndarray, " steps"]:
         """Local sigmas of the level, float64, equal for all levels."""
         return np.linspace(SIGMA_MAX, 0, self.num_train_timesteps + 1)[:-1]
 
     @property
-    def timesteps(self) -> Float[np.ndarray, " N"]:
+    def timesteps(self) -> Float[np.ndarray, " steps"]:
         """Timesteps that belong to ``sigmas``, float64."""
         return np.linspace(self.time_start, self.time_end, self.num_train_timesteps + 1)[:-1]
 
@@ -133,13 +133,13 @@ class LevelSchedule:
     """The steps of one level.
 
     Attributes:
-        timesteps: What the network is told at each of the N steps, float64, in [0, 1000). Pyramid
+        timesteps: Timestep input of the network at each step, float64, in [0, 1000). Pyramid
             models take the integer part, single-stage models the value itself.
         sigmas: Local noise levels, float64, one more than there are steps; the last is 0.
     """
 
-    timesteps: Float[np.ndarray, " N"]
-    sigmas: Float[np.ndarray, " N+1"]
+    timesteps: Float[np.ndarray, " steps"]
+    sigmas: Float[np.ndarray, " steps+1"]
 
 
 def check_steps(config: SchedulerConfig, steps: int | Sequence[int]) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class SolverState:
 class Solver(Protocol):
     """Integrates the flow over one level."""
 
-    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "N K"]:
+    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "steps scalars"]:
         """The scalars of every step: float32, one row per step. Runs on the host."""
         ...
 
@@ -86,7 +86,7 @@ class Solver(Protocol):
         """The state before the first step of a level; shares no buffer with ``x_start``."""
         ...
 
-    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " K"]) -> SolverState:
+    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
         """The state after one step, from the velocity predicted at ``state.x``."""
         ...
 
@@ -109,7 +109,7 @@ def _rounded_product(scalar: Float[Array, ""], velocity: Float[Array, "*shape"])
 class Euler:
     """The Euler method, equation (1)."""
 
-    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "N K"]:
+    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "steps scalars"]:
         """Rows of (sigma_(k+1) - sigma_k)."""
         return np.diff(schedule.sigmas)[:, None].astype(np.float32)
 
@@ -117,7 +117,7 @@ class Euler:
         """Keeps the sample in fp32."""
         return SolverState(x=jnp.array(x_start, jnp.float32))
 
-    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " K"]) -> SolverState:
+    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
         """Equation (1)."""
         (delta,) = row
         return SolverState(x=round_to(state.x + _rounded_product(delta, velocity), velocity.dtype))
@@ -131,7 +131,7 @@ class Euler:
 class Dmd:
     """The few-step sampler of the distilled model, equation (2). Memory: the level's start point."""
 
-    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "N K"]:
+    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "steps scalars"]:
         """Rows of (sigma_k, sigma_(k+1))."""
         return np.stack([schedule.sigmas[:-1], schedule.sigmas[1:]], axis=1).astype(np.float32)
 
@@ -139,7 +139,7 @@ class Dmd:
         """Keeps the dtype of ``x_start``: fp32 on the first level, the velocity's on later ones."""
         return SolverState(x=jnp.array(x_start), memory=(jnp.array(x_start),))
 
-    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " K"]) -> SolverState:
+    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
         """Equation (2)."""
         sigma, sigma_next = row
         (x_start,) = state.memory
@@ -169,7 +169,7 @@ class UniPC:
     lower_order_final: bool = True
     disable_corrector: tuple[int, ...] = ()
 
-    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "N K"]:
+    def coefficients(self, schedule: LevelSchedule) -> Float[np.ndarray, "steps scalars"]:
         """Rows of (sigma_k, c_x, c_y, c_0, c_1, c_2, p_y, p_0, p_1)."""
         sigmas = schedule.sigmas
         a, b = 1 - sigmas, np.maximum(sigmas, 1e-8)
@@ -214,7 +214,7 @@ class UniPC:
         x = jnp.array(x_start, jnp.float32)
         return SolverState(x=x, memory=tuple(jnp.zeros_like(x) for _ in range(3)))
 
-    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " K"]) -> SolverState:
+    def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
         """Equations (7) and (8)."""
         sigma, c_x, c_y, c_0, c_1, c_2, p_y, p_0, p_1 = row
         y, m_1, m_2 = state.memory
@@ -223,7 +223,7 @@ class UniPC:
         return SolverState(x=p_y * y + p_0 * m_0 + p_1 * m_1, memory=(y, m_0, m_1))
 
     def finish(self, state: SolverState, dtype: DType) -> Float[Array, "*shape"]:
-        """The sample in fp32, whatever ``dtype`` is."""
+        """The sample in fp32, for any ``dtype``."""
         return state.x
 
 

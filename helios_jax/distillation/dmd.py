@@ -1,21 +1,21 @@
-"""Distribution matching distillation: the gradient that moves what the generator makes to where data is likely.
+"""Distribution matching distillation: the gradient that moves the generator's samples to where data is likely.
 
-Two scores look at a noised sample x of the generator: the real one knows the data, the fake one (the same network with
-adapters) learns what the generator makes at present. With w = 3 beyond the prediction for the text, and everything but
-x constant,
+Two scores judge a noised sample x of the generator: the real one knows the data, the fake one (the same network with
+adapters) learns the generator's present distribution. With weight w = 3 on the difference between the predictions with
+and without the text, and everything but x constant,
 
     x_s  = (1 - s) x + s eps                                                                              (1)
     f    = x_s - s v_fake(x_s, t, text)                                                                   (2)
     r    = r_c + w (r_c - r_u)      r_c, r_u = x_s - s v_real(x_s, t, text or negative text)              (3)
-    g    = (f - r) / mean |x - r|   per sample, 0 where that is no number                                 (4)
+    g    = (f - r) / mean |x - r|   per sample, 0 where that is not finite                                (4)
     loss = mean |x - (x - g)|^2 / 2 with x - g constant: its gradient in x is g over the number of elements  (5)
 
-The critic is plain flow matching on the generator's samples:
+The critic is trained by plain flow matching on the generator's samples:
 
     loss = mean |v_fake(x_s, t, text) - (eps - x)|^2                                                      (6)
 
-(arXiv 2311.18828, 2405.14867; with these numbers arXiv 2603.04379.) Noise levels of the generator go from coarse to
-fine while it is trained, those of the critic do not. At step n, with p = min(n / 500, 1), c = (1 + cos pi p) / 2,
+(arXiv 2311.18828, 2405.14867; with these numbers arXiv 2603.04379.) The generator's noise levels go from coarse to
+fine during training, the critic's do not. At step n, with p = min(n / 500, 1), c = (1 + cos pi p) / 2,
 
     u ~ Beta(1 + 3 c, 1 + c / 2);    critic: u ~ U(0.001, 1)                                              (7)
     t = 1000 u', u' = f u / (1 + (f - 1) u)    f: linear dynamic shift; t clipped to [20, 980] and rounded   (8)
@@ -38,7 +38,7 @@ GUIDANCE = 3.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreLevels:
-    """Noise levels at which scores are compared and the critic is trained, equations (7) to (9).
+    """Noise levels at which the scores are compared and the critic is trained, equations (7) to (9).
 
     Attributes:
         shift: f of (8): ``training_shift_factor("linear", tokens of the sample)``; 1.919 for 9 x 48 x 80 latents.
@@ -59,12 +59,12 @@ class ScoreLevels:
             )
 
     def for_generator(self, key: Key[Array, ""], step: Float[Array, ""] | int) -> Float[Array, ""]:
-        """A timestep by (7) and (8) at ``step`` of the run."""
+        """A timestep for the generator by (7) and (8), at ``step`` of the run."""
         c = 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / self.uniform_from, 1.0)))
         return self._timestep(jax.random.beta(key, 1 + 3 * c, 1 + 0.5 * c))
 
     def for_critic(self, key: Key[Array, ""]) -> Float[Array, ""]:
-        """A timestep for the critic."""
+        """A timestep for the critic by (7) and (8)."""
         return self._timestep(jax.random.uniform(key, minval=1e-3))
 
     def sigma(self, timestep: Float[Array, " B"]) -> Float[Array, " B"]:
@@ -91,7 +91,7 @@ def dmd_gradient(
     """Equation (4), in fp32.
 
     Args:
-        x: What the generator made.
+        x: The generator's sample.
         fake: End point of the fake score, (2).
         real: End point of the real score, (3).
     """
@@ -101,7 +101,15 @@ def dmd_gradient(
 
 
 def dmd_loss(x: Float[Array, "B T H W C"], gradient: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Equation (5)."""
+    """Equation (5).
+
+    Sampling counterpart: x is the end point m that the step of ``diffusion.solvers.Dmd`` predicts (its equation (2))
+    and that ``Dmd.finish`` returns after the last step of a level. The loss moves this m towards the real score's.
+
+    Args:
+        x: The generator's sample, from ``rollout``.
+        gradient: From ``dmd_gradient``.
+    """
     x = x.astype(jnp.float32)
     return 0.5 * jnp.square(x - jax.lax.stop_gradient(x - gradient)).mean()
 
@@ -109,6 +117,15 @@ def dmd_loss(x: Float[Array, "B T H W C"], gradient: Float[Array, "B T H W C"]) 
 def critic_loss(
     predicted: Float[Array, "B T H W C"], noise: Float[Array, "B T H W C"], x: Float[Array, "B T H W C"]
 ) -> Float[Array, ""]:
-    """Equation (6), with the noise of (1) and the generator's sample, through which no gradient passes."""
+    """Equation (6).
+
+    Sampling counterpart: the velocity eps - x that is learnt here is inverted by ``diffusion.flow.predict_clean``,
+    x_s - s v = x, which is how (2) reads an end point from it and how the step of ``diffusion.solvers.Dmd`` begins.
+
+    Args:
+        predicted: Velocity of the fake score at x_s.
+        noise: eps of (1).
+        x: The generator's sample, through which no gradient passes.
+    """
     target = jax.lax.stop_gradient(noise.astype(jnp.float32) - x.astype(jnp.float32))
     return jnp.square(predicted.astype(jnp.float32) - target).mean()

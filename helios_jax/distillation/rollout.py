@@ -1,4 +1,4 @@
-"""The generator's rollout: a chunk sampled as the distilled model samples, but left at a random step of every level.
+"""The generator's rollout: a chunk sampled like the distilled model's, but stopped at a random step of every level.
 
 On level l, with the schedule's sigma_k and t_k, k < N, and an exit e_l that is uniform over 0 ... N - 1:
 
@@ -6,16 +6,18 @@ On level l, with the schedule's sigma_k and t_k, k < N, and an exit e_l that is 
     m_k     = x_k - sigma_k v(x_k, t_k)                                                                   (2)
     x_(k+1) = (1 - sigma_(k+1)) m_k + sigma_(k+1) x_0                                                     (3)
 
-for k = 0 ... e_l, and m at the exit goes on. (1) is the transition of ``diffusion.pyramid``, (2) and (3) are the step
-of ``diffusion.solvers.Dmd``. So the generator is trained on its own samples, at every step that it will be asked for
-(backward simulation of DMD2, arXiv 2405.14867; on a pyramid, arXiv 2603.04379).
+for k = 0 ... e_l, and m at the exit is the level's result. (1) is the transition of ``diffusion.pyramid``
+(``sampling.chunk.begin_level``), (2) and (3) are the step of ``diffusion.solvers.Dmd``: the rollout calls the functions
+that sampling calls. So the generator is trained on its own samples, at every step that sampling takes (backward
+simulation of DMD2, arXiv 2405.14867; on a pyramid, arXiv 2603.04379).
 
-Of each level only the call at the exit is differentiated. What it reads was made without gradients unless k = 0, so
+On each level only the call at the exit is differentiated. Its input was computed without gradients unless k = 0, so
 
     the gradient passes from level l to the level below if and only if e_l = 0.                           (4)
 
-The host draws the exits and knows with them which levels a gradient can reach (``lowest_trained``): nothing is kept of
-the others. That number is static and the exits are data, so there are as many programs as levels.
+The host draws the exits and knows from them which levels a gradient can reach (``lowest_trained``). For the levels
+below, nothing is saved for the backward pass. That number is static and the exits are data, so there are as many
+programs as levels.
 """
 
 import dataclasses
@@ -28,7 +30,8 @@ import numpy as np
 
 from helios_jax.config import SchedulerConfig
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
-from helios_jax.sampling.chunk import LevelPlan, begin_first_level, begin_level
+from helios_jax.sampling.chunk import begin_first_level, begin_level
+from helios_jax.sampling.plan import LevelPlan
 from helios_jax.typing import AnyArray, Array, Float, Int
 
 
@@ -46,11 +49,11 @@ class Velocity[M](Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutDraws:
-    """Everything random about a rollout but its exits; white noise.
+    """The white noise of a rollout.
 
     Attributes:
-        initial: At the full size; halved for the first level.
-        blocks: Behind the block noise of each level but the first, at the level's size.
+        initial: Noise of the full size; halved for the first level.
+        blocks: Noise from which the block noise of each level above the first is computed, at the level's size.
     """
 
     initial: Float[Array, "B T H W C"]
@@ -59,7 +62,8 @@ class RolloutDraws:
 
 def draw_exits(seed: Sequence[int], plans: Sequence[LevelPlan]) -> tuple[int, ...]:
     """Exits of all levels. Equal seeds, such as (seed of the run, step), give equal exits in every process."""
-    return tuple(map(int, np.random.default_rng(list(seed)).integers([len(plan.rows) for plan in plans])))
+    counts = [len(plan.step_scalars) for plan in plans]
+    return tuple(map(int, np.random.default_rng(list(seed)).integers(counts)))
 
 
 def lowest_trained(exits: Sequence[int]) -> int:
@@ -74,7 +78,7 @@ def rollout[M](
     scheduler: SchedulerConfig,
     plans: Sequence[LevelPlan],
     draws: RolloutDraws,
-    exits: Int[AnyArray, " L"],
+    exits: Int[AnyArray, " levels"],
     lowest: int,
 ) -> Float[Array, "B T H W C"]:
     """A chunk in fp32, differentiable with respect to ``network`` by (4).
@@ -82,12 +86,12 @@ def rollout[M](
     Args:
         velocity: Calls the network.
         network: Its parameters.
-        scheduler: That of a few-step model.
-        plans: From ``sampling.chunk.plan_chunk``. The published training tells the network timesteps as they are, and
-            shifts a level by its own number of tokens (``SchedulerConfig.shift_after_upsampling``).
+        scheduler: Scheduler of a few-step model.
+        plans: From ``sampling.plan.plan_chunk``. The published training does not round the timestep input of the
+            network, and shifts a level by its own number of tokens (``SchedulerConfig.shift_after_upsampling``).
         draws: Noise.
-        exits: From ``draw_exits``. May be traced.
-        lowest: ``lowest_trained`` of the exits. Static: above it, levels end at their first step.
+        exits: From ``draw_exits``; may be traced.
+        lowest: ``lowest_trained`` of the exits; static. Levels above it exit at their first step.
 
     Raises:
         ValueError: The scheduler's solver is not "dmd".
@@ -104,9 +108,10 @@ def rollout[M](
         if level <= lowest:
             exit_step = exits[level]
             state = _before_exit(solver, velocity, frozen, plan, level, state, exit_step)
-        rows = plan.rows * np.array([1, 0], np.float32)  # on to the end point
+        # With sigma_(k+1) = 0 the step (3) ends at m_k for every exit.
+        to_end_point = plan.step_scalars * np.array([1, 0], np.float32)
         trained = network if level >= lowest else frozen
-        state = _step(solver, velocity, trained, rows, plan.timesteps, level, state, exit_step)
+        state = _step(solver, velocity, trained, to_end_point, plan.timesteps, level, state, exit_step)
     return solver.finish(state, jnp.float32)
 
 
@@ -122,7 +127,7 @@ def _before_exit[M](
     """The state at the exit, by (2) and (3), without gradients."""
 
     def step(k: Int[Array, ""], state: SolverState) -> SolverState:
-        return _step(solver, velocity, frozen, plan.rows, plan.timesteps, level, state, k)
+        return _step(solver, velocity, frozen, plan.step_scalars, plan.timesteps, level, state, k)
 
     return jax.lax.fori_loop(0, exit_step, step, jax.lax.stop_gradient(state))
 
@@ -131,8 +136,8 @@ def _step[M](
     solver: Solver,
     velocity: Velocity[M],
     network: M,
-    rows: Float[np.ndarray, "N 2"],
-    timesteps: Float[np.ndarray, " N"],
+    step_scalars: Float[np.ndarray, "steps 2"],
+    timesteps: Float[np.ndarray, " steps"],
     level: int,
     state: SolverState,
     step: Int[AnyArray, ""] | int,
@@ -140,4 +145,4 @@ def _step[M](
     """The solver's step number ``step``."""
     timestep = jnp.broadcast_to(jnp.asarray(timesteps)[step], state.x.shape[:1])
     v = velocity(network, state.x, timestep, level).astype(jnp.float32)
-    return solver.step(state, v, jnp.asarray(rows)[step])
+    return solver.step(state, v, jnp.asarray(step_scalars)[step])

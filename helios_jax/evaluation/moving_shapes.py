@@ -1,11 +1,11 @@
-"""Videos of new captions of the moving shapes world, and how many of them show what their caption says.
+"""Scores of videos sampled from new captions of the moving shapes world: how many show what their caption says.
 
     python -m helios_jax.evaluation.moving_shapes --pipeline=runs/tiny/stage2/product/300 --out=runs/tiny/samples
 
 Writes scores.json, the videos below their scenes (samples.webp) and some frames of each (samples.png). A video counts
-as recovered when colour, kind and direction of every captioned shape can be read from its pixels and no other shape is
-there; the same scenes after a pass through the VAE bound that. Rates are given with their counts, for all captions and
-by number of shapes.
+as recovered when colour, kind and direction of every captioned shape can be read from its pixels and there is no other
+shape. The scores of the rendered scenes after a pass through the VAE are an upper bound. Rates are given with their
+counts, for all captions and by number of shapes.
 """
 
 import argparse
@@ -15,39 +15,48 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import app
 from absl.flags import argparse_flags
 
+from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
-from helios_jax.data.moving_shapes.source import MovingShapes, in_processes
+from helios_jax.data.moving_shapes.source import MovingShapes
+from helios_jax.data.workers import ahead_of_time
+from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.typing import UInt8
 
+if TYPE_CHECKING:
+    from helios_jax.sampling.pipeline import HeliosPipeline
+
 SIZE = 64
-FRAMES = 99
+CHUNK = VaeConfig.tiny().pixel_frames(HistoryConfig().chunk_frames)
+FRAMES = 3 * CHUNK
 TOKENS = 96
-CHUNK = 33
 FPS = 24
 SHOWN = 6
 """Videos in samples.webp and samples.png."""
+
+OF_SHAPES = ("colour", "kind", "direction", "size", "speed", "bounces")
+OF_VIDEOS = ("count", "background", "lighting")
 
 Clips = UInt8[np.ndarray, "B F H W 3"]
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How videos are sampled.
+class Evaluation:
+    """What is sampled and scored.
 
     Attributes:
-        videos: How many, of as many captions.
-        batch: Videos at a time.
-        steps: Network calls per level, or their number for single-stage models; empty: what the pipeline recommends.
+        videos: Number of videos, each with a caption of its own.
+        batch: Videos sampled at a time.
+        steps: Network calls per level, or one number for single-stage models; empty: the pipeline's recommendation.
         guidance: Guidance scale; 1: none.
         num_shapes: Shapes in each scene; 0: 1 to 3.
         world: Seed of the scenes.
@@ -62,9 +71,28 @@ class Sampling:
     world: int = 1000
     processes: int = os.cpu_count() or 1
 
+    @property
+    def settings(self) -> SampleSettings:
+        """How videos are sampled."""
+        return SampleSettings(
+            num_frames=FRAMES,
+            height=SIZE,
+            width=SIZE,
+            steps=one_or_many(self.steps),
+            guidance_scale=self.guidance,
+            max_text_tokens=TOKENS,
+        )
 
-def sample_and_score(pipeline: Path, out: Path, settings: Sampling) -> Row:
+    @property
+    def batches(self) -> list[slice]:
+        """The videos of each batch."""
+        starts = range(0, self.videos, self.batch)
+        return [slice(start, min(start + self.batch, self.videos)) for start in starts]
+
+
+def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     """Samples, scores and writes everything; returns the rates."""
+    # Imported here and below: the processes that score import this module too, and need no pipeline.
     import jax
 
     from helios_jax.sampling.pipeline import HeliosPipeline
@@ -73,23 +101,25 @@ def sample_and_score(pipeline: Path, out: Path, settings: Sampling) -> Row:
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     pipe = HeliosPipeline.from_pretrained(pipeline, dtype=dtype, vae_dtype=dtype)
     scenes = MovingShapes(
-        seed=settings.world,
-        size=settings.videos,
+        seed=evaluation.world,
+        size=evaluation.videos,
         frames=FRAMES,
         height=SIZE,
         width=SIZE,
-        num_shapes=settings.num_shapes or None,
+        num_shapes=evaluation.num_shapes or None,
     )
     items = [scenes[number] for number in range(len(scenes))]
     captions, frames = [item["caption"] for item in items], np.stack([item["frames"] for item in items])
     start = time.perf_counter()
-    videos = in_batches(lambda part: sample(pipe, captions[part], part.start, settings), settings)
+    videos = in_batches(lambda part: sample(pipe, captions[part], part.start, evaluation.settings), evaluation)
     print(f"{len(videos)} videos of {FRAMES} frames in {time.perf_counter() - start:.1f} s", flush=True)
-    again = in_batches(lambda part: through_vae(pipe, frames[part]), settings)
+    again = in_batches(lambda part: through_vae(pipe, frames[part]), evaluation)
+    workers, apart = evaluation.processes, evaluation.processes > 1
     sampled, bound = (
-        list(in_processes(judge, zip(clips, captions, strict=True), settings.processes)) for clips in (videos, again)
+        list(ahead_of_time(judge, zip(clips, captions, strict=True), workers, processes=apart))
+        for clips in (videos, again)
     )
-    result = {"settings": dataclasses.asdict(settings), "sampled": rates(sampled), "vae": rates(bound)}
+    result = {"settings": dataclasses.asdict(evaluation), "sampled": rates(sampled), "vae": rates(bound)}
     rows = [{"caption": caption, **row} for caption, row in zip(captions, sampled, strict=True)]
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     text = json.dumps(result, indent=1)
@@ -98,47 +128,35 @@ def sample_and_score(pipeline: Path, out: Path, settings: Sampling) -> Row:
     return result
 
 
-def in_batches(make: Any, settings: Sampling) -> Clips:
-    """All clips, made for one slice of the captions after the other."""
-    starts = range(0, settings.videos, settings.batch)
-    return np.concatenate([make(slice(start, min(start + settings.batch, settings.videos))) for start in starts])
+def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Clips:
+    """The clips of all videos, computed batch by batch."""
+    return np.concatenate([clips_of(part) for part in evaluation.batches])
 
 
-def sample(pipe: Any, captions: Sequence[str], seed: int, settings: Sampling) -> Clips:
-    """One video for each caption, of all frames of its chunks."""
-    steps = settings.steps
-    chunks = pipe.stream(
-        captions,
-        num_frames=FRAMES,
-        height=SIZE,
-        width=SIZE,
-        steps=(steps[0] if len(steps) == 1 else steps) if steps else None,
-        guidance_scale=settings.guidance,
-        max_text_tokens=TOKENS,
-        seed=seed,
-        lookahead=1,
-    )
+def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings: SampleSettings) -> Clips:
+    """One video for each caption, with all frames of its chunks."""
+    # A stream: a whole call would cut the video to 4k + 1 frames, and scenes have whole chunks.
+    chunks = pipe.stream(captions, settings=settings, seed=seed, lookahead=1)
     return np.concatenate([chunk.frames for chunk in chunks], axis=1)
 
 
-def through_vae(pipe: Any, frames: Clips) -> Clips:
+def through_vae(pipe: "HeliosPipeline", frames: Clips) -> Clips:
     """The clips, encoded and decoded in chunks."""
-    from helios_jax.training.validation import reconstruct
+    from helios_jax.models.vae import reconstruct
 
-    chunks = np.split(frames, frames.shape[1] // CHUNK, axis=1)
+    chunks = np.split(frames, frames.shape[1] // pipe.chunk_frames, axis=1)
     return np.concatenate([np.asarray(reconstruct(pipe.vae, chunk)) for chunk in chunks], axis=1)
 
 
 def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str]) -> Row:
-    """What of a caption is right: counts of shapes, and of the video as a whole."""
+    """Scores a video against its caption: how many shapes have each attribute right, and 0 or 1 for the whole video."""
     video, caption = pair
     found = score(video, caption)
-    names = ("colour", "kind", "direction", "size", "speed", "bounces")
     return {
         "shapes": len(parse_caption(caption).shapes),
         "recovered": int(found.recovered),
-        **{name: sum(getattr(shape, name) for shape in found.shapes) for name in names},
-        **{name: int(getattr(found, name)) for name in ("count", "background", "lighting")},
+        **{name: sum(getattr(shape, name) for shape in found.shapes) for name in OF_SHAPES},
+        **{name: int(getattr(found, name)) for name in OF_VIDEOS},
     }
 
 
@@ -149,12 +167,11 @@ def rates(rows: Iterable[Row]) -> Row:
     for row in rows:
         by_shapes[row["shapes"]].append(row["recovered"])
     shapes = sum(row["shapes"] for row in rows)
-    of_shapes = ("colour", "kind", "direction", "size", "speed", "bounces")
     result: Row = {"recovered": _rate(sum(row["recovered"] for row in rows), len(rows))}
     for count, recovered in sorted(by_shapes.items()):
         result[f"recovered with {count}"] = _rate(sum(recovered), len(recovered))
-    result |= {name: _rate(sum(row[name] for row in rows), shapes) for name in of_shapes}
-    result |= {name: _rate(sum(row[name] for row in rows), len(rows)) for name in ("count", "background", "lighting")}
+    result |= {name: _rate(sum(row[name] for row in rows), shapes) for name in OF_SHAPES}
+    result |= {name: _rate(sum(row[name] for row in rows), len(rows)) for name in OF_VIDEOS}
     return result
 
 
@@ -163,7 +180,7 @@ def _rate(right: int, total: int) -> str:
 
 
 def show(out: Path, scenes: Clips, again: Clips, videos: Clips) -> None:
-    """Writes the first videos: scene, the same through the VAE, and sample from top to bottom."""
+    """Writes the first videos; from top to bottom the scene, the scene through the VAE, and the sample."""
     from PIL import Image
 
     rows = [np.concatenate(list(clips[:SHOWN]), axis=2) for clips in (scenes, again, videos)]
@@ -176,7 +193,7 @@ def show(out: Path, scenes: Clips, again: Clips, videos: Clips) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Samples and scores; prints the rates."""
-    settings = Sampling(
+    evaluation = Evaluation(
         videos=args.videos,
         batch=args.batch,
         steps=args.steps,
@@ -184,7 +201,7 @@ def main(args: argparse.Namespace) -> int:
         num_shapes=args.num_shapes,
         processes=args.processes,
     )
-    print(json.dumps(sample_and_score(args.pipeline, args.out, settings), indent=1))
+    print(json.dumps(sample_and_score(args.pipeline, args.out, evaluation), indent=1))
     return 0
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from helios_jax.media.reading import uint8_frames
+from helios_jax.media.pixels import uint8_frames
 from helios_jax.media.video_writer import new_file
 from helios_jax.typing import AnyArray, Path
 

@@ -1,22 +1,25 @@
 """Images and videos in: files, PIL images and arrays become RGB frames of the wanted size.
 
-As in diffusers' ``VideoProcessor``, frames are resized with PIL's Lanczos filter to exactly the wanted
-size (the aspect is not kept; matching sizes are left untouched) and mapped to the VAE's range by
-
-    x = 2 u - 1,   u = pixel / 255 for uint8, u = value for floats in [0, 1].            (1)
-
-Frames are taken as they are stored, whatever their rate; the model was trained on 24 frames per second.
+As in diffusers' ``VideoProcessor``, frames are resized with PIL's Lanczos filter to exactly the wanted size (the aspect
+is not kept; matching sizes are left untouched). Frames are taken as they are stored, whatever their rate; the model was
+trained on 24 frames per second.
 """
 
-import itertools
+import collections
+import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from helios_jax.typing import AnyArray, Float, UInt8
+from helios_jax.media.decoding import read_frames
+from helios_jax.media.files import ClipError, damaged, existing_file
+from helios_jax.media.pixels import Frames, checked_pixels, to_signed
+from helios_jax.media.resizing import resize
+from helios_jax.media.timeline import read_timeline
+from helios_jax.typing import Float, UInt8
 
 ImageLike = Any
 """A path, a PIL image, or an RGB array [H, W, 3] of uint8 or of floats in [0, 1]."""
@@ -24,16 +27,9 @@ ImageLike = Any
 VideoLike = Any
 """A path, a list of what ``ImageLike`` allows, or an array [F, H, W, 3] of uint8 or of floats in [0, 1]."""
 
-Frames = UInt8[np.ndarray, "*F H W 3"] | Float[np.ndarray, "*F H W 3"]
-"""Unsigned RGB pixels: uint8, or float32 in [0, 1]."""
-
-SWSCALE_FLAGS = 0x2 | 0x2000 | 0x40000
-"""Bilinear, full horizontal chroma, accurate rounding: FFmpeg's default conversion between YUV and RGB
-darkens pixels by more than one level of 255 on average, this one by less than 0.02."""
-
 
 def load_image(image: ImageLike, height: int, width: int) -> Float[np.ndarray, "{height} {width} 3"]:
-    """Reads one image, resized to ``height`` x ``width``, with values in [-1, 1] by (1).
+    """Reads one image, resized to ``height`` x ``width``, with values in [-1, 1].
 
     Args:
         image: A path (its EXIF orientation is applied), a PIL image, a uint8 array [H, W, 3], or a float
@@ -46,7 +42,7 @@ def load_image(image: ImageLike, height: int, width: int) -> Float[np.ndarray, "
         FileNotFoundError: The path does not exist.
         ValueError: The file cannot be read as an image, or shape, dtype or range are not as above.
     """
-    return to_signed(_resize(_pixels(image), height, width))
+    return to_signed(resize(_pixels(image), height, width))
 
 
 def load_video(
@@ -76,54 +72,121 @@ def load_video(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, got {max_frames}")
     if isinstance(video, str | os.PathLike):
-        return _read_video(pathlib.Path(video), height, width, max_frames)
+        frames = _stacked(read_frames(video, 0, max_frames), height, width)
+        if len(frames) == 0:
+            raise ClipError(f"the video {video} holds no frames")
+        return frames
     if isinstance(video, list | tuple):
-        frames = [_resize(_pixels(frame), height, width) for frame in video[:max_frames]]
-        if len({frame.dtype for frame in frames}) != 1:
-            raise ValueError(
-                f"a video given as a list of {len(frames)} images must hold at least one, and either uint8 "
-                "pixels or floats in [0, 1], not both"
-            )
-        return np.stack(frames)
-    frames = _checked(video, "[F, H, W, 3]")[:max_frames]
+        return _from_images(video[:max_frames], height, width)
+    return _resized(checked_pixels(video, "[F, H, W, 3]")[:max_frames], height, width)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ClipEnds:
+    """The first frame of a clip and its last ones, in the place of the whole.
+
+    ``len`` and slices count the frames of the whole clip, as if it were an array [F, H, W, 3]; slices of frames
+    that were not kept raise IndexError.
+
+    Attributes:
+        num_frames: Frames of the whole clip.
+        first: [1, H, W, 3].
+        last: The last frames.
+    """
+
+    num_frames: int
+    first: UInt8[np.ndarray, "1 H W 3"] | Float[np.ndarray, "1 H W 3"]
+    last: UInt8[np.ndarray, "K H W 3"] | Float[np.ndarray, "K H W 3"]
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, frames: slice) -> Frames:
+        start, stop, step = frames.indices(self.num_frames)
+        before = self.num_frames - len(self.last)
+        if start >= before:
+            return self.last[start - before : max(start, stop) - before : step]
+        if stop <= 1:
+            return self.first[start:stop:step]
+        raise IndexError(f"frames {start} to {stop} of a clip of which 0 and {before} to {self.num_frames} are kept")
+
+
+def load_ends(video: VideoLike, height: int, width: int, *, last: int) -> ClipEnds:
+    """Reads the first frame of a video and its ``last`` ones: all that continuing it needs, however long it is.
+
+    Of a file, only these frames are decoded (and some before them, from the last key frame on), and only they are held
+    in memory. Frames between are not looked at, so damage there goes unnoticed unless the container reports it.
+
+    Args:
+        video: As for ``load_video``.
+        height: Pixel rows wanted.
+        width: Pixel columns wanted.
+        last: Frames wanted from the end; all if the clip is shorter.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: As ``load_video``, for the frames that are read.
+    """
+    if isinstance(video, str | os.PathLike):
+        return _file_ends(existing_file(video, "video"), height, width, last)
+    frames = video if isinstance(video, list | tuple) else checked_pixels(video, "[F, H, W, 3]")
+    if isinstance(frames, list | tuple):
+        kept = _from_images([*frames[:1], *frames[-last:]], height, width)
+    else:
+        kept = np.concatenate([_resized(part, height, width) for part in (frames[:1], frames[-last:])])
+    return ClipEnds(num_frames=len(frames), first=kept[:1], last=kept[1:])
+
+
+def _file_ends(path: pathlib.Path, height: int, width: int, last: int) -> ClipEnds:
+    timeline = read_timeline(path)
+    if timeline.damaged:
+        raise damaged(path, timeline.num_frames)
+    if timeline.times is not None:
+        count = timeline.num_frames
+        tail = _stacked(read_frames(path, max(0, count - last)), height, width)
+        if len(tail) == min(last, count) > 0:
+            return ClipEnds(num_frames=count, first=load_video(path, height, width, max_frames=1), last=tail)
+    # The packets do not tell how many frames there are: look at all, keep the last.
+    count, first, ring = 0, None, collections.deque(maxlen=last)
+    for frame in read_frames(path):
+        first = frame if first is None else first
+        ring.append(frame)
+        count += 1
+    if first is None:
+        raise ClipError(f"the video {path} holds no frames")
+    return ClipEnds(num_frames=count, first=_stacked([first], height, width), last=_stacked(ring, height, width))
+
+
+def _stacked(
+    frames: Iterable[UInt8[np.ndarray, "H W 3"]], height: int, width: int
+) -> UInt8[np.ndarray, "F {height} {width} 3"]:
+    """Resizes the frames of a file."""
+    pixels = bytearray()  # grows in place; a list of frames and its stack would need the memory twice
+    for frame in frames:
+        pixels += resize(frame, height, width).tobytes()
+    return np.frombuffer(pixels, np.uint8).reshape(-1, height, width, 3)
+
+
+def _resized(
+    frames: Frames, height: int, width: int
+) -> UInt8[np.ndarray, "F2 {height} {width} 3"] | Float[np.ndarray, "F2 {height} {width} 3"]:
+    """Resizes an array of frames."""
     if frames.shape[1:3] == (height, width):
         return frames
-    return np.stack([_resize(frame, height, width) for frame in frames])
+    return np.stack([resize(frame, height, width) for frame in frames])
 
 
-def to_signed(frames: Frames) -> Float[np.ndarray, "*F H W 3"]:
-    """Maps unsigned pixels to float32 in [-1, 1] by (1)."""
-    unsigned = frames.astype(np.float32) / np.float32(255) if frames.dtype == np.uint8 else frames
-    return np.float32(2) * unsigned - np.float32(1)
-
-
-def uint8_frames(frames: AnyArray) -> UInt8[np.ndarray, "F H W 3"]:
-    """``frames`` in host memory. Raises ValueError unless they are uint8 of shape [F, H, W, 3]."""
-    checked = _checked(frames, "[F, H, W, 3]")
-    if checked.dtype != np.uint8:
-        raise ValueError(f"frames to be written must be uint8, got {checked.dtype}; scale them to 0..255 and round")
-    return checked
-
-
-def _checked(array: Any, layout: str) -> Frames:
-    """The array as uint8 or float32; ValueError unless it is laid out as ``layout`` with values in range."""
-    array = np.asarray(array)
-    if array.ndim != layout.count(",") + 1 or array.shape[-1] != 3 or array.size == 0:
+def _from_images(
+    images: list | tuple, height: int, width: int
+) -> UInt8[np.ndarray, "F {height} {width} 3"] | Float[np.ndarray, "F {height} {width} 3"]:
+    """Reads and resizes a list of images."""
+    frames = [resize(_pixels(image), height, width) for image in images]
+    if len({frame.dtype for frame in frames}) != 1:
         raise ValueError(
-            f"got an array of shape {list(array.shape)}, need {layout}: RGB with the channels last, one "
-            f"{'image' if layout.count(',') == 2 else 'video'} without a batch axis"
+            f"a video given as a list of {len(frames)} images must hold at least one, and either uint8 "
+            "pixels or floats in [0, 1], not both"
         )
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f":
-        raise ValueError(f"got an array of {array.dtype}, need uint8, or float32 with values in [0, 1]")
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= 1):  # also catches NaN
-        raise ValueError(
-            f"float pixels must lie in [0, 1], got {low} .. {high} in an array of shape {list(array.shape)}; "
-            "map [-1, 1] by (x + 1) / 2, and give 0 .. 255 as uint8"
-        )
-    return array.astype(np.float32, copy=False)
+    return np.stack(frames)
 
 
 def _pixels(image: ImageLike) -> Frames:
@@ -133,8 +196,8 @@ def _pixels(image: ImageLike) -> Frames:
     if isinstance(image, Image.Image):
         return _rgb(image)
     if not isinstance(image, str | os.PathLike):
-        return _checked(image, "[H, W, 3]")
-    path = _existing_file(pathlib.Path(image), "image")
+        return checked_pixels(image, "[H, W, 3]")
+    path = existing_file(image, "image")
     try:
         with Image.open(path) as opened:
             return _rgb(ImageOps.exif_transpose(opened))
@@ -150,79 +213,3 @@ def _rgb(image: Any) -> UInt8[np.ndarray, "H W 3"]:
             "and convert it to 'RGB'"
         )
     return np.asarray(image.convert("RGB"))
-
-
-def _resize(
-    frame: Frames, height: int, width: int
-) -> UInt8[np.ndarray, "{height} {width} 3"] | Float[np.ndarray, "{height} {width} 3"]:
-    """Lanczos to the wanted size; a frame of that size is returned as it is."""
-    from PIL import Image
-
-    if frame.shape[:2] == (height, width):
-        return frame
-    size, lanczos = (width, height), Image.Resampling.LANCZOS
-    if frame.dtype == np.uint8:
-        return np.asarray(Image.fromarray(frame).resize(size, lanczos))
-    channels = [Image.fromarray(np.ascontiguousarray(frame[..., c])) for c in range(3)]
-    resized = np.stack([np.asarray(channel.resize(size, lanczos)) for channel in channels], axis=-1)
-    return resized.clip(0, 1)  # Lanczos overshoots at edges
-
-
-def _existing_file(path: pathlib.Path, kind: str) -> pathlib.Path:
-    if not path.exists():
-        raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
-    if not path.is_file():
-        raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
-    return path
-
-
-def _read_video(
-    path: pathlib.Path, height: int, width: int, max_frames: int | None
-) -> UInt8[np.ndarray, "F {height} {width} 3"]:
-    import av
-
-    _existing_file(path, "video")
-    pixels = bytearray()  # grows in place; a list of frames and its stack would need the memory twice
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video stream")
-            for frame in itertools.islice(_decode(container, path), max_frames):
-                pixels += _resize(frame, height, width).tobytes()
-    except av.error.FFmpegError as error:
-        raise ValueError(
-            f"cannot read the video {path}: {error.strerror}; download it again or re-encode it as H.264 in mp4"
-        ) from error
-    if not pixels:
-        raise ValueError(f"the video {path} holds no frames")
-    return np.frombuffer(pixels, np.uint8).reshape(-1, height, width, 3)
-
-
-def _decode(container: Any, path: pathlib.Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Yields every intact frame of the first video stream; then raises ValueError if the file is damaged."""
-    import av
-
-    stream = container.streams.video[0]
-    count, damaged = 0, False
-    for packet in container.demux(stream):
-        try:
-            decoded = [] if packet.is_corrupt else packet.decode()
-            damaged = packet.is_corrupt
-        except av.error.InvalidDataError:
-            decoded, damaged = [], True
-        if damaged:
-            decoded = stream.codec_context.decode(None)  # frames held back for reordering
-        for frame in decoded:
-            count += 1
-            yield _upright(frame, path)
-        if damaged:
-            remedy = f"use those with load_video(..., max_frames={count}), or re-encode it" if count else "re-encode it"
-            raise ValueError(f"the video {path} is damaged or cut off: {count} frames could be decoded; {remedy}")
-
-
-def _upright(frame: Any, path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
-    """A decoded frame as RGB, turned as the file's display matrix says."""
-    if frame.rotation % 90:
-        raise ValueError(f"{path} is rotated by {frame.rotation} degrees; re-encode it without rotation")
-    pixels = frame.to_ndarray(format="rgb24", interpolation=SWSCALE_FLAGS)
-    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))

@@ -1,4 +1,4 @@
-"""What conditions a network call: the timestep and the text, at the width of the model."""
+"""Embeddings of timestep and text at model width, which condition a network call."""
 
 import math
 
@@ -32,22 +32,22 @@ class ConditionEmbedder(nnx.Module):
         self.dtype = dtype
 
     def time(self, timestep: Float[Array, " B"]) -> tuple[Float[Array, "B D"], Float[Array, "B 6 D"]]:
-        """The time embedding and the six modulation vectors made from it, in the compute dtype."""
+        """The time embedding and the six modulation vectors computed from it, in the compute dtype."""
         embedding = self.time_embedder.linear_1(timestep_features(timestep, self.freq_dim))
         embedding = self.time_embedder.linear_2(jax.nn.silu(embedding)).astype(self.dtype)
-        rows = self.time_proj(jax.nn.silu(embedding))
-        return embedding, rows.reshape(rows.shape[0], 6, -1)
+        modulation = self.time_proj(jax.nn.silu(embedding))
+        return embedding, modulation.reshape(modulation.shape[0], 6, -1)
 
     def text(self, embeds: Float[Array, "B S E"]) -> Float[Array, "B S D"]:
-        """Text at model width. Padding is embedded and attended to like text: part of the model."""
+        """Text at model width. As in the published model, padding is embedded and attended to like text."""
         return self.text_embedder.linear_2(self.text_embedder.linear_1(embeds, activation="gelu"))
 
 
 def timestep_features(timestep: Float[Array, " B"], features: int) -> Float[Array, "B E"]:
     """[cos, sin] of t 10000^(-i / (features/2)), fp32.
 
-    The exponents are rounded to fp32 as published, their powers correctly and on the host: at t = 1000 one unit in
-    the last place of a frequency, by which compilers' ``exp`` differ, moves an angle by 6e-5.
+    The exponents are rounded to fp32 as published. Their powers are computed on the host and rounded correctly: the
+    ``exp`` of compilers differs in the last place, and at t = 1000 that moves an angle by 6e-5.
     """
     half = features // 2
     exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)

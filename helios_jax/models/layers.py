@@ -103,9 +103,9 @@ class LayerNormAffine(nnx.Module):
 def lookup(table: Float[Array, "V D"], indices: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """Rows of a table; the gradient of a small one is a matrix product with one-hot rows.
 
-    XLA adds up the gradients of a row one by one, on GPUs in no fixed order: slow where many indices are equal, as
-    those of padding are, and different in every run. A table of a large vocabulary keeps that, for one-hot rows of its
-    length would fill the memory.
+    XLA adds up the gradients of a row one by one, on GPUs in no fixed order: this is slow where many indices are equal,
+    as for padding, and gives another sum in every run. Tables of a large vocabulary keep XLA's gradient, because
+    one-hot rows of that length would fill the memory.
     """
     return _lookup_small(table, indices) if len(table) <= _SMALL_TABLE else jnp.take(table, indices, axis=0)
 
@@ -177,7 +177,7 @@ def pad_to_multiple(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -
     return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="edge")
 
 
-def to_patches(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Float[Array, "B T2 H2 W2 P"]:
+def to_patches(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Float[Array, "B T2 H2 W2 values"]:
     """Splits a clip into non-overlapping patches, each flattened in (frame, row, column, channel) order."""
     b, t, h, w, c = x.shape
     pt, ph, pw = patch
@@ -185,7 +185,7 @@ def to_patches(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Flo
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // pt, h // ph, w // pw, math.prod(patch) * c)
 
 
-def from_patches(tokens: Float[Array, "B T2 H2 W2 P"], patch: tuple[int, int, int]) -> Float[Array, "B T H W C"]:
+def from_patches(tokens: Float[Array, "B T2 H2 W2 values"], patch: tuple[int, int, int]) -> Float[Array, "B T H W C"]:
     """Inverse of ``to_patches``."""
     b, t, h, w, features = tokens.shape
     pt, ph, pw = patch
@@ -196,7 +196,6 @@ def from_patches(tokens: Float[Array, "B T2 H2 W2 P"], patch: tuple[int, int, in
 def stack_layers[M: nnx.Module](make: Callable[[nnx.Rngs], M], num_layers: int, rngs: nnx.Rngs) -> M:
     """Builds ``num_layers`` equal modules as one, whose parameters carry a leading L axis.
 
-    Run the stack with ``lax.scan``: split it once into graph definition and state, and merge one layer
-    inside the body.
+    To run the stack, split it once into graph definition and state, and merge one layer inside the loop's body.
     """
     return nnx.split_rngs(splits=num_layers)(nnx.vmap(make))(rngs)

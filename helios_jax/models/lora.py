@@ -10,7 +10,7 @@ An adapter is three attributes of its layer, so that it is stacked, scanned, sha
 
 Layers that fuse several projections carry an adapter for each: ``lora_a`` [in, parts, r] and ``lora_b``
 [parts, r, out / parts], since published files have one pair for each of to_q, to_k and to_v. Stacked layers have
-a leading L axis on both. Adapters are fp32 whatever the layer's dtype, and are applied in the layer's dtype.
+a leading L axis on both. Adapters are stored in fp32 and applied in the layer's dtype.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A network as the pure functions of this library take it: static structure beside parameters."""
+"""A network as an argument for pure functions: static graph definition plus parameter pytree."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ from flax import nnx
 
 
 class ConfiguredModule(nnx.Module):
-    """What the three networks have in common.
+    """Base class of the transformer, the VAE and the text encoder.
 
     Attributes:
-        config: The configuration that it was built from.
-        dtype: Its compute dtype.
+        config: The configuration it was built from.
+        dtype: The compute dtype.
     """
 
     config: Any
@@ -43,15 +43,15 @@ class Network[M: ConfiguredModule]:
 
     @functools.cached_property
     def config(self) -> Any:
-        """The configuration; kept, since putting the module together takes milliseconds."""
+        """The configuration; cached, because merging the module takes milliseconds."""
         return self.module.config
 
     @functools.cached_property
     def dtype(self) -> Any:
-        """The compute dtype, kept likewise."""
+        """The compute dtype, cached for the same reason."""
         return self.module.dtype
 
     @property
     def module(self) -> M:
-        """The module again, around the same arrays."""
+        """The merged module, which shares the arrays."""
         return nnx.merge(self.graph, self.params)

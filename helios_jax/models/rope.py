@@ -50,7 +50,7 @@ def _frequencies(channels: int, theta: float) -> Float[np.ndarray, " K2"]:
 def pool_grid(grid: Float[Array, "T H W 2 K2"], cell: int) -> Float[Array, "T2 H2 W2 2 K2"]:
     """Averages cos and sin over cells of ``cell``^3 positions; the last ones are repeated to fill a cell."""
     t, h, w, _, pairs = grid.shape
-    # Joined to one kernel with the angles, this takes XLA 20 seconds to compile for a GPU; apart from them, one.
+    # Fused with the computation of the angles, the means take XLA 20 seconds to compile for a GPU; separately, one.
     grid = lax.optimization_barrier(grid)
     flat = pad_to_multiple(grid.reshape(1, t, h, w, 2 * pairs), (cell, cell, cell))
     _, t, h, w, _ = flat.shape

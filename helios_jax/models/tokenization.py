@@ -168,7 +168,7 @@ def possible_keys(max_tokens: int) -> tuple[int, ...]:
 
 
 def needed_keys(embeds: Float[Array, "B S D"]) -> int:
-    """How many tokens, from the first on, are to have keys of their own; the last of them stands for all behind it.
+    """How many leading tokens get keys of their own; the last of them also represents all tokens after it.
 
     Equal tokens have equal keys and values in every block, so one padded token, counted often enough, does for all.
     What is padding is read off the embeddings, since they may come from anywhere: waits for them.

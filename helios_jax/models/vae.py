@@ -1,6 +1,6 @@
 """The causal video VAE of Wan2.1: 4k + 1 pixel frames <-> k + 1 latent frames, each side / 8.
 
-Raw latents x are what the encoder makes and the decoder reads. The diffusion model works with
+Raw latents x are the encoder's output and the decoder's input. The diffusion model works with
 
     z = (x - mean) / std                                                                        (1)
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.config import VaeConfig
-from helios_jax.models.network import ConfiguredModule
+from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.models.vae_layers import (
     AttentionBlock,
     Cache,
@@ -32,7 +32,7 @@ from helios_jax.models.vae_layers import (
     Upsample,
     chain,
 )
-from helios_jax.typing import Array, DType, Float, UInt8
+from helios_jax.typing import AnyArray, Array, DType, Float, UInt8
 
 
 class MidBlock(nnx.Module):
@@ -164,7 +164,7 @@ class WanVae(ConfiguredModule):
         """
         _require_channels(video, self.config.in_channels, "video")
         step = 2 ** sum(self.config.temporal_downsample)
-        group = max(4, step)  # diffusers walks in groups of 4 frames even if the network halves time once
+        group = max(4, step)  # diffusers reads groups of 4 frames even if the network halves time only once
         kept = 1 + (video.shape[1] - 1) // group * group
         frames = None if slice_frames is None else slice_frames * step
         moments = in_slices(self.encoder, video[:, :kept].astype(self.dtype), frames)
@@ -175,7 +175,7 @@ class WanVae(ConfiguredModule):
         """Decodes raw latents to a clip with values in [-1, 1], F = 4 T - 3, in the compute dtype.
 
         Args:
-            latents: Raw latents (``denormalize`` makes them from those of the diffusion model).
+            latents: Raw latents (``denormalize`` computes them from the diffusion model's).
             slice_frames: Latent frames per slice; ``None`` takes the clip whole.
 
         Raises:
@@ -230,6 +230,11 @@ def denormalize(config: VaeConfig, latents: Float[Array, "*B C"]) -> Float[Array
     return latents.astype(jnp.float32) * std + mean
 
 
+def to_model_range(frames: UInt8[AnyArray, "*B"]) -> Float[Array, "*B"]:
+    """0 ... 255 to [-1, 1], fp32, on the device; ``media.pixels.to_signed`` does the same on the host."""
+    return jnp.asarray(frames).astype(jnp.float32) / 127.5 - 1
+
+
 def to_uint8(video: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     """[-1, 1] to 0 ... 255, rounded to nearest (ties to even)."""
     unit = jnp.clip(video.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
@@ -241,3 +246,10 @@ def decode_frames(
 ) -> UInt8[Array, "B F H W P"]:
     """Pixels of the diffusion model's latents; ``slice_frames`` as in ``WanVae.decode``."""
     return to_uint8(vae.decode(denormalize(vae.config, latents), slice_frames))
+
+
+@jax.jit
+def reconstruct(vae: Network[WanVae], frames: UInt8[AnyArray, "B F H W 3"]) -> UInt8[Array, "B F H W 3"]:
+    """Encodes clips and decodes the means of their posteriors."""
+    mean, _ = vae.module.encode(to_model_range(frames))
+    return to_uint8(vae.module.decode(mean))

@@ -16,9 +16,9 @@ K_1, K_2 of a causal kernel,
 
 one two-dimensional convolution whose input is three shifted copies of the clip side by side on the
 channels. It keeps the tensor cores fuller than a three-dimensional one, and frames are independent of
-each other once they have been gathered.
+each other once the copies have been gathered.
 
-Doubling rows and columns by repetition before a 3x3 convolution asks for each product up to four times. Row 2i of
+Doubling rows and columns by repetition before a 3x3 convolution computes each product up to four times. Row 2i of
 the result sees rows i-1, i, i of the small image, row 2i+1 sees i, i, i+1. So, with k_0, k_1, k_2 the kernel's rows,
 
     y_{2i} = k_0 x_{i-1} + (k_1 + k_2) x_i,      y_{2i+1} = (k_0 + k_1) x_i + k_2 x_{i+1},       (3)
@@ -34,7 +34,7 @@ Two frames at once take four convolutions over space in place of six, of sums of
 (Winograd's F(2, 3), arXiv 1509.09308).
 
 The first frame of a clip is special to the layers that change the frame rate: it is one frame at
-every rate, so it passes beside their time convolutions.
+every rate, so it bypasses their time convolutions.
 """
 
 import contextlib
@@ -51,10 +51,10 @@ from helios_jax.typing import Array, DType, Float
 from pallas_kernels.norm_silu_pairs import norm_silu_pairs, runs_as_kernel
 
 _FEW_OUTPUTS, _COLUMNS_AT_ONCE = 4, 4
-"""Convolutions with so few outputs make several columns at once."""
+"""Convolutions with at most so many outputs compute this many columns at once."""
 
 Cache = Any
-"""What a layer remembers of earlier frames: ``None``, an array or a tuple of caches."""
+"""A layer's memory of earlier frames: ``None``, an array or a tuple of caches."""
 
 
 @runtime_checkable
@@ -77,13 +77,13 @@ def chain(
 
 
 def per_frame(
-    fn: Callable[..., Float[Array, "N H2 W2 C2"]], *clips: Float[Array, "B T _ _ _"]
+    fn: Callable[..., Float[Array, "images H2 W2 C2"]], *clips: Float[Array, "B T _ _ _"]
 ) -> Float[Array, "B T H2 W2 C2"]:
-    """Applies a function of images to the frames of one or more clips: all at once on accelerators, in turn on the CPU.
+    """Applies a function of images to the frames of clips: all at once on accelerators, one by one on a CPU.
 
     The CPU's sums and matrix products round differently for different numbers of rows. One frame at a time,
-    a frame's value does not depend on how many others share the call, hence not on the slicing. What is traced
-    within ``frames_together`` does without.
+    a frame's value does not depend on how many others share the call, hence not on the slicing. Inside
+    ``frames_together`` CPUs too take all frames at once.
     """
     frames = [clip.reshape(-1, *clip.shape[2:]) for clip in clips]
     if _together.get():
@@ -110,8 +110,8 @@ _together = contextvars.ContextVar("frames_together", default=False)
 
 
 def one_by_one(
-    fn: Callable[..., Float[Array, "1 H2 W2 C2"]], *frames: Float[Array, "N _ _ _"]
-) -> Float[Array, "N H2 W2 C2"]:
+    fn: Callable[..., Float[Array, "1 H2 W2 C2"]], *frames: Float[Array, "images _ _ _"]
+) -> Float[Array, "images H2 W2 C2"]:
     """Applies a function of images to one frame after the other."""
     return jax.lax.map(lambda ones: fn(*(one[None] for one in ones))[0], frames)
 
@@ -169,12 +169,12 @@ class Conv(nnx.Module):
         *,
         with_bias: bool = True,
     ) -> Float[Array, "B T H2 W2 C2"]:
-        def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
+        def convolve(x: Float[Array, "images H W C"]) -> Float[Array, "images H2 W2 C2"]:
             if kernel.ndim == 2:
                 return jnp.matmul(x, kernel, precision=self.precision)
             return conv2d(x, kernel, (self.stride, self.stride), self.padding, self.precision)
 
-        def convolve_to_few(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C2"]:
+        def convolve_to_few(x: Float[Array, "images H W C"]) -> Float[Array, "images H W C2"]:
             wide = several_columns(kernel, _COLUMNS_AT_ONCE)
             y = conv2d(x, wide, (1, _COLUMNS_AT_ONCE), ((1, 1), (1, 1)), self.precision)
             return y.reshape(*x.shape[:3], -1)
@@ -184,7 +184,7 @@ class Conv(nnx.Module):
         convolve = convolve_to_few if plain and few else convolve
 
         # The sum is written in images, as the convolution is, which lets XLA make one pass of both.
-        def convolve_and_add(x: Float[Array, "N H W C"], *shortcut: Float[Array, "N H2 W2 C2"]) -> Array:
+        def convolve_and_add(x: Float[Array, "images H W C"], *shortcut: Float[Array, "images H2 W2 C2"]) -> Array:
             y = convolve(x)
             return sum(shortcut, y + self.bias[...].astype(self.dtype) if with_bias else y)
 
@@ -192,22 +192,22 @@ class Conv(nnx.Module):
 
 
 def conv2d(
-    x: Float[Array, "N H W C"],
+    x: Float[Array, "images H W C"],
     kernel: Float[Array, "rows columns C C2"],
     strides: tuple[int, int],
     padding: str | tuple[tuple[int, int], tuple[int, int]],
     precision: jax.lax.Precision | None,
-) -> Float[Array, "N H2 W2 C2"]:
+) -> Float[Array, "images H2 W2 C2"]:
     """A convolution of images."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout, precision=precision)
 
 
 def several_columns(kernel: Float[Array, "rows columns C C2"], count: int) -> Float[Array, "rows columns2 C C3"]:
-    """The kernel that makes ``count`` columns of the result at once, side by side on the channels.
+    """The kernel that computes ``count`` columns of the result at once, side by side on the channels.
 
-    Images have three channels, of the tensor cores' tiles many times as many. The wider kernel computes some products
-    with zeros, but far fewer than stand in a tile with three outputs.
+    Images have 3 channels; a tensor-core tile has many more output columns, which 3 outputs would leave idle. The wider
+    kernel computes some products with zeros, but far fewer than the idle columns would.
     """
     shifted = [jnp.pad(kernel, ((0, 0), (i, count - 1 - i), (0, 0), (0, 0))) for i in range(count)]
     return jnp.concatenate(shifted, axis=-1)
@@ -249,7 +249,7 @@ class CausalConv(Conv):
         return y, jnp.pad(past, ((0, 0), (max(0, 2 - x.shape[1]), 0), *[(0, 0)] * 3))
 
     def _in_pairs(
-        self, sums: Sequence[Float[Array, "B N H W C"]], frames: int, shortcut: Float[Array, "B T H W C2"] | None
+        self, sums: Sequence[Float[Array, "B pairs H W C"]], frames: int, shortcut: Float[Array, "B T H W C2"] | None
     ) -> Float[Array, "B T H W C2"]:
         """The convolution by four products for every two frames, equation (4), plus ``shortcut``.
 
@@ -271,7 +271,7 @@ class CausalConv(Conv):
             pairs = whole.reshape(*m0.shape[:2], 2, *m0.shape[2:]).astype(jnp.float32)
             results = [result + pairs[:, :, place] for place, result in enumerate(results)]
         z = jnp.stack(results, axis=2).astype(self.dtype)
-        # Else XLA keeps the sum in fp32 as well, for the next block to add to.
+        # Without this barrier XLA also keeps an fp32 copy of the sum for the next block's residual.
         z = jax.lax.optimization_barrier(z)
         return z.reshape(z.shape[0], -1, *z.shape[3:])[:, :frames]
 
@@ -285,7 +285,7 @@ class RmsNorm(nnx.Module):
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         scale = x.shape[-1] ** 0.5 * self.gamma[...].astype(jnp.float32)
 
-        def normalize(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        def normalize(x: Float[Array, "images H W C"]) -> Float[Array, "images H W C"]:
             x32 = x.astype(jnp.float32)
             length = jnp.sqrt((x32 * x32).sum(-1, keepdims=True))
             return (x32 / jnp.maximum(length, 1e-12) * scale).astype(x.dtype)
@@ -343,8 +343,8 @@ class Downsample(nnx.Module):
     """
 
     def __init__(self, features: int, *, time: bool, **numerics: Any) -> None:
-        behind = ((0, 1), (0, 1))
-        self.resample = Conv((3, 3), features, features, stride=2, padding=behind, **numerics)
+        at_the_end = ((0, 1), (0, 1))
+        self.resample = Conv((3, 3), features, features, stride=2, padding=at_the_end, **numerics)
         self.time_conv = Conv((3,), features, features, **numerics) if time else None
 
     def __call__(self, x: Float[Array, "B T H W C"], cache: Cache) -> tuple[Float[Array, "B T2 H2 W2 C"], Cache]:
@@ -386,7 +386,7 @@ class Upsample(nnx.Module):
         h, w = x.shape[2:4]
         features = kernel.shape[-1] // 4
 
-        def convolve(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C2"]:
+        def convolve(x: Float[Array, "images H W C"]) -> Float[Array, "images H2 W2 C2"]:
             z = conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)), self.resample.precision)
             z = z.reshape(-1, h + 1, w + 1, 4, features)
             rows = [jnp.stack([z[:, a : a + h, c : c + w, 2 * a + c] for c in (0, 1)], axis=3) for a in (0, 1)]

@@ -1,7 +1,7 @@
-"""What is kept for the gradient, where, and what is computed again.
+"""What is saved for the gradient, where it is kept, and what is recomputed.
 
-One network call of the 14B model at 384x640 makes 113 MB per activation of width D and layer, and some 30 of them in a
-block. The inputs of all blocks take 4.5 GB, the outputs of self-attention as much.
+In one network call of the 14B model at 384x640 an activation of model width takes 113 MB per layer, and a block has
+about 30 of them. The inputs of all blocks together take 4.5 GB, and so do the outputs of self-attention.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,38 @@ from helios_jax.typing import Array
 Body = Callable[[Array, Any, Any], Array]
 
 Remat = Literal["none", "attention", "full", "offload"]
-"""What the gradient computes again: nothing; all of a block but its self-attention; all of a block from its input; as
-for "attention", but what is kept waits in the memory of the host, to and from which it travels while blocks compute."""
+"""What the gradient recomputes.
+
+"none"         nothing: all activations are saved
+"attention"    all of a block except its self-attention, whose results are saved next to the block's input
+"full"         all of a block: only its input is saved
+"offload"      as "attention", but saved tensors are kept in host memory and transferred while blocks compute
+"""
 
 ATTENTION = "self_attention"
 """Name of the results of self-attention that its gradient needs."""
 
 
-def compiler_options(remat: Remat | None) -> dict[str, Any]:
-    """Options of ``jax.jit`` for a function whose gradient keeps what ``remat`` says.
-
-    XLA joins kernels to graphs that are launched at once. Copies inside a graph wait for the kernels before them, and
-    those behind for the copies, so that none would travel while blocks compute: "offload" does without graphs.
-    """
+def compiler_options(remat: Remat) -> dict[str, Any]:
+    """Options of ``jax.jit`` for a function that is differentiated under ``remat``."""
+    # XLA groups kernels into CUDA graphs. Inside a graph a copy waits for the kernels before it, and the kernels after
+    # it wait for the copy, so that nothing would be transferred while blocks compute. A minimum size that no graph
+    # reaches turns graphs off.
     return {"xla_gpu_graph_min_graph_size": 2**30} if remat == "offload" else {}
 
 
 def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat) -> Array:
-    """The last x of ``x = body(x, layer, constants)`` over ``layers``, keeping for the gradient what ``remat`` says.
+    """Iterates ``x = body(x, layer, constants)`` over ``layers``, saves for the gradient what ``remat`` says.
 
     Args:
         body: One layer. For "offload" it must not close over traced arrays.
-        x: Array in front of the first layer.
+        x: Input of the first layer.
         layers: Parameters of all layers, with a leading axis.
         constants: Arrays that all layers share.
-        remat: What is computed again.
+        remat: What is recomputed.
+
+    Returns:
+        Output of the last layer.
 
     Raises:
         ValueError: Unknown ``remat``.
@@ -51,5 +58,7 @@ def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat)
     if remat != "none":
         names = [ATTENTION] if remat == "attention" else []
         policy = jax.checkpoint_policies.save_only_these_names(*names)
+        # prevent_cse guards against XLA merging recomputed values with the saved originals; a scan already keeps the
+        # two apart, in different loops, and the guard's barriers would only cost speed.
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.lax.scan(lambda x, layer: (body(x, layer, constants), None), x, layers)[0]

@@ -1,7 +1,14 @@
 """Meshes and the sharding of parameters.
 
+The names of a mesh's axes say what they are for:
+
+    fsdp      shards parameters, and what an optimizer keeps of them; in training also splits the samples of a batch
+    data      replicas: every device along it holds the same parameters; splits samples
+    context   devices that share a sample: holds replicas of parameters; in training splits the rows of latents
+    (others)  shard parameters, as fsdp does
+
 Parameters are sharded in the manner of fully sharded data parallelism: each one along its largest axis that the
-mesh divides, over all mesh axes together; how the parts meet in a computation is the compiler's choice.
+sharding axes divide, over all of these together. How the parts meet in a computation is the compiler's choice.
 """
 
 import contextlib
@@ -10,6 +17,9 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+REPLICATING = ("data", "context")
+"""Mesh axes that do not shard parameters."""
 
 MIN_SHARDED_SIZE = 2**16
 """Parameters with fewer elements are replicated: sharding them costs more than it saves."""
@@ -21,28 +31,29 @@ def auto_mesh(mesh: Mesh) -> Mesh:
 
 
 def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.sharding.Sharding:
-    """Where a parameter of ``shape`` lives: on the default device, or sharded over ``mesh``.
-
-    The leading axis is not used for parameters of three and more axes: it is the layer axis of a stack, which
-    a scan reads one index at a time.
-    """
+    """Where a parameter of ``shape`` lives: on the default device, or on ``mesh``, sharded by the names of its axes."""
     if mesh is None:
         return SingleDeviceSharding(jax.config.jax_default_device or jax.devices()[0])
-    devices = math.prod(mesh.shape.values())
+    names = tuple(name for name in mesh.axis_names if name not in REPLICATING)
+    parts = math.prod(mesh.shape[name] for name in names)
+    # The leading axis of three and more is the layer axis of a stack, which a loop reads one index at a time: divided,
+    # each layer would come from a single device. Axes are chosen by shape alone, so that the optimizer's moments of a
+    # parameter and its checkpoints are placed alike without knowing its path.
     first = 1 if len(shape) > 2 else 0
-    candidates = [axis for axis in range(first, len(shape)) if shape[axis] % devices == 0]
-    if not candidates or math.prod(shape) < MIN_SHARDED_SIZE:
+    candidates = [axis for axis in range(first, len(shape)) if shape[axis] % parts == 0]
+    if not names or not candidates or math.prod(shape) < MIN_SHARDED_SIZE:
         return NamedSharding(auto_mesh(mesh), PartitionSpec())
     largest = max(candidates, key=lambda axis: shape[axis])
     spec: list[Any] = [None] * len(shape)
-    spec[largest] = mesh.axis_names
+    spec[largest] = names
     return NamedSharding(auto_mesh(mesh), PartitionSpec(*spec))
 
 
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
-    """Tells what is traced inside that it runs on the devices of ``tree``, if these are several.
+    """Enters the mesh that the arrays of ``tree`` are on, if it has several devices; otherwise does nothing.
 
-    Kernels ask for it, since the compiler cannot divide them.
+    Kernels ask for it while they are traced: the compiler cannot divide a kernel, so that on a mesh of several devices
+    the plain references run instead.
     """
     sharding = jax.tree.leaves(tree)[0].sharding
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
@@ -50,11 +61,11 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def replicated_beside(tree: Any) -> jax.sharding.Sharding:
-    """The sharding of values that every device of the arrays in ``tree`` holds.
+def replicated_like(tree: Any) -> jax.sharding.Sharding:
+    """The sharding of a value that every device of the arrays in ``tree`` holds whole.
 
-    What is placed so before a compiled program sees it enters as what comes out of that program, committed to the
-    same devices: otherwise the first call and those after it would compile one program each.
+    Place a compiled program's first inputs so: they are then committed to the same devices as what the program returns.
+    Otherwise the first call and the later ones would compile one program each.
     """
     sharding = jax.tree.leaves(tree)[0].sharding
     if isinstance(sharding, NamedSharding):

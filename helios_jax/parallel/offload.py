@@ -1,10 +1,10 @@
-"""A loop over layers that keeps what its gradient needs in the memory of the host.
+"""A loop over layers that keeps the tensors saved for its gradient in host memory.
 
-    forward    x_{l+1} = f(x_l, layer_l);   x_l and the named values inside f go to the host
-    backward   while the gradient of layer l is computed, what that of layer l - 1 needs comes back
+    forward    x_{l+1} = f(x_l, layer_l);   x_l and the named values inside f are copied to the host
+    backward   while the gradient of layer l is computed, the saved tensors of layer l - 1 are fetched
 
-``jax.checkpoint`` can offload as well, but asks for the values of a layer when that layer is to be computed: at 384x640
-each of the 14B model's 40 layers would wait 4 ms for 226 MB. Here they travel one layer ahead.
+``jax.checkpoint`` can offload too, but fetches only on demand: at 384x640 each of the 14B model's 40 layers would wait
+4 ms for 226 MB. Here they are fetched one layer ahead.
 """
 
 import dataclasses
@@ -24,15 +24,18 @@ Arrays = list[Array]
 def offloaded_scan(
     body: Callable[[Array, Any, Any], Array], x: Array, layers: Any, constants: Any, names: Sequence[str]
 ) -> Array:
-    """The last x of ``x = body(x, layer, constants)`` for each of ``layers``.
+    """Iterates ``x = body(x, layer, constants)`` over ``layers``.
 
     Args:
-        body: One layer. It must not close over traced arrays, which would get no gradient: those are ``constants``.
-        x: Array in front of the first layer.
+        body: One layer. It must not close over traced arrays, which would get no gradient: pass them as ``constants``.
+        x: Input of the first layer.
         layers: Parameters of all layers, with a leading axis.
         constants: Arrays that all layers share.
-        names: Values inside ``body`` (``jax.ad_checkpoint.checkpoint_name``) that are kept along with x; all others
-            are computed again.
+        names: Values inside ``body`` (``jax.ad_checkpoint.checkpoint_name``) that are saved along with x; all others
+            are recomputed.
+
+    Returns:
+        Output of the last layer.
     """
     layer_leaves, layer_structure = jax.tree.flatten(layers)
     constant_leaves, constant_structure = jax.tree.flatten(constants)
@@ -55,11 +58,11 @@ def _scan(body: Flat, x: Array, layers: Arrays, constants: Arrays) -> Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Gradient:
-    """The function that ``jax.vjp`` returned for a layer, less the arrays that are at hand anyway.
+    """The function that ``jax.vjp`` returned for a layer, without the arrays that the caller already has.
 
     Attributes:
-        kept: Its arrays but those.
-        sources: For each of its arrays the place among those at hand, or None for the next one that is kept.
+        kept: The remaining residual arrays.
+        sources: For each array of the function its index among the caller's, or None for the next one of ``kept``.
         structure: The function without its arrays.
     """
 
@@ -69,6 +72,9 @@ class _Gradient:
 
     @classmethod
     def without(cls, at_hand: Arrays, function: Any) -> "_Gradient":
+        """Takes ``function`` apart; arrays are recognised by identity."""
+        # jax.vjp keeps weights and constants as residuals too. Copied along, they would multiply the traffic to the
+        # host, and every layer would hold its own copy of the constants.
         places = {id(array): place for place, array in enumerate(at_hand)}
         arrays, structure = jax.tree.flatten(function)
         sources = tuple(places.get(id(array)) for array in arrays)
@@ -76,6 +82,7 @@ class _Gradient:
         return cls(kept=kept, sources=sources, structure=structure)
 
     def function(self, at_hand: Arrays) -> Callable[[Array], tuple[Array, Arrays, Arrays]]:
+        """The function again, around the same arrays."""
         kept = iter(self.kept)
         return self.structure.unflatten(next(kept) if place is None else at_hand[place] for place in self.sources)
 
@@ -83,7 +90,7 @@ class _Gradient:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """What the backward pass finds: the inputs, and the gradient functions of all layers on the host."""
+    """Residuals of the whole loop: its inputs, and the gradient functions of all layers, stacked in host memory."""
 
     layers: Arrays
     constants: Arrays
@@ -92,7 +99,8 @@ class _Saved:
 
 
 def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tuple[Array, _Saved]:
-    # Arrays come with the answer to whether their gradient is wanted. Frozen weights get none: it would be as large.
+    # With symbolic_zeros arrays come with a flag that says whether they are differentiated. Frozen weights are not:
+    # their gradient would take as much memory as they do.
     trained = tuple(leaf.perturbed for leaf in layers), tuple(leaf.perturbed for leaf in constants)
     x, layers, constants = jax.tree.map(lambda leaf: leaf.value, (x, layers, constants), is_leaf=_is_primal)
 
@@ -102,6 +110,8 @@ def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tup
 
         x, function = jax.vjp(run, x, _take(layer, trained[0]), _take(constants, trained[1]))
         gradient = _Gradient.without([*layer, *constants], function)
+        # As an output of the scan: each layer's tensors are copied to their place in a host stack while the next
+        # layer computes.
         return x, jax.device_put(gradient, jax.memory.Space.Host)
 
     x, gradients = jax.lax.scan(step, x, layers)
@@ -118,18 +128,21 @@ def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Ar
     def fetch(index: Array | int) -> _Gradient:
         return jax.device_put(_at(saved.gradients, index), jax.memory.Space.Device)
 
-    # A while loop with its counter, not a scan: XLA leaves to the copy engine only what lies at an index that it can
-    # follow; anything else is copied by a kernel, which takes the place of computation.
+    # A while loop with an explicit counter, not a scan: XLA uses the copy engine only for slices whose index is a
+    # function of the loop counter. Any other slice is copied by a kernel, which takes multiprocessors from the blocks.
     def step(carry: tuple[Array, Array, Arrays, Arrays, _Gradient]) -> Any:
         turn, cotangent, of_layers, of_constants, gradient = carry
         index = count - 1 - turn
-        ahead = fetch(index - 1)  # at the end -1, one more than needed, is read as 0
+        # Fetched before the gradient of this layer is computed, and carried to the next turn. The last turn fetches
+        # index -1, which is read as 0 and not used: all turns have the same body, without a condition.
+        ahead = fetch(index - 1)
         layer = _at(saved.layers, index)
         cotangent, *more = gradient.function([*layer, *saved.constants])(cotangent)
         of_layers = [
             jax.lax.dynamic_update_index_in_dim(stack, one, index, 0, allow_negative_indices=False)
             for stack, one in zip(of_layers, more[0], strict=True)
         ]
+        # Gradients of a layer's weights go to their place in a stack; those of constants add up over layers.
         of_constants = jax.tree.map(jnp.add, of_constants, more[1])
         return turn + 1, cotangent, of_layers, of_constants, ahead
 
@@ -148,7 +161,8 @@ def _is_primal(leaf: Any) -> bool:
 
 
 def _at(stacks: Any, index: Array | int) -> Any:
-    """One element of stacked arrays. Negative indices are not made positive, which XLA could not follow either."""
+    """One element of stacked arrays."""
+    # Without the wrap-around of negative indices: its select would hide from XLA that the index follows the counter.
     pick = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False, allow_negative_indices=False)
     return jax.tree.map(pick, stacks)
 

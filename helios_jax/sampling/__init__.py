@@ -1,1 +1,1 @@
-"""Sampling: the pipeline, its chunk loop and everything that it reads and writes."""
+"""Sampling: the pipeline, its chunk loop, and the conditions and draws that they take."""

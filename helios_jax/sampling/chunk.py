@@ -2,10 +2,10 @@
 
     noise [B,9,h,w,C] -- halve -- level 0 -- up + renoise -- level 1 -- up + renoise -- level 2 -- latents [B,9,h,w,C]
 
-Each level is one compiled step program, dispatched once per network call with donated state; the schedule enters as
-a row of scalars, so that neither the number of steps nor the chunk nor the prompt compiles anything anew; only
-texts of more than 127 tokens have programs of their own (``needed_keys``). All functions here are pure: arrays in,
-arrays out.
+Each level is one compiled step program, dispatched once per network call with a donated state. The schedule enters as
+the scalars of each step, so that another number of steps, chunk or prompt compiles nothing new; only
+texts of more than 127 tokens have programs of their own (``needed_keys``). The functions below the sampler are pure:
+arrays in, arrays out.
 """
 
 import dataclasses
@@ -16,94 +16,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.config import HistoryConfig, SchedulerConfig, TransformerConfig
+from helios_jax.config import HistoryConfig, SchedulerConfig
 from helios_jax.context import History
 from helios_jax.diffusion.guidance import Guidance
-from helios_jax.diffusion.pyramid import (
-    block_noise,
-    downsample_noise,
-    level_schedule,
-    level_sizes,
-    level_tokens,
-    renoise,
-    transition,
-)
+from helios_jax.diffusion.pyramid import block_noise, downsample_noise, renoise
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
+from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.rope import RopeTable
-from helios_jax.models.transformer import Context, HeliosTransformer, TextContext
-from helios_jax.parallel.mesh import replicated_beside
+from helios_jax.models.transformer import Context, HeliosTransformer
+from helios_jax.parallel.mesh import replicated_like
 from helios_jax.sampling.noise import NoiseSource
+from helios_jax.sampling.plan import LevelPlan
 from helios_jax.typing import AnyArray, Array, DType, Float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LevelPlan:
-    """What the host knows about one level before sampling.
-
-    Attributes:
-        size: Latent (height, width).
-        rows: The solver's scalars, one row per step.
-        timesteps: What the network is told at each step.
-        transition: (alpha, beta) of the step into this level; ``None`` for the first.
-    """
-
-    size: tuple[int, int]
-    rows: Float[np.ndarray, "N K"]
-    timesteps: Float[np.ndarray, " N"]
-    transition: tuple[float, float] | None
-
-
-def plan_chunk(
-    scheduler: SchedulerConfig,
-    transformer: TransformerConfig,
-    *,
-    steps: tuple[int, ...],
-    frames: int,
-    size: tuple[int, int],
-    integer_timesteps: bool,
-    amplify: bool = False,
-) -> tuple[LevelPlan, ...]:
-    """The levels of a chunk.
-
-    Args:
-        scheduler: Noise schedule and solver.
-        transformer: Gives the patch, hence the token counts behind the dynamic shift.
-        steps: Network calls per level.
-        frames: Latent frames of a chunk.
-        size: Full latent (height, width).
-        integer_timesteps: The network sees floor(t), as in the published pyramid pipeline.
-        amplify: Twice the steps, for the first chunk of a distilled model.
-    """
-    sizes = level_sizes(scheduler, *size)
-    tokens = level_tokens(scheduler, transformer, frames, *size)
-    solver = make_solver(scheduler)
-    plans = []
-    for level, count in enumerate(steps):
-        schedule = level_schedule(scheduler, level, count, num_tokens=tokens[level], amplify=amplify)
-        timesteps = np.floor(schedule.timesteps) if integer_timesteps else schedule.timesteps
-        plans.append(
-            LevelPlan(
-                size=sizes[level],
-                rows=solver.coefficients(schedule),
-                timesteps=timesteps.astype(np.float32),
-                transition=transition(scheduler, level) if level else None,
-            )
-        )
-    return tuple(plans)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StepInfo:
-    """What a per-step callback is given.
+    """Argument of a step callback.
 
     Attributes:
         chunk: Index of the chunk.
         level: Index of the level.
         step: Index of the step within the level, from 0.
         steps: Steps of the level.
-        timestep: What the network was told.
-        latents: The sample after the step. Its buffer is reused by the next step: copy what you keep.
+        timestep: Timestep input of the network.
+        latents: The sample after the step. Its buffer is reused by the next step: copy it to keep it.
     """
 
     chunk: int
@@ -121,21 +59,23 @@ class ChunkSampler:
     Attributes:
         transformer: The network.
         scheduler: Noise schedule and solver.
-        guidance: How two predictions become one; ``None`` samples without guidance.
+        guidance: Combines the predictions for both prompts; ``None`` samples without guidance.
         scale: Guidance scale.
-        history: Layout of the context.
+        history_config: Layout of the context.
     """
 
     transformer: Network[HeliosTransformer]
     scheduler: SchedulerConfig
     guidance: Guidance | None
     scale: float
-    history: HistoryConfig
+    history_config: HistoryConfig
 
     @property
     def placement(self) -> jax.sharding.Sharding:
-        """Where samples, noise and history live: whole, on every device of the network."""
-        return replicated_beside(self.transformer.params)
+        """The sharding of samples, noise and history: a full copy on every device of the network."""
+        # All that enters a step program is committed to this placement beforehand. A program's output is committed, a
+        # fresh array is not, and JAX compiles one program for each: without it the first step would compile twice.
+        return replicated_like(self.transformer.params)
 
     def sample(
         self,
@@ -151,32 +91,38 @@ class ChunkSampler:
         """Samples chunk number ``chunk``.
 
         Args:
-            chunk: Index of the chunk; names its draws.
+            chunk: Index of the chunk; part of the names of its draws.
             plans: From ``plan_chunk``.
             text: From ``project_text``; with guidance, prompts and then negative prompts along the batch.
             ropes: Rotary table of each level.
-            history: What came before.
-            noise: Where draws come from.
+            history: The context.
+            noise: Source of all draws.
             on_step: Called after each step has been dispatched.
 
         Returns:
             Clean latents in model space, in the dtype that the solver ends in.
+
+        Every draw is named after the chunk, and block noise after the level it enters. So a chunk that is sampled again
+        after an interruption gets the same noise, and a test can replay the draws of another implementation.
         """
         solver = make_solver(self.scheduler)
         dtype, placement = self.transformer.dtype, self.placement
-        context = embed_history(self.transformer, history, self.history)
+        context = embed_history(self.transformer, history, self.history_config)
         batch, _, height, width, channels = history.frames.shape
-        shape = (batch, self.history.chunk_frames, height, width, channels)
+        frames = self.history_config.chunk_frames
+        shape = (batch, frames, height, width, channels)
         draw = jax.device_put(noise.normal(f"chunk{chunk}/initial", shape), placement)
         state = begin_first_level(solver, draw, len(plans) - 1)
         for level, plan in enumerate(plans):
             if plan.transition is not None:
-                shape = (batch, self.history.chunk_frames, *plan.size, channels)
+                shape = (batch, frames, *plan.size, channels)
                 draw = jax.device_put(noise.normal(f"chunk{chunk}/block{level}", shape), placement)
                 state = begin_level(solver, state, draw, plan.transition, self.scheduler.gamma, dtype)
-            for step, row in enumerate(plan.rows):
+            for step, scalars in enumerate(plan.step_scalars):
+                # CFG-Zero* starts with steps of velocity zero. The host decides this, so that the network is not called
+                # at all; a select within ``denoise_step`` would compute the velocity and discard it.
                 if self.guidance is not None and self.guidance.is_zero_init(level, step):
-                    state = zero_step(solver, state, row, dtype)
+                    state = zero_step(solver, state, scalars, dtype)
                 else:
                     state = denoise_step(
                         self.transformer,
@@ -188,15 +134,15 @@ class ChunkSampler:
                         context=context,
                         rope=ropes[level],
                         timestep=plan.timesteps[step],
-                        row=row,
-                        scale=np.float32(self.scale),
+                        scalars=scalars,
+                        scale=np.float32(self.scale),  # traced: another scale compiles nothing
                     )
                 on_step(
                     StepInfo(
                         chunk=chunk,
                         level=level,
                         step=step,
-                        steps=len(plan.rows),
+                        steps=len(plan.step_scalars),
                         timestep=float(plan.timesteps[step]),
                         latents=state.x,
                     )
@@ -208,13 +154,16 @@ class ChunkSampler:
 def project_text(
     transformer: Network[HeliosTransformer], embeds: Float[AnyArray, "B S E"], num_keys: int | None = None
 ) -> TextContext:
-    """Keys and values of the text for all blocks; once per prompt. ``num_keys`` is from ``needed_keys``, or all."""
+    """Keys and values of the text for all blocks, computed once per prompt.
+
+    ``num_keys`` comes from ``needed_keys``; ``None`` keeps a key for every token.
+    """
     return transformer.module.text_context(jnp.asarray(embeds), num_keys)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def embed_history(transformer: Network[HeliosTransformer], history: History, config: HistoryConfig) -> Context:
-    """History tokens; once per chunk."""
+    """History tokens, computed once per chunk."""
     return transformer.module.context(history.tiers(config))
 
 
@@ -222,7 +171,7 @@ def embed_history(transformer: Network[HeliosTransformer], history: History, con
 def rope_table(
     transformer: Network[HeliosTransformer], config: HistoryConfig, full: tuple[int, int], current: tuple[int, int]
 ) -> RopeTable:
-    """Rotary table of one level; once per size."""
+    """Rotary table of one level, computed once per size."""
     return transformer.module.rope(config, full, current, config.chunk_frames)
 
 
@@ -232,6 +181,7 @@ def begin_first_level(solver: Solver, noise: Float[AnyArray, "B T H W C"], halvi
     noise = jnp.asarray(noise)
     for _ in range(halvings):
         noise = downsample_noise(noise)
+    # The state is donated to every step. ``init`` copies: the noise source may keep its arrays for a later call.
     return solver.init(noise)
 
 
@@ -244,7 +194,17 @@ def begin_level(
     gamma: float,
     dtype: DType,
 ) -> SolverState:
-    """The solver's state at the next level: the last level's sample upsampled, with block noise made from ``z``."""
+    """The solver's state at the next level: the last level's sample upsampled, plus block noise.
+
+    Args:
+        solver: The solver.
+        state: Its state after the last step of the level below.
+        z: White noise of the next level's size, from which the block noise is computed.
+        transition: (alpha, beta), see ``diffusion.pyramid.transition``.
+        gamma: Correlation of the block noise.
+        dtype: Dtype of the velocities.
+    """
+    # Not donated: the next level is four times as large, so that no buffer could be reused.
     noise = block_noise(jnp.asarray(z), gamma)
     return solver.init(renoise(solver.finish(state, dtype), noise, *transition, dtype))
 
@@ -261,19 +221,31 @@ def denoise_step(
     context: Context,
     rope: RopeTable,
     timestep: Float[AnyArray, ""],
-    row: Float[AnyArray, " K"],
+    scalars: Float[AnyArray, " scalars"],
     scale: Float[AnyArray, ""],
 ) -> SolverState:
-    """One step of the solver with one network call; guidance runs both prompts as one batch.
+    """One step of the solver with one network call.
 
-    The state leaves as it came, in ``placement``: on a mesh the compiler would else spread it like the parameters,
-    and the next step would not fit the program of this one.
+    Args:
+        transformer: The network.
+        solver: The solver.
+        guidance: Combines the predictions for both prompts; ``None``: there is one prompt.
+        placement: Sharding of the result.
+        state: The solver's state; donated.
+        text: From ``project_text``; with guidance, prompts and then negative prompts along the batch.
+        context: History tokens of the samples.
+        rope: Rotary table of the level.
+        timestep: Timestep input of the network.
+        scalars: The step's row of ``LevelPlan.step_scalars``.
+        scale: Guidance scale.
     """
+    # The state is donated because each step replaces it: x and the solver's memory are updated in their own buffers.
     model = transformer.module
     batch = state.x.shape[0]
     if guidance is None:
         velocity = model.denoise(state.x, jnp.broadcast_to(timestep, (batch,)), text=text, context=context, rope=rope)
     else:
+        # Both prompts as one batch: every weight is read once. The history is the same for both.
         doubled = dataclasses.replace(context, tokens=jnp.concatenate([context.tokens] * 2))
         both = model.denoise(
             jnp.concatenate([state.x] * 2),
@@ -284,13 +256,16 @@ def denoise_step(
         )
         cond, uncond = jnp.split(both, 2)
         velocity = guidance(cond, uncond, jnp.asarray(scale))
-    return jax.lax.with_sharding_constraint(solver.step(state, velocity, jnp.asarray(row)), placement)
+    # On a mesh the compiler would otherwise shard the result like the parameters, and the next step, whose input then
+    # has another sharding, would compile a program of its own.
+    return jax.lax.with_sharding_constraint(solver.step(state, velocity, jnp.asarray(scalars)), placement)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=1)
-def zero_step(solver: Solver, state: SolverState, row: Float[AnyArray, " K"], dtype: DType) -> SolverState:
-    """One step of the solver with velocity zero: zero-init skips the network."""
-    return solver.step(state, jnp.zeros(state.x.shape, dtype), jnp.asarray(row))
+def zero_step(solver: Solver, state: SolverState, scalars: Float[AnyArray, " scalars"], dtype: DType) -> SolverState:
+    """One step of the solver with velocity zero, without the network."""
+    # The solver steps all the same: UniPC keeps this prediction, m = x, for its later orders.
+    return solver.step(state, jnp.zeros(state.x.shape, dtype), jnp.asarray(scalars))
 
 
 @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)

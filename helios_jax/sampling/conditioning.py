@@ -18,14 +18,14 @@ import numpy as np
 
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.context import History
-from helios_jax.media.reading import Frames, to_signed
+from helios_jax.media.pixels import Frames, to_signed
+from helios_jax.media.reading import ClipEnds
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
 from helios_jax.sampling.noise import NoiseSource
-from helios_jax.sampling.request import Request
+from helios_jax.sampling.request import Request, visible_chunks
+from helios_jax.sampling.settings import SigmaRange
 from helios_jax.typing import AnyArray, Array, Float
-
-SigmaRange = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Conditioner:
 
     Attributes:
         vae: The VAE.
-        history: Layout of the context.
+        history_config: Layout of the context.
         noise: Where draws come from.
         batch: Videos generated at once; all of them start from the same image or clip.
         image_sigmas: Range of the noise mixed into the anchor.
@@ -43,7 +43,7 @@ class Conditioner:
     """
 
     vae: Network[WanVae]
-    history: HistoryConfig
+    history_config: HistoryConfig
     noise: NoiseSource
     batch: int
     image_sigmas: SigmaRange
@@ -61,7 +61,7 @@ class Conditioner:
 
     def from_nothing(self, height: int, width: int) -> History:
         """Text-to-video. ``height`` and ``width`` are latent sides."""
-        return History.empty(self.history, self.batch, height, width, self._config.z_dim)
+        return History.empty(self.history_config, self.batch, height, width, self._config.z_dim)
 
     def from_image(self, image: Float[np.ndarray, "H W P"]) -> History:
         """Image-to-video, from pixels in [-1, 1]."""
@@ -71,10 +71,11 @@ class Conditioner:
         empty = self.from_nothing(*anchor.shape[2:4])
         return empty.replace_tail(self._noisy("still", last, self.video_sigmas)).with_anchor(anchor)
 
-    def from_video(self, video: Frames) -> History:
-        """Video-to-video, from frames [F,H,W,3], uint8 or [-1, 1].
+    def from_video(self, video: Frames | ClipEnds) -> History:
+        """Video-to-video, from unsigned frames [F,H,W,3], of which the first and the last ones are enough.
 
-        Pieces that the buffer would forget at once are not encoded.
+        Pieces that the buffer would forget at once are not encoded, but they are counted: a piece's number, and with
+        it the names of its draws, depends on the length of the whole clip.
 
         Raises:
             ValueError: The clip is shorter than one piece.
@@ -86,8 +87,7 @@ class Conditioner:
         anchor = self._noisy("anchor", self._encode(to_signed(video[:1]), "anchor"), self.image_sigmas)
         history = self.from_nothing(*anchor.shape[2:4]).with_anchor(anchor)
         start = len(video) - pieces * size
-        visible = -(-self.history.buffer_frames // self.history.chunk_frames)
-        for i in range(max(0, pieces - visible), pieces):
+        for i in range(max(0, pieces - visible_chunks(self.history_config)), pieces):
             piece = to_signed(video[start + i * size : start + (i + 1) * size])
             latents = self._encode(piece, f"piece{i}")
             history = history.push(self._noisy(f"piece{i}", latents, self.video_sigmas, per_frame=True))
@@ -99,7 +99,7 @@ class Conditioner:
 
     @property
     def _piece_frames(self) -> int:
-        return (self.history.chunk_frames - 1) * self._config.scale_factor_temporal + 1
+        return (self.history_config.chunk_frames - 1) * self._config.scale_factor_temporal + 1
 
     def _encode(self, frames: Float[np.ndarray, "F H W P"], name: str) -> Float[Array, "B T h w C"]:
         """Normalised latents of one clip, one posterior sample per video of the batch."""

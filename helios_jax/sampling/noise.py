@@ -1,11 +1,12 @@
 """Every random draw of sampling, by name.
 
-A sampler asks a ``NoiseSource`` for named arrays instead of advancing a generator, so that draws depend on what
-they are for and not on the order, the batch or the device on which they are made, and so that recorded draws can
-be replayed. Names, with shapes channels-last (h, w: latent sides; B: batch):
+A sampler asks a ``NoiseSource`` for named arrays instead of advancing a generator. So a draw depends on its purpose
+only, not on the order of the draws, the batch or the device, and recorded draws can be replayed. Names, with shapes
+channels-last (h, w: latent sides; B: batch):
 
     chunk{k}/initial                              [B,9,h,w,C]       noise that chunk k starts from, full size
-    chunk{k}/block{l}                             [B,9,h_l,w_l,C]   white noise behind the block noise entering level l
+    chunk{k}/block{l}                             [B,9,h_l,w_l,C]   white noise from which the block noise entering
+                                                                    level l is computed
     anchor/posterior, anchor/noise                [B,1,h,w,C]       image or first frame
     anchor/sigma                                  []
     still/posterior, still/noise                  [B,9,h,w,C], [B,1,h,w,C]    I2V: the image as a still clip
@@ -29,7 +30,7 @@ from helios_jax.typing import AnyArray, Array, Float, Key
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    """Where random numbers come from."""
+    """A source of named random arrays."""
 
     def normal(self, name: str, shape: Sequence[int]) -> Float[AnyArray, "*shape"]:
         """Standard normal values, float32; the first axis of ``shape`` is the batch."""
@@ -44,7 +45,7 @@ class NoiseSource(Protocol):
 class KeyNoise:
     """Draws from one key, folded with the name of the draw and the index of the sample.
 
-    A sample of a batch therefore gets what it would get alone, if it stands at the same index.
+    A sample therefore gets the same noise in batches of any size, as long as it has the same index.
 
     Attributes:
         key: A typed PRNG key, such as ``jax.random.key(seed)``.

@@ -1,4 +1,4 @@
-"""A progress bar for a stream: network calls done, frames per second."""
+"""A progress bar for a stream: steps dispatched, frames per second."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

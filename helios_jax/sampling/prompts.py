@@ -1,11 +1,11 @@
 """Prompts that change during a video: schedules written in advance and texts set live.
 
-A change of prompt that blends over n chunks shows, in the j-th of them,
+A change of prompt that is blended over n chunks gives the j-th of them the embeddings
 
     (1 - w_j) old + w_j new,   w = linspace(0, 1, n),                                              (1)
 
 elementwise on the zero-padded embeddings, as the research code of Helios does (arXiv 2603.04379): the first
-chunk still shows the old prompt, the last one the new. With n = 0 or 1 the new prompt shows at once.
+chunk still shows the old prompt, the last one the new. With n = 0 or 1 the new prompt takes effect at once.
 """
 
 import csv
@@ -19,9 +19,17 @@ import numpy as np
 
 from helios_jax.typing import Array, Float, Path, Sequence
 
+NEGATIVE_PROMPT = (
+    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
+    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
+    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
+    "legs, many people in the background, walking backwards"
+)
+"""The negative prompt that Wan2.1 and Helios publish for use with guidance."""
+
 
 def blend_weights(blend_chunks: int) -> tuple[float, ...]:
-    """Weights of the new prompt in equation (1), for the chunks of a blend; empty when it shows at once.
+    """Weights of the new prompt in equation (1), for the chunks of a blend; empty without a blend.
 
     Raises:
         ValueError: ``blend_chunks`` is negative.
@@ -33,32 +41,32 @@ def blend_weights(blend_chunks: int) -> tuple[float, ...]:
 
 @jax.jit
 def _interpolate(
-    old: Float[Array, "B S D"], new: Float[Array, "B S D"], weight: Float[Array, ""]
-) -> Float[Array, "B S D"]:
+    old: Float[Array, "B S E"], new: Float[Array, "B S E"], weight: Float[Array, ""]
+) -> Float[Array, "B S E"]:
     old32, new32 = old.astype(jnp.float32), new.astype(jnp.float32)
     return ((1 - weight) * old32 + weight * new32).astype(new.dtype)
 
 
 class EmbeddingTimeline:
-    """The text embeddings of successive chunks, [B, S, D] each.
+    """The text embeddings of successive chunks, [B, S, E] each.
 
-    ``next`` returns the same array object for as long as nothing changes, so that what a caller derives from it
-    can be kept by identity.
+    While nothing changes, ``next`` returns the same array object, so that callers can cache what they derive from it
+    by identity.
 
     Args:
         embeds: Embeddings of the first chunk.
     """
 
-    def __init__(self, embeds: Float[Array, "B S D"]) -> None:
+    def __init__(self, embeds: Float[Array, "B S E"]) -> None:
         self._old = self._new = self._shown = embeds
         self._weights: list[float] = []
         self._changes: dict[int, tuple[Array, tuple[float, ...]]] = {}
         self._chunk = 0
 
-    def set(self, embeds: Float[Array, "B S D"], blend_chunks: int = 0, *, at: int | None = None) -> None:
+    def set(self, embeds: Float[Array, "B S E"], blend_chunks: int = 0, *, at: int | None = None) -> None:
         """Changes to ``embeds``, beginning with chunk ``at`` (None: the next one).
 
-        A blend that is still going on is left where it is: the new one starts from what was shown last.
+        A blend in progress is stopped: the new one starts from the embeddings of the chunk before.
 
         Raises:
             ValueError: Another shape or dtype than before, a negative ``blend_chunks``, or ``at`` already passed.
@@ -73,7 +81,7 @@ class EmbeddingTimeline:
             )
         self._changes[at] = embeds, blend_weights(blend_chunks)
 
-    def next(self) -> Float[Array, "B S D"]:
+    def next(self) -> Float[Array, "B S E"]:
         """Embeddings of the next chunk."""
         if self._chunk in self._changes:
             self._old = self._shown
@@ -90,16 +98,16 @@ class EmbeddingTimeline:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSchedule:
-    """Several prompts for one video, each for a number of chunks. Past the end the last prompt stays.
+    """Several prompts for one video, each for a number of chunks; the last prompt stays after its chunks.
 
     Attributes:
         prompts: The texts, in order.
         chunks_per_prompt: Chunks of every prompt, or one number per prompt.
-        blend_chunks: The first chunks of every prompt but the first blend from the one before, equation (1).
+        blend_chunks: How many of the first chunks of every later prompt are blended from the prompt before by (1).
 
     Raises:
-        ValueError: No prompts, intervals that are not positive or do not match the prompts in number, or a blend
-            that does not fit into its interval.
+        ValueError: There are no prompts, an interval is not positive, there are not as many intervals as prompts, or
+            a blend does not fit into its interval.
     """
 
     prompts: Sequence[str]
@@ -144,7 +152,7 @@ class PromptSchedule:
         return sum(self.intervals)
 
     def at(self, chunk: int) -> tuple[tuple[int, float], ...]:
-        """Prompts that ``chunk`` shows, as (index, weight) with weights that sum to one: two inside a blend."""
+        """The prompts of ``chunk`` as (index, weight), two of them in a blend; the weights sum to one."""
         if chunk < 0:
             raise ValueError(f"chunk={chunk} must not be negative")
         index = max(index for index, start in enumerate(self.starts) if start <= chunk)
@@ -153,8 +161,8 @@ class PromptSchedule:
         weight = weights[place] if place < len(weights) else 1.0
         return tuple((i, w) for i, w in ((index - 1, 1.0 - weight), (index, weight)) if w > 0)
 
-    def timeline(self, embeds: Sequence[Float[Array, "B S D"]]) -> EmbeddingTimeline:
-        """The embeddings of successive chunks, given those of each prompt.
+    def timeline(self, embeds: Sequence[Float[Array, "B S E"]]) -> EmbeddingTimeline:
+        """The embeddings of successive chunks, from the embeddings of each prompt.
 
         Raises:
             ValueError: ``embeds`` does not have one entry per prompt, or their shapes differ.
@@ -172,7 +180,7 @@ def read_prompt_file(path: Path, **schedule: Any) -> dict[str, PromptSchedule]:
 
     A ``.txt`` file has one prompt per line; the key is the line's number, blank lines are skipped. A ``.csv`` file
     has a header with the columns ``id`` and ``prompt``, and for videos with several prompts ``prompt_index``, the
-    order of the prompts of one id; a text in the column ``refined_prompt`` takes the place of ``prompt``.
+    order of the prompts of one id; a text in the column ``refined_prompt`` replaces that in ``prompt``.
 
     Args:
         path: The file, UTF-8.

@@ -1,4 +1,4 @@
-"""What one sampling call asks for: defaults resolved and input checked before any work starts."""
+"""A sampling call: its inputs and settings, checked, with defaults filled in, before any work starts."""
 
 import dataclasses
 import math
@@ -10,11 +10,33 @@ import numpy as np
 from helios_jax._warnings import warn_user
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
-from helios_jax.media.reading import load_image, load_video
+from helios_jax.media.reading import ClipEnds, load_ends, load_image
 from helios_jax.sampling.prompts import PromptSchedule
+from helios_jax.sampling.settings import SampleSettings
 from helios_jax.typing import AnyArray
 
 Prompt = str | Sequence[str] | PromptSchedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SampleInputs:
+    """The inputs of a video, as the user gave them.
+
+    Attributes:
+        prompt: A text, a list of texts (one video each), or a ``PromptSchedule``.
+        negative_prompt: The prompt that guidance steers away from; ``None`` is "".
+        prompt_embeds: Embeddings [B,S,E] instead of ``prompt``.
+        negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
+        image: Image to start from: path, PIL image, or uint8/float array [H,W,3] (I2V).
+        video: Clip to continue: path, or uint8/float array [F,H,W,3] (V2V).
+    """
+
+    prompt: Prompt | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    prompt_embeds: AnyArray | None = None
+    negative_prompt_embeds: AnyArray | None = None
+    image: Any = None
+    video: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,26 +48,28 @@ class Request:
         height: Pixel rows.
         width: Pixel columns.
         num_chunks: Chunks to generate; ``None``: no end.
+        num_frames: Frames of the finished video: those of all chunks, cut to 4k + 1; ``None``: no end.
         steps: Network calls per level.
         guidance_scale: Guidance is on when it exceeds 1.
         amplify_first_chunk: Twice the steps in the first chunk.
         skip_first_chunk: Take the anchor from the second chunk.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
-        video: Frames [F,H,W,3], or ``None``.
-        history: Layout of the context.
+        video: The frames of a clip that the context can hold, or ``None``.
+        history_config: Layout of the context.
     """
 
     batch: int
     height: int
     width: int
     num_chunks: int | None
+    num_frames: int | None
     steps: tuple[int, ...]
     guidance_scale: float
     amplify_first_chunk: bool
     skip_first_chunk: bool
     image: np.ndarray | None
-    video: np.ndarray | None
-    history: HistoryConfig
+    video: ClipEnds | None
+    history_config: HistoryConfig
 
     @property
     def guided(self) -> bool:
@@ -55,7 +79,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestDefaults:
-    """The configurations that decide defaults and limits."""
+    """The configurations that determine defaults and limits."""
 
     pipeline: PipelineConfig
     scheduler: SchedulerConfig
@@ -64,7 +88,7 @@ class RequestDefaults:
 
     @property
     def size_multiple(self) -> tuple[int, int]:
-        """What pixel height and width must divide by: VAE, patch, and one halving per pyramid level."""
+        """Divisors of pixel height and width: the VAE's factor, the patch, and one halving per pyramid level."""
         halvings = 2 ** (self.scheduler.num_levels - 1)
         _, ph, pw = self.transformer.patch_size
         return tuple(self.vae.scale_factor_spatial * patch * halvings for patch in (ph, pw))
@@ -76,57 +100,23 @@ class RequestDefaults:
             return 50
         return (2 if self.pipeline.is_distilled else 20,) * self.scheduler.num_levels
 
-    def resolve(
-        self,
-        *,
-        prompt: Prompt | None,
-        negative_prompt: str | Sequence[str] | None,
-        prompt_embeds: AnyArray | None,
-        negative_prompt_embeds: AnyArray | None,
-        has_text_encoder: bool,
-        image: Any,
-        video: Any,
-        num_frames: int | None,
-        height: int,
-        width: int,
-        steps: int | Sequence[int] | None,
-        guidance_scale: float | None,
-        amplify_first_chunk: bool | None,
-        skip_first_chunk: bool,
-        keep_first_frame: bool,
-        max_text_tokens: int,
-        vae_slice_frames: int | None,
-    ) -> Request:
-        """Checks a call and fills its defaults.
+    def resolve(self, inputs: SampleInputs, settings: SampleSettings, *, has_text_encoder: bool) -> Request:
+        """Checks a call and fills in its defaults.
 
         Raises:
             ValueError: Anything that cannot work, with what was given and what is needed.
             FileNotFoundError: An image or video that does not exist.
         """
+        height, width = settings.height, settings.width
         self._check_size(height, width)
-        checked_steps = check_steps(self.scheduler, self.steps if steps is None else steps)
-        distilled = self.pipeline.is_distilled
-        scale = (1.0 if distilled else 5.0) if guidance_scale is None else float(guidance_scale)
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale={guidance_scale} must be a finite number")
-        if distilled and scale > 1:
-            warn_user(
-                f"guidance_scale={scale} on a distilled model: guidance is applied, doubles the cost, and is not what "
-                "the model was distilled for; 1.0 is recommended",
-            )
-        batch = _batch_size(prompt, prompt_embeds)
-        self._check_text(prompt, prompt_embeds, "prompt", batch, has_text_encoder)
-        if scale > 1:
-            self._check_text(negative_prompt, negative_prompt_embeds, "negative_prompt", batch, has_text_encoder)
-            tokens, negative_tokens = (
-                max_text_tokens if embeds is None else np.shape(embeds)[1]
-                for embeds in (prompt_embeds, negative_prompt_embeds)
-            )
-            if tokens != negative_tokens:
-                raise ValueError(
-                    f"the prompt is {tokens} tokens long and the negative prompt {negative_tokens}, but guidance runs "
-                    "both as one batch: give embeddings of one length, and max_text_tokens of that length for texts"
-                )
+        steps = check_steps(self.scheduler, self.steps if settings.steps is None else settings.steps)
+        distilled, amplify = self.pipeline.is_distilled, settings.amplify_first_chunk
+        scale = self._guidance_scale(settings)
+        batch = _batch_size(inputs.prompt, inputs.prompt_embeds)
+        self._check_texts(inputs, batch, has_text_encoder, settings.max_text_tokens if scale > 1 else None)
+        image, video = inputs.image, inputs.video
+        num_frames, max_text_tokens = settings.num_frames, settings.max_text_tokens
+        vae_slice_frames = settings.vae_slice_frames
         if image is not None and video is not None:
             raise ValueError("image and video are both given; use image for I2V or video for V2V")
         if num_frames is not None and num_frames < 1:
@@ -135,33 +125,45 @@ class RequestDefaults:
             raise ValueError(f"max_text_tokens={max_text_tokens} must be at least 1, the end of the text")
         if vae_slice_frames is not None and vae_slice_frames < 1:
             raise ValueError(f"vae_slice_frames={vae_slice_frames} must be at least 1 (None: a whole chunk at once)")
-        history = HistoryConfig(keep_first_frame=keep_first_frame)
-        window = self.window(history)
+        history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
+        window = self.vae.pixel_frames(history_config.chunk_frames)
         clip = None
         if video is not None:
-            clip = load_video(video, height, width)
+            # Of a long clip only this much ever reaches the context, see ``Conditioner.from_video``.
+            clip = load_ends(video, height, width, last=visible_chunks(history_config) * window)
             if len(clip) < window:
                 raise ValueError(
                     f"the video has {len(clip)} frames; at least {window} are needed to continue it. "
                     "Give a longer clip, or its last frame as image"
                 )
+        num_chunks = None if num_frames is None else -(-num_frames // window)
         return Request(
             batch=batch,
             height=height,
             width=width,
-            num_chunks=None if num_frames is None else -(-num_frames // window),
-            steps=checked_steps,
+            num_chunks=num_chunks,
+            num_frames=None if num_chunks is None else self.vae.whole_frames(num_chunks * window),
+            steps=steps,
             guidance_scale=scale,
-            amplify_first_chunk=distilled if amplify_first_chunk is None else amplify_first_chunk,
-            skip_first_chunk=skip_first_chunk,
+            amplify_first_chunk=distilled if amplify is None else amplify,
+            skip_first_chunk=settings.skip_first_chunk,
             image=None if image is None else load_image(image, height, width),
             video=clip,
-            history=history,
+            history_config=history_config,
         )
 
-    def window(self, history: HistoryConfig) -> int:
-        """Pixel frames of one chunk."""
-        return (history.chunk_frames - 1) * self.vae.scale_factor_temporal + 1
+    def _guidance_scale(self, settings: SampleSettings) -> float:
+        """The guidance scale; a warning on distilled models, which are trained to do without."""
+        distilled, given = self.pipeline.is_distilled, settings.guidance_scale
+        scale = (1.0 if distilled else 5.0) if given is None else float(given)
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance_scale={given} must be a finite number")
+        if distilled and scale > 1:
+            warn_user(
+                f"guidance_scale={scale} on a distilled model: guidance is applied, doubles the cost, and is not what "
+                "the model was distilled for; 1.0 is recommended",
+            )
+        return scale
 
     def _check_size(self, height: int, width: int) -> None:
         multiples = self.size_multiple
@@ -174,6 +176,24 @@ class RequestDefaults:
                 f"height={height}, width={width}: this model needs multiples of {multiples[0]} x {multiples[1]} "
                 f"({self.scheduler.num_levels} pyramid level(s)); the nearest valid size is "
                 f"height={nearest[0]}, width={nearest[1]}"
+            )
+
+    def _check_texts(self, inputs: SampleInputs, batch: int, has_text_encoder: bool, guided_tokens: int | None) -> None:
+        """Checks the prompt, and the negative one of a guided call: texts have ``guided_tokens`` tokens there."""
+        self._check_text(inputs.prompt, inputs.prompt_embeds, "prompt", batch, has_text_encoder)
+        # Without guidance the negative prompt is not used, so it need not fit.
+        if guided_tokens is None:
+            return
+        negative, negative_embeds = inputs.negative_prompt, inputs.negative_prompt_embeds
+        self._check_text(negative, negative_embeds, "negative_prompt", batch, has_text_encoder)
+        tokens, negative_tokens = (
+            guided_tokens if embeds is None else np.shape(embeds)[1]
+            for embeds in (inputs.prompt_embeds, negative_embeds)
+        )
+        if tokens != negative_tokens:
+            raise ValueError(
+                f"the prompt is {tokens} tokens long and the negative prompt {negative_tokens}, but guidance runs "
+                "both as one batch: give embeddings of one length, and max_text_tokens of that length for texts"
             )
 
     def _check_text(
@@ -189,6 +209,11 @@ class RequestDefaults:
             raise ValueError(f"this checkpoint was loaded without a text encoder: give {name}_embeds")
         elif not isinstance(text, str | PromptSchedule | None) and len(text) != batch:
             raise ValueError(f"{name} has {len(text)} texts for a batch of {batch}; give one for each, or one str")
+
+
+def visible_chunks(history_config: HistoryConfig) -> int:
+    """Chunks of which at least a part fits into the buffer of the context."""
+    return -(-history_config.buffer_frames // history_config.chunk_frames)
 
 
 def _batch_size(prompt: Prompt | None, embeds: AnyArray | None) -> int:

@@ -11,22 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.context import History
+from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import needed_keys
-from helios_jax.models.transformer import TextContext
 from helios_jax.models.vae import WanVae, decode_frames
 from helios_jax.parallel.mesh import on_mesh_of
-from helios_jax.sampling.chunk import (
-    ChunkSampler,
-    LevelPlan,
-    StepInfo,
-    plan_chunk,
-    project_text,
-    remember,
-    rope_table,
-)
+from helios_jax.sampling.chunk import ChunkSampler, StepInfo, project_text, remember, rope_table
 from helios_jax.sampling.noise import NoiseSource
-from helios_jax.sampling.prompts import EmbeddingTimeline
+from helios_jax.sampling.plan import LevelPlan, plan_chunk
+from helios_jax.sampling.prompt_state import PromptState
 from helios_jax.sampling.request import Request
 from helios_jax.typing import AnyArray, Array, Float, UInt8
 
@@ -39,8 +32,8 @@ class Chunk:
         index: Number of the chunk, from 0.
         frames: uint8 [B,33,H,W,3].
         latents: float32 [B,9,h,w,C], model space.
-        seconds: Wall time until its frames were in host memory, from the start of its work or from when the chunk
-            before it was there, whichever is later.
+        seconds: Wall time from the start of its work, or from the arrival of the previous chunk if that is later,
+            until its frames were in host memory.
     """
 
     index: int
@@ -51,7 +44,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Pending:
-    """A chunk whose work has been handed to the device."""
+    """A chunk that has been dispatched to the device."""
 
     index: int
     pixels: Array
@@ -59,36 +52,24 @@ class _Pending:
     started: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-    """The text side of a stream.
-
-    Attributes:
-        timeline: Embeddings of the prompts, chunk by chunk.
-        negative: Embeddings of the negative prompts; ``None`` without guidance.
-        encode: Prompts -> embeddings, for prompts set live; ``None`` without a text encoder.
-    """
-
-    timeline: EmbeddingTimeline
-    negative: Float[AnyArray, "B S E"] | None
-    encode: Callable[[Sequence[str]], Float[Array, "B S E"]] | None
-
-
 class Stream:
     """Yields ``Chunk`` after ``Chunk``; ends after ``request.num_chunks``, or never.
+
+    An exception that interrupts ``next``, from a callback or a signal, leaves the stream usable: ``next`` resumes with
+    the chunk that was interrupted, with the text and the noise that it had.
 
     Args:
         request: The checked call.
         sampler: Samples a chunk.
         vae: Decodes it.
         text: Prompts.
-        history: The context before the first chunk.
-        noise: Where draws come from.
-        integer_timesteps: The network sees floor(t).
+        history: The context of the first chunk.
+        noise: Source of all draws.
+        integer_timesteps: The network gets floor(t).
         slice_frames: Latent frames that the VAE decodes at a time; ``None``: the whole chunk.
-        lookahead: Chunks handed to the device before the frames of a chunk are waited for. With 0 the device idles
-            while frames travel, and a new prompt shows in the very next chunk; with 1 it never idles, and a new
-            prompt shows one chunk later.
+        lookahead: Chunks dispatched to the device before ``next`` waits for the frames of a chunk. With 0 the device
+            idles while frames are copied to the host, and a new prompt takes effect in the very next chunk; with 1 it
+            never idles, and a new prompt takes effect one chunk later.
         on_step: Called after each step has been dispatched.
         on_chunk: Called with each chunk before it is yielded.
     """
@@ -99,7 +80,7 @@ class Stream:
         request: Request,
         sampler: ChunkSampler,
         vae: Network[WanVae],
-        text: Text,
+        text: PromptState,
         history: History,
         noise: NoiseSource,
         integer_timesteps: bool,
@@ -122,28 +103,35 @@ class Stream:
         self._slice_frames = slice_frames
         self._on_step = on_step or (lambda _: None)
         self._on_chunk = on_chunk or (lambda _: None)
-        self._embeds: Array | None = None
-        self._next_text = 0
+        self._embeds: Array | None = None  # of the chunk that is sampled
+        self._next_text = 0  # the first chunk whose embeddings the timeline has not yet given out
+        self._projected: TextContext | None = None
+        self._projected_from: Array | None = None
         full = history.frames.shape[2:4]
         self._plans = self._plan(amplify=False)
         self._first_plans = self._plan(amplify=request.amplify_first_chunk)
-        self._ropes = tuple(rope_table(sampler.transformer, sampler.history, full, plan.size) for plan in self._plans)
+        self._ropes = tuple(
+            rope_table(sampler.transformer, sampler.history_config, full, plan.size) for plan in self._plans
+        )
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Chunk:
-        # Nothing is put behind the first chunk before it is out: its frames are wanted as soon as can be.
+        # Do not queue work after the first chunk until it is delivered, to minimise the time to the first frame.
         is_first = not self._last_done
-        self._hand_out(1 if is_first else 1 + self._lookahead)
+        self._fill_queue(1 if is_first else 1 + self._lookahead)
         if not self._pending:
             raise StopIteration
-        pending = self._pending.popleft()
+        # The chunk stays in the queue until its frames are here, so that an interrupted wait loses nothing.
+        pending = self._pending[0]
         frames, latents = jax.device_get((pending.pixels, pending.latents))
+        self._pending.popleft()
         start = max(pending.started, self._last_done)
         self._last_done = time.perf_counter()
         if is_first:
-            self._hand_out(self._lookahead)
+            # Before the caller gets the first chunk: otherwise the device would idle until the next call.
+            self._fill_queue(self._lookahead)
         chunk = Chunk(
             index=pending.index,
             frames=frames,
@@ -153,17 +141,19 @@ class Stream:
         self._on_chunk(chunk)
         return chunk
 
-    def _hand_out(self, count: int) -> None:
-        """Makes the device's queue ``count`` chunks long, if the video has as many left."""
+    def _fill_queue(self, count: int) -> None:
+        """Dispatches chunks until ``count`` are pending, or the video has no more."""
         end = self.request.num_chunks
         while len(self._pending) < count and (end is None or self.index < end):
             with on_mesh_of(self._sampler.transformer.params):
                 self._pending.append(self._dispatch())
 
     def _dispatch(self) -> _Pending:
-        """Hands the next chunk to the device, down to the copy of its frames to the host."""
+        """Dispatches the next chunk, down to the copy of its frames to the host."""
         started = time.perf_counter()
         index = self.index
+        # Sampling calls ``on_step`` and takes nearly all of the time, so this is where exceptions arrive. It changes
+        # nothing of the stream but the timeline, which ``_project_text`` keeps in step: the chunk can be sampled again.
         latents = self._sampler.sample(
             index,
             self._plans if index else self._first_plans,
@@ -174,8 +164,10 @@ class Stream:
             on_step=self._on_step,
         )
         pixels = decode_chunk(self._vae, latents, slice_frames=self._slice_frames)
+        # ``remember`` donates the old history. It and the index change together, with no callback in between.
         self._history = remember(self._history, latents, self._anchors(index))
         self.index += 1
+        # Start the copies now, to follow the work without the host; ``device_get`` only waits for them.
         pixels.copy_to_host_async()
         latents.copy_to_host_async()
         return _Pending(index=index, pixels=pixels, latents=latents, started=started)
@@ -185,11 +177,11 @@ class Stream:
         """Steps of all chunks, for progress; ``None`` for a stream without end."""
         if self.request.num_chunks is None:
             return None
-        first, later = (sum(len(plan.rows) for plan in plans) for plans in (self._first_plans, self._plans))
+        first, later = (sum(len(plan.step_scalars) for plan in plans) for plans in (self._first_plans, self._plans))
         return first + later * (self.request.num_chunks - 1)
 
     def set_prompt(self, prompt: str | Sequence[str] | AnyArray, *, blend_chunks: int = 3) -> None:
-        """Changes the prompt from the next chunk on that has not been handed to the device.
+        """Changes the prompt, beginning with the next chunk that has not been dispatched to the device.
 
         Args:
             prompt: A text (for every video of the batch), one text per video, or embeddings [B,S,E].
@@ -199,39 +191,34 @@ class Stream:
         Raises:
             ValueError: Wrong number of texts or shape of embeddings, or no text encoder to encode a text with.
         """
-        if isinstance(prompt, jax.Array | np.ndarray):
-            embeds = jnp.asarray(prompt, self._sampler.transformer.dtype)
-        elif self._text.encode is None:
-            raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
-        else:
-            texts = [prompt] * self.request.batch if isinstance(prompt, str) else list(prompt)
-            if len(texts) != self.request.batch:
-                raise ValueError(f"set_prompt got {len(texts)} texts for a batch of {self.request.batch}")
-            with on_mesh_of(self._sampler.transformer.params):
-                embeds = self._text.encode(texts)
-        self._text.timeline.set(embeds, blend_chunks)
+        with on_mesh_of(self._sampler.transformer.params):
+            self._text.change(prompt, blend_chunks)
 
     def _plan(self, *, amplify: bool) -> tuple[LevelPlan, ...]:
         return plan_chunk(
             self._sampler.scheduler,
             self._sampler.transformer.config,
             steps=self.request.steps,
-            frames=self._sampler.history.chunk_frames,
+            frames=self._sampler.history_config.chunk_frames,
             size=self._history.frames.shape[2:4],
             integer_timesteps=self._integer_timesteps,
             amplify=amplify,
         )
 
     def _project_text(self) -> TextContext:
-        """Text keys and values of this chunk; projected anew only when the embeddings changed."""
-        if self._next_text > self.index:  # the chunk was interrupted and is sampled again
-            return self._projected
-        embeds = self._text.timeline.next()
-        self._next_text = self.index + 1
-        if embeds is not self._embeds:
-            both = embeds if self._text.negative is None else jnp.concatenate([embeds, self._text.negative])
+        """Text keys and values of this chunk, projected again only when the embeddings change."""
+        # The timeline advances once per chunk. When a chunk was interrupted and is sampled again, its embeddings have
+        # been taken already, and taking the next ones would skip a chunk of a schedule or of a blend.
+        if self._next_text <= self.index:
+            self._embeds = self._text.timeline.next()
+            self._next_text = self.index + 1
+        # Compared by identity: while nothing changes, the timeline returns the same array.
+        if self._projected is None or self._projected_from is not self._embeds:
+            assert self._embeds is not None, "chunks are numbered from 0"
+            negative = self._text.negative
+            both = self._embeds if negative is None else jnp.concatenate([self._embeds, negative])
             self._projected = project_text(self._sampler.transformer, both, needed_keys(both))
-            self._embeds = embeds
+            self._projected_from = self._embeds
         return self._projected
 
     def _anchors(self, index: int) -> bool:
@@ -245,5 +232,6 @@ class Stream:
 def decode_chunk(
     vae: Network[WanVae], latents: Float[Array, "B T h w C"], *, slice_frames: int | None = None
 ) -> UInt8[Array, "B F H W 3"]:
-    """Pixels of one chunk. Every chunk is decoded from an empty causal cache, as the model was trained."""
+    """Pixels of one chunk."""
+    # Every chunk is decoded from an empty causal cache: the model was trained on chunks that were encoded one by one.
     return decode_frames(vae.module, latents, slice_frames)

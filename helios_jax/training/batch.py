@@ -1,26 +1,45 @@
-"""What a training step is given: values that loaders make and methods consume."""
+"""Batches: produced by loaders, consumed by methods."""
 
 import dataclasses
 
 import jax
+from jax.sharding import PartitionSpec
 
 from helios_jax.typing import AnyArray, Float, Int, UInt8
+
+SAMPLE_AXES = ("data", "fsdp")
+"""Axes of the mesh that split the samples of a batch."""
+
+CLIPS = {"partition": PartitionSpec(SAMPLE_AXES, None, "context")}
+"""Metadata of a field that holds clips [B, T, H, W, C]: the mesh splits their rows as well."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
+class PromptBatch:
     """Prompts of a batch, as embeddings of a frozen encoder or as tokens for one that is trained.
 
     Attributes:
-        embeds: Output of the text encoder, zeros behind the last token.
-        tokens: Token ids, the tokenizer's padding behind the last one.
+        embeds: Output of the text encoder, zeros after the last token.
+        tokens: Token ids, the tokenizer's padding after the last one.
         lengths: Tokens of each prompt, the end-of-sequence token included; given with ``tokens``.
     """
 
     embeds: Float[AnyArray, "B S E"] | None = None
     tokens: Int[AnyArray, "B S"] | None = None
     lengths: Int[AnyArray, " B"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens per prompt, padding included.
+
+        Raises:
+            ValueError: There are neither embeddings nor tokens.
+        """
+        given = self.embeds if self.tokens is None else self.tokens
+        if given is None:
+            raise ValueError("the batch has no text: give embeds, or tokens together with their lengths")
+        return given.shape[1]
 
 
 @jax.tree_util.register_dataclass
@@ -35,10 +54,10 @@ class LatentBatch:
         text: The prompts.
     """
 
-    target: Float[AnyArray, "B T H W C"]
-    history: Float[AnyArray, "B T2 H W C"]
-    anchor: Float[AnyArray, "B 1 H W C"]
-    text: Text
+    target: Float[AnyArray, "B T H W C"] = dataclasses.field(metadata=CLIPS)
+    history: Float[AnyArray, "B T2 H W C"] = dataclasses.field(metadata=CLIPS)
+    anchor: Float[AnyArray, "B 1 H W C"] = dataclasses.field(metadata=CLIPS)
+    text: PromptBatch
 
 
 @jax.tree_util.register_dataclass
@@ -50,4 +69,4 @@ class VideoBatch:
         frames: RGB.
     """
 
-    frames: UInt8[AnyArray, "B F H W 3"]
+    frames: UInt8[AnyArray, "B F H W 3"] = dataclasses.field(metadata=CLIPS)

@@ -1,14 +1,16 @@
 """Checkpoints of training: what changes while it runs, written in the background.
 
-    <workdir>/config.json          the settings that the run was begun with
-    <workdir>/checkpoints/<step>/  trainable, optimizer, ema, and progress: the step and where the data stand
+    <workdir>/config.json                    the settings that the run was begun with
+    <workdir>/checkpoints/<step>/<player>/   trainable, optimizer, ema, updates, ema_count
+    <workdir>/checkpoints/<step>/progress/   the step and the position in the data
 
-Frozen parameters are not in them: they are those of the weights that training starts from. A checkpoint gets its name
-when it is complete, so that a run that is killed, or a disk that fills up, leaves those before it as they were.
+Frozen parameters are omitted: they are those of the weights that training starts from. A checkpoint gets its name when
+it is complete, so that a run that is killed, or a disk that fills up, leaves the earlier checkpoints as they were.
+
+Checkpoints written before there were players (<step>/trainable, optimizer, ema and progress) are still read.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import pathlib
@@ -20,24 +22,24 @@ import jax
 import numpy as np
 
 from helios_jax.checkpoints.components import read_json, write_json
-from helios_jax.training.state import TrainState
+from helios_jax.training.state import Items
 from helios_jax.typing import Path
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """An iterator over batches that can be set back to where it stood."""
+    """An iterator over batches whose position can be saved and restored."""
 
     def __next__(self) -> Any:
         """The next batch."""
         ...
 
     def get_state(self) -> Any:
-        """Where it stands, as JSON can hold it."""
+        """Its position, in types that JSON has."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Goes to where an iterator over the same data stood."""
+        """Moves to the position of an iterator over the same data."""
         ...
 
 
@@ -45,7 +47,7 @@ class Checkpoints:
     """The checkpoints of one run; a context manager.
 
     Args:
-        folder: Where they are; made if needed.
+        folder: Where they are; created if needed, and removed on closing if it is empty.
         keep: How many of the newest to keep.
         keep_every: Checkpoints of steps that are multiples of this are kept for good; 0: none.
     """
@@ -74,13 +76,13 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, state: TrainState, data: Resumable, *, step: int, wait: bool = False) -> None:
+    def save(self, items: Mapping[str, Any], data: Resumable, *, step: int, wait: bool = False) -> None:
         """Starts to write a checkpoint, once an earlier one is written; does nothing if the step has one.
 
         Args:
-            state: The state after ``step`` updates. It may be donated as soon as this returns.
-            data: The iterator that gave the batches of these updates.
-            step: As in ``state``.
+            items: Pytrees by player, after ``step`` steps. Their arrays may be donated as soon as this returns.
+            data: The iterator that gave the batches of these steps.
+            step: How many steps are done.
             wait: Return when it is complete.
 
         Raises:
@@ -90,7 +92,7 @@ class Checkpoints:
         if step not in self.steps:
             progress = {"step": step, "data": json.dumps(_of_all_processes(json.dumps(data.get_state())))}
             with self._explaining_failures():
-                self._checkpointer.save_checkpointables_async(step, {**_items(state), "progress": progress})
+                self._checkpointer.save_checkpointables_async(step, {**items, "progress": progress})
         if wait:
             self.wait()
 
@@ -99,31 +101,47 @@ class Checkpoints:
         with self._explaining_failures():
             self._checkpointer.wait()
 
-    def restore(self, abstract: TrainState, data: Resumable) -> TrainState:
-        """The newest checkpoint; ``data`` is set to where it stood.
+    def restore(self, abstract: Items, data: Resumable) -> tuple[int, Items]:
+        """The newest checkpoint; ``data`` is set to its position.
 
         Args:
-            abstract: Shapes, dtypes and shardings, and the frozen parameters themselves.
+            abstract: What is stored of each player, as shapes, dtypes and shardings.
             data: An iterator over the same data.
+
+        Returns:
+            How many steps were done, and what is stored of each player.
 
         Raises:
             ValueError: The checkpoint is damaged, does not fit ``abstract``, or was written by another number of
-                processes whose iterators stood apart.
+                processes whose iterators had different positions.
         """
         step = self.steps[-1]
+        folder = self.folder / str(step)
+        read = self._restore_without_players if (folder / "trainable").exists() else self._restore_players
         try:
-            items = self._checkpointer.load_checkpointables(step, {**_items(abstract), "progress": None})
+            items, progress = read(step, abstract)
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            before = f"; remove that folder to go on from step {self.steps[-2]}" if len(self.steps) > 1 else ""
-            raise ValueError(f"{self.folder / str(step)} is damaged or of another run ({error}){before}") from error
-        data.set_state(json.loads(_of_this_process(json.loads(items["progress"]["data"]))))
-        return dataclasses.replace(
-            abstract,
-            step=jax.device_put(np.int32(items["progress"]["step"]), abstract.step.sharding),
-            trainable=items["trainable"],
-            optimizer=items["optimizer"],
-            ema=items.get("ema", {}),
-        )
+            before = f"; remove that folder to resume from step {self.steps[-2]}" if len(self.steps) > 1 else ""
+            raise ValueError(f"{folder} is damaged or of another run ({error}){before}") from error
+        data.set_state(json.loads(_of_this_process(json.loads(progress["data"]))))
+        return int(progress["step"]), items
+
+    def _restore_players(self, step: int, abstract: Items) -> tuple[Items, Any]:
+        stored = self._checkpointer.load_checkpointables(step, {**abstract, "progress": None})
+        progress = stored.pop("progress")
+        return dict(stored), progress
+
+    def _restore_without_players(self, step: int, abstract: Items) -> tuple[Items, Any]:
+        """A checkpoint of the layout before there were players: the fields of the only one are its items."""
+        ((name, player),) = abstract.items()
+        counts = ("updates", "ema_count")
+        fields = {field: value for field, value in player.items() if field not in counts}
+        stored = dict(self._checkpointer.load_checkpointables(step, {**fields, "progress": None}))
+        progress = stored.pop("progress")
+        # There, one count served for all: every step updated the parameters and, if there were any, the averages.
+        done = {"updates": progress["step"], "ema_count": progress["step"] if "ema" in fields else 0}
+        counters = {count: jax.device_put(np.int32(done[count]), player[count].sharding) for count in counts}
+        return {name: stored | counters}, progress
 
     def close(self) -> None:
         """Waits and closes."""
@@ -131,6 +149,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            # That of a run that could not begin.
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
             logging.getLogger("absl").removeFilter(_not_from_orbax)
 
     @contextlib.contextmanager
@@ -155,20 +176,21 @@ class Checkpoints:
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Sequence[str]) -> None:
-    """Compares the settings of a resumed run with those that it was begun with; a new run passes.
+    """Compares the settings of a resumed run with those it was begun with; a new run passes.
 
     Args:
         workdir: Folder of the run.
         settings: Nested settings, as JSON can hold them.
-        may_change: Settings, or groups of them, that a resumed run may give another value: "steps", "validation".
+        may_change: Settings, or groups of them, that a resumed run may change: "steps", "validation".
 
     Raises:
-        ValueError: Settings differ that decide what is trained; all are listed.
+        ValueError: Settings that decide what is trained differ; all of them are listed.
     """
     file = _settings_file(workdir)
     if not file.exists():
         return
     old, new = dict(_leaves(read_json(file))), dict(_leaves(json.loads(json.dumps(settings))))
+    old = {name: _RENAMED.get(value, value) if name.split(".")[-1] == "class" else value for name, value in old.items()}
     differing = [
         f"  {name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now"
         for name in sorted(old.keys() | new.keys())
@@ -181,7 +203,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
 
 
 def write_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Notes the settings of a run that has begun, or is resumed."""
+    """Saves the settings of a run that has begun, or is resumed."""
     if jax.process_index() == 0:
         file = _settings_file(workdir)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +216,9 @@ def _settings_file(workdir: Path) -> pathlib.Path:
 
 _MISSING = object()
 
+_RENAMED = {"Checkpoint": "FromCheckpoint"}
+"""Classes whose name has changed since runs saved it in their settings."""
+
 
 def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of nested settings; lists are values."""
@@ -202,12 +227,6 @@ def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}.{key}" if name else key)
     else:
         yield name, settings
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """What is saved of a state, by name."""
-    items = {"trainable": state.trainable, "optimizer": state.optimizer}
-    return {**items, "ema": state.ema} if state.ema else items
 
 
 def _of_all_processes(text: str) -> list[str]:

@@ -253,7 +253,7 @@ def blur(x: Float[Array, "B T H W C"], scale: Float[Array, "B T"]) -> Float[Arra
     return jnp.einsum("btwi,bthic->bthwc", columns, x, precision=precision)
 
 
-def _through(size: int, scale: Float[Array, ""]) -> Float[Array, "N N"]:
+def _through(size: int, scale: Float[Array, ""]) -> Float[Array, "size size"]:
     """The matrix that takes ``size`` pixels to round(scale size) and back; scale is at most 1.
 
     A small and a large pixel overlap by a hat function of their distance in small pixels. Normalised over large pixels

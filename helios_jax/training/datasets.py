@@ -8,7 +8,9 @@ from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import LatentRecord
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
-from helios_jax.training.loaders import OnError, PaddedEmbeds, TextFormat, Tokens, latent_loader, video_loader
+from helios_jax.training.loaders import latent_loader, video_loader
+from helios_jax.training.sources import OnError
+from helios_jax.training.text_formats import PaddedEmbeds, TextFormat, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,8 @@ class Latents:
         ratios: How often a clip of each is seen, relative to one with ratio 1; empty: 1 for all.
         tokens: Length that texts are padded to.
         tokenizer: Checkpoint with a tokenizer, to train on tokens; empty: stored embeddings are used.
-        drop_text: Part of the captions that give way to the empty text, for guidance; needs ``tokenizer``.
-        layout: Geometry of the context, that of the method.
+        drop_text: Part of the captions that are replaced by the empty text, for guidance; needs ``tokenizer``.
+        layout: Geometry of the context, the same as the method's.
         on_error: What to do about a record that cannot be used.
         in_memory: Read everything first and keep it, for small data sets and many steps per second.
         threads: Threads that read.
@@ -57,7 +59,7 @@ class Latents:
             seed=seed,
             text=text,
             ratios=self.ratios or None,
-            history=self.layout,
+            history_config=self.layout,
             process_index=index,
             process_count=count,
             on_error=self.on_error,

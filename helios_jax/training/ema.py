@@ -2,8 +2,9 @@
 
     e <- d_c e + (1 - d_c) p       d_c = min((1 + n) / (10 + n), decay), n = c - start - 1; 0 for n <= 0        (1)
 
-where c = 1, 2, ... counts the updates. Up to update start + 1 the average is a copy; then the rule of growing
-decays lets it forget the copy quickly. Source: the schedule of the published training (arXiv 2603.04379).
+where c = 1, 2, ... counts the updates of the average. Up to update start + 1 the average is a copy of the parameters;
+then the growing decay lets it forget that copy quickly. Source: the schedule of the published training
+(arXiv 2603.04379).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ class Ema:
 
     Attributes:
         decay: Largest decay.
-        start: Updates after which averaging starts.
+        start: Updates of the average that only copy, before averaging starts.
     """
 
     decay: float = 0.99
@@ -32,7 +33,7 @@ class Ema:
             raise ValueError(f"need 0 <= decay < 1 and start >= 0, got decay={self.decay}, start={self.start}")
 
     def decay_at(self, count: Int[Array, ""] | int) -> Float[Array, ""]:
-        """d_c of update ``count``, which starts at 1."""
+        """d_c of update ``count`` of the average, from 1."""
         n = jnp.asarray(count, jnp.float32) - self.start - 1
         return jnp.where(n <= 0, 0.0, jnp.minimum((1 + n) / (10 + n), self.decay))
 

@@ -1,7 +1,8 @@
-"""What an experiment file decides: frozen settings, each of which knows how to make its part of a run.
+"""What an experiment file decides: frozen settings, each of which builds its part of a run.
 
-Roles with several players are protocols: ``Start`` (the weights to begin with, in ``starts``), ``Data``, ``Method``
-(what is learnt, in ``methods``), ``Product`` (what the result is saved as, in ``products``) and ``Validation``.
+Roles with several implementations are protocols: ``Start`` (the weights to begin with, in ``starts``), ``Data`` (in
+``datasets``), ``Method`` (a loss, in ``methods``) or ``Procedure`` (a way to train of its own), ``Product`` (what the
+result is saved as, in ``products``) and ``Validation``.
 """
 
 import dataclasses
@@ -14,11 +15,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from helios_jax.models.lora import add_lora
+from helios_jax.parallel.execution import Execution, Scanned
+from helios_jax.parallel.memory import Remat
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.ema import Ema
 from helios_jax.training.methods import Method
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import Rules
+from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import MeshShape
 from helios_jax.typing import Array, Key
 
@@ -28,7 +32,11 @@ class Start(Protocol):
     """The weights that training starts from."""
 
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> nnx.Module:
-        """The networks that train together, on the mesh; ``key`` is the source of what is drawn.
+        """The networks that train together, on the mesh.
+
+        Args:
+            mesh: Where the parameters live.
+            key: For random weights.
 
         Raises:
             FileNotFoundError: Weights are missing.
@@ -39,14 +47,14 @@ class Start(Protocol):
 
 @runtime_checkable
 class Data(Protocol):
-    """What is trained on."""
+    """The training data."""
 
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """An endless iterator over this process's share of the batches.
 
         Args:
             batch_size: Samples of a global batch.
-            part: (index, number of parts): which part of every batch, in order, is wanted.
+            part: (index, number of parts): which contiguous part of every batch to return.
             seed: Seed of the order.
         """
         ...
@@ -60,40 +68,40 @@ class Product(Protocol):
     """What trained networks are saved as."""
 
     def export(self, networks: Any, folder: pathlib.Path) -> None:
-        """Writes them, adapters folded in, into ``folder``, which is new."""
+        """Merges adapters and saves the networks to ``folder``, which is new and empty."""
         ...
 
 
 @runtime_checkable
 class Validation(Protocol):
-    """What is looked at while training runs."""
+    """Periodic validation."""
 
     @property
     def every(self) -> int:
-        """Steps between two looks."""
+        """Steps between validations."""
         ...
 
     def prepare(self, product: Product, networks: Any, mesh: Mesh) -> "Validator":
-        """Loads what it needs beside networks of this kind; keeps none of theirs."""
+        """Loads what validation needs in addition to networks of this kind, and keeps no reference to their arrays."""
         ...
 
 
 @runtime_checkable
 class Validator(Protocol):
-    """Ready to look at networks."""
+    """A validation that has loaded what it needs."""
 
     def __call__(self, networks: Any, folder: pathlib.Path) -> Sequence[pathlib.Path]:
-        """Writes files that show what the networks do into ``folder``, and returns their paths."""
+        """Writes files that show what the networks do to ``folder``, and returns their paths."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Adapters to train.
+    """Adapters (LoRA) to add to the networks.
 
     Attributes:
         rank: Rank r.
-        alpha: Scale times r; 0 stands for ``rank``.
+        alpha: Scale times r; 0: ``rank``, a scale of 1.
         targets: Patterns of layers by path, such as "transformer/blocks/attn1/to_qkv".
         excludes: Patterns of layers to leave out.
     """
@@ -116,20 +124,21 @@ class Experiment:
 
     Attributes:
         start: The weights to begin with.
-        method: What is learnt.
-        data: What it is learnt from.
+        method: The loss to descend; or a ``Procedure``, which decides by itself how it trains.
+        data: The training data.
         product: What the result is saved as.
         optimizer: The optimizer.
-        steps: Updates to make.
-        batch_size: Samples per update, over all devices.
-        accumulation: Microbatches that a batch is cut into, one after the other, to save memory.
-        seed: Seed of fresh weights, of the order of the data, and of every draw of the method.
-        lora: Adapters to put on; ``None``: none.
-        trainable: Which parameters are trained, 1 or 0 by path; those that no rule matches are not.
+        steps: Steps to train for.
+        batch_size: Samples per step, over all devices.
+        accumulation: Microbatches that a batch is processed in, one after the other, to save memory.
+        remat: What the backward pass recomputes, to save memory.
+        seed: Seed of random weights, of the order of the data, and of every draw of the method.
+        lora: Adapters to add; ``None``: none.
+        trainable: Which parameters are trained, 1 or 0 by path; 0 where no rule matches.
         ema: Moving average of the trained parameters; ``None``: none.
         mesh: How devices share the work.
-        validation: What to look at while training; ``None``: nothing.
-        on_nan: What happens when loss or gradient is not finite: "skip" the update, or "stop". Parameters stay as they
+        validation: Periodic validation; ``None``: none.
+        on_nan: What to do when loss or gradient is not finite: "skip" the update, or "stop". Parameters stay as they
             were in either case.
         log_every: Steps between two lines of the log, which are means over those steps.
         checkpoint_every: Steps between two checkpoints.
@@ -138,13 +147,14 @@ class Experiment:
     """
 
     start: Start
-    method: Method
+    method: Method | Procedure
     data: Data
     product: Product
     optimizer: AdamW
     steps: int
     batch_size: int
     accumulation: int = 1
+    remat: Remat = "none"
     seed: int = 0
     lora: Lora | None = None
     trainable: Rules = ((".*", 1),)
@@ -165,8 +175,13 @@ class Experiment:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}")
 
+    @property
+    def execution(self) -> Execution:
+        """How the transformer's blocks are run in training."""
+        return Execution(layers=Scanned(remat=self.remat))
+
     def initial_networks(self, mesh: Mesh) -> nnx.Module:
-        """The networks that training begins with, adapters included."""
+        """The networks that training begins with, including adapters."""
         weights, adapters = jax.random.split(jax.random.key(self.seed))
         networks = self.start.networks(mesh, weights)
         return networks if self.lora is None else self.lora.add(networks, adapters)
@@ -182,7 +197,9 @@ MAY_CHANGE = (
     "keep_every",
     "on_nan",
     "accumulation",
+    "remat",
+    # Where ``remat`` was before it became a setting of the experiment: runs begun then can be resumed.
     "method.remat",
 )
-"""Settings that a resumed run may change: they do not decide what is trained (``steps``: when the learning rate is
-constant)."""
+"""Settings that a resumed run may change, because they do not decide what is trained (``steps``: as long as the
+learning rate is constant)."""

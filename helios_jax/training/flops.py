@@ -12,19 +12,39 @@ share. What rematerialisation repeats is not counted, as is usual for MFU; nor a
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from helios_jax.config import HistoryConfig, TransformerConfig, patch_tokens
-from helios_jax.diffusion.pyramid import level_sizes
-from helios_jax.training.methods import Method
-from helios_jax.training.methods.base import Base
-from helios_jax.training.methods.pyramid import Pyramid
-from helios_jax.training.state import TrainState
+from helios_jax.config import HistoryConfig, TransformerConfig
+from helios_jax.training.params import Params
 
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12}
 """Dense bf16 operations per second by part of the device's name (NVIDIA's data sheets, SXM modules)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkCalls:
+    """The calls of the transformer that a training sample takes.
+
+    Attributes:
+        current: Current tokens of each call.
+        history: History tokens of each call.
+        text: Text tokens.
+    """
+
+    current: tuple[int, ...]
+    history: int
+    text: int
+
+
+@runtime_checkable
+class CountsCalls(Protocol):
+    """A method whose arithmetic is known: an optional part of ``Method``."""
+
+    def network_calls(self, networks: Any, batch: Any) -> NetworkCalls:
+        """The calls for each sample of a batch of these shapes."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,21 +55,21 @@ class ForwardFlops:
     attention: float
 
 
-def forward_flops(config: TransformerConfig, current: list[int], history_tokens: int, text_tokens: int) -> ForwardFlops:
-    """Equation (1), summed over network calls with these numbers of current tokens."""
+def forward_flops(config: TransformerConfig, calls: NetworkCalls) -> ForwardFlops:
+    """Equation (1), summed over calls."""
     dim, hidden = config.dim, config.ffn_dim
     weights = attention = 0.0
-    for tokens in current:
-        total = tokens + history_tokens
+    for tokens in calls.current:
+        total = tokens + calls.history
         weights += 2 * (total * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens * dim**2)
-        attention += 4 * dim * (total**2 + tokens * text_tokens)
-    weights += 2 * text_tokens * 2 * dim**2
+        attention += 4 * dim * (total**2 + tokens * calls.text)
+    weights += 2 * calls.text * 2 * dim**2
     return ForwardFlops(weights=config.num_layers * weights, attention=config.num_layers * attention)
 
 
-def history_tokens(config: TransformerConfig, layout: HistoryConfig, height: int, width: int) -> int:
+def history_tokens(config: TransformerConfig, history_config: HistoryConfig, height: int, width: int) -> int:
     """Tokens of the context at this latent size."""
-    frames = [len(indices) for indices in layout.frame_indices[:3]]
+    frames = [len(indices) for indices in history_config.frame_indices[:3]]
     patch = config.patch_size
     return sum(
         math.prod(-(-size // (factor * p)) for size, p in zip((count, height, width), patch, strict=True))
@@ -57,27 +77,17 @@ def history_tokens(config: TransformerConfig, layout: HistoryConfig, height: int
     )
 
 
-def training_flops(method: Method, networks: Any, batch: Any, state: TrainState) -> float | None:
-    """Operations of a training step per sample; ``None`` for methods without a formula here.
+def training_flops(method: Any, networks: Any, batch: Any, trainable: Params, frozen: Params) -> float | None:
+    """Operations of a training step per sample; ``None`` for methods that do not count their calls.
 
     A text encoder that is trained is left out: of the published size, it takes about 3 % of a step.
     """
-    if not isinstance(method, Base | Pyramid):
+    if not isinstance(method, CountsCalls):
         return None
-    config = networks.transformer.config
-    text = batch.text.embeds if batch.text.tokens is None else batch.text.tokens
-    frames, height, width = batch.target.shape[1:4]
-    if isinstance(method, Base):
-        current = [patch_tokens(config, frames, height, width)]
-    else:
-        sizes = level_sizes(method.scheduler, height, width)
-        levels = [patch_tokens(config, frames, *size) for size in sizes]
-        current = [tokens for tokens, ratio in zip(levels, method.ratios, strict=True) for _ in range(ratio)]
-    context = history_tokens(config, method.context.layout, height, width)
-    forward = forward_flops(config, current, context, text.shape[1])
-    kernels = {path: array.size for path, array in state.params.items() if "/blocks/" in path}
+    forward = forward_flops(networks.transformer.config, method.network_calls(networks, batch))
+    kernels = {path: array.size for path, array in (trainable | frozen).items() if "/blocks/" in path}
     total = sum(size for path, size in kernels.items() if path.endswith("kernel"))
-    trained = sum(size for path, size in kernels.items() if path.endswith("kernel") and path in state.trainable)
+    trained = sum(size for path, size in kernels.items() if path.endswith("kernel") and path in trainable)
     adapters = sum(size for path, size in kernels.items() if path.endswith(("lora_a", "lora_b")))
     return forward.weights * (2 + (trained + 3 * adapters) / total) + 3 * forward.attention
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: one protocol, two writers."""
+"""Metrics of a step, and where those of a run are written: one protocol, two writers."""
 
 import json
 import pathlib
@@ -6,12 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from helios_jax.typing import Path
+from helios_jax.typing import Array, Float, Path
+
+Metrics = dict[str, Float[Array, ""]]
+"""Scalars of a step by name, on the device; means over the samples of the batch."""
 
 
 @runtime_checkable
 class MetricWriter(Protocol):
-    """Takes scalars by step."""
+    """Records scalars by step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records values of one step."""
@@ -25,14 +28,16 @@ class MetricWriter(Protocol):
 class JsonLines:
     """One JSON object per line in ``<folder>/metrics.jsonl``, on disk when ``write`` returns.
 
-    A resumed run appends. Where it repeats steps that a killed one had written, the last line of a step counts.
+    A resumed run appends. It may repeat steps that a killed run had already written; then the last line of a step
+    counts. Lines need not have the same names.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = pathlib.Path(folder) / "metrics.jsonl"
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         self._file = self.path.open("a")
-        if torn:  # by a kill in the middle of a line
+        # A kill in the middle of a line left it without its end; the next record must not continue it.
+        if torn:
             self._file.write("\n")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -81,7 +86,7 @@ class Writers:
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """What ``JsonLines`` wrote: step -> values; a line that a kill cut short is left out."""
+    """Reads what ``JsonLines`` wrote: step -> values. A line that a kill cut short is left out."""
     records: dict[int, dict[str, float]] = {}
     for line in pathlib.Path(file).read_text().splitlines():
         if line.endswith("}"):

@@ -1,4 +1,4 @@
-"""The networks that a method trains, as one module."""
+"""The networks that train together, as one module."""
 
 from typing import Any
 
@@ -6,49 +6,34 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.models.network import Network
-from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.models.tokenization import encode_tokens
-from helios_jax.models.transformer import HeliosTransformer
-from helios_jax.models.vae import WanVae
-from helios_jax.training.batch import Text
+from helios_jax.training.batch import PromptBatch
 from helios_jax.typing import Array, Float
 
 
 class Networks(nnx.Module):
-    """Networks that are optimised, saved and restored together, for example "transformer/proj_out/kernel".
+    """Networks that are optimised, saved and restored together.
 
-    Only the networks given become attributes, so that the parameter tree holds nothing that a method does not use.
+    A network is an attribute by its name, and parameters have paths such as "transformer/proj_out/kernel". Any names
+    will do; methods and products here know "transformer", "text_encoder" (needed for batches of tokens) and "vae".
 
     Args:
-        transformer: The DiT.
-        text_encoder: The encoder of batches that hold tokens; batches of embeddings need none.
-        vae: The VAE.
+        networks: The networks by name; only those that the method uses or trains.
     """
 
-    transformer: HeliosTransformer
-    text_encoder: Umt5Encoder
-    vae: WanVae
-
-    def __init__(
-        self,
-        *,
-        transformer: HeliosTransformer | None = None,
-        text_encoder: Umt5Encoder | None = None,
-        vae: WanVae | None = None,
-    ) -> None:
-        for name, network in (("transformer", transformer), ("text_encoder", text_encoder), ("vae", vae)):
-            if network is not None:
-                setattr(self, name, network)
+    def __init__(self, **networks: nnx.Module) -> None:
+        for name, network in networks.items():
+            setattr(self, name, network)
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only when there is no such attribute.
-        if name in Networks.__annotations__:
-            given = [other for other in Networks.__annotations__ if other in vars(self)]
-            raise AttributeError(f"no {name} among the networks ({', '.join(given) or 'none given'}): pass {name}=...")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        # Reached only when there is no such attribute. Names with an underscore are those that flax and Python ask for.
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        given = [other for other, network in vars(self).items() if isinstance(network, nnx.Module)]
+        raise AttributeError(f"no {name} among the networks ({', '.join(given) or 'none given'}): pass {name}=...")
 
-    def text_embeds(self, text: Text) -> Float[Array, "B S E"]:
-        """The text as the transformer takes it, zeros behind the last token, as in sampling.
+    def text_embeds(self, text: PromptBatch) -> Float[Array, "B S E"]:
+        """The text as the transformer takes it, zeros after the last token, as in sampling.
 
         Tokens are encoded by ``text_encoder``, so that gradients reach it.
 

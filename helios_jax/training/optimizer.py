@@ -1,4 +1,4 @@
-"""AdamW as the published recipes use it, with learning rates and weight decays that rules set by parameter.
+"""AdamW as in the published recipes, with factors of learning rate and weight decay by parameter.
 
     g <- g min(1, clip / |g|)                                  one norm over all trained parameters        (1)
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2                                                     (2)
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from helios_jax.training.params import Rules, settings
+from helios_jax.training.params import Rules, values_by_pattern
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class AdamW:
 
     Attributes:
         learning_rate: Peak learning rate.
-        schedule: What follows the warm-up.
+        schedule: The learning rate after the warm-up.
         warmup_steps: Steps over which the learning rate grows linearly from 0.
-        betas: Decay of the first and second moment.
-        eps: Added to the root of the second moment.
+        betas: b1 and b2 of (2).
+        eps: Added to the root of the second moment in (3).
         weight_decay: Decay of (3).
-        clip_norm: Limit of the gradient's norm; 0 for none.
-        lr_factors: Factors of the learning rate by parameter; 1 where no rule matches.
-        decay_factors: Factors of the weight decay by parameter; 1 where no rule matches.
+        clip_norm: Limit of the gradient's norm in (1); 0: none.
+        lr_factors: Factor of the learning rate by parameter; 1 where no rule matches.
+        decay_factors: Factor of the weight decay by parameter; 1 where no rule matches.
     """
 
     learning_rate: float
@@ -65,8 +65,8 @@ class AdamW:
     def build(self, paths: Iterable[str], total_steps: int) -> optax.GradientTransformation:
         """The transformation for the trained parameters of these paths."""
         paths = list(paths)
-        decays = settings(self.decay_factors, paths, 1.0)
-        factors = settings(self.lr_factors, paths, 1.0)
+        decays = values_by_pattern(self.decay_factors, paths, 1.0)
+        factors = values_by_pattern(self.lr_factors, paths, 1.0)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             optax.scale_by_adam(*self.betas, self.eps),

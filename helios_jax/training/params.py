@@ -1,4 +1,4 @@
-"""Parameters by name, and settings by lists of (pattern, value) of which the first that matches a name counts."""
+"""Parameters by path, and values for them by lists of (pattern, value): the first pattern that matches decides."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ Rules = tuple[tuple[str, float], ...]
 
 
 def flatten[M: nnx.Module](module: M) -> tuple[nnx.GraphDef[M], Params]:
-    """Static structure and parameters of a module; its leaves may be abstract."""
+    """Static structure and parameters of a module, whose leaves may be abstract."""
     graph, state = nnx.split(module)
     return graph, {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
@@ -25,11 +25,11 @@ def unflatten[M: nnx.Module](graph: nnx.GraphDef[M], params: Params) -> M:
     return nnx.merge(graph, traverse_util.unflatten_dict({parts: params[path] for parts, path in paths.items()}))
 
 
-def settings(rules: Rules, paths: Iterable[str], default: float) -> dict[str, float]:
+def values_by_pattern(rules: Rules, paths: Iterable[str], default: float) -> dict[str, float]:
     """The value of each path by ``rules``, or ``default`` where none matches.
 
     Raises:
-        ValueError: A rule that is the first match of no path: it is misspelt or it comes after wider ones.
+        ValueError: A rule is the first match of no path: it is misspelt, or a wider rule precedes it.
     """
     paths = list(paths)
     first = {path: next((pattern for pattern, _ in rules if re.fullmatch(pattern, path)), None) for path in paths}

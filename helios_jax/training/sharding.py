@@ -1,13 +1,13 @@
 """Where training's arrays live: a mesh of the axes data, fsdp and context.
 
-Samples are split over data and fsdp together. Parameters and what the optimizer keeps of them are split over all axes
-(``helios_jax.parallel``). The context axis splits the rows of a sample's latents, for batches of fewer samples than
-devices. How the parts meet is the compiler's choice: the maths is that of one device.
+Samples are split over data and fsdp together. Parameters and what the optimizer keeps of them are sharded over fsdp
+alone (``helios_jax.parallel.mesh``). The context axis splits the rows of a sample's clips, for batches of fewer samples
+than devices. How the parts meet is the compiler's choice: the maths is that of one device.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from helios_jax.parallel.mesh import parameter_sharding
+from helios_jax.training.batch import SAMPLE_AXES
 from helios_jax.typing import Array
-
-_SAMPLES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,8 @@ class MeshShape:
     """Devices along each axis; one axis may be -1, for all that are left.
 
     Attributes:
-        data: Copies of the batch's part; differs from ``fsdp`` in name only.
-        fsdp: See ``data``.
+        data: Replicas: each holds all parameters that ``fsdp`` shards, and trains on its own samples.
+        fsdp: Devices that share one set of parameters, and train on their own samples.
         context: Devices that share a sample.
     """
 
@@ -44,7 +43,7 @@ class MeshShape:
                 f"a mesh of data={self.data}, fsdp={self.fsdp}, context={self.context} does not use all of {devices} "
                 "devices: their product must be that number, or one of them -1"
             )
-        return jax.make_mesh(tuple(sizes), (*_SAMPLES, "context"), axis_types=(AxisType.Auto,) * 3)
+        return jax.make_mesh(tuple(sizes), (*SAMPLE_AXES, "context"), axis_types=(AxisType.Auto,) * 3)
 
 
 def state_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -63,6 +62,7 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     Raises:
         ValueError: The samples of this process are no contiguous part of the batch.
     """
+    # Neighbours along context share samples, so that a block of them counts as one part of the batch.
     blocks, own = mesh.devices.reshape(-1, mesh.shape["context"]), jax.process_index()
     here = [number for number, block in enumerate(blocks) if any(device.process_index == own for device in block)]
     first, size = here[0], len(here)
@@ -83,7 +83,7 @@ def put_batch(batch: Any, batch_size: int, mesh: Mesh) -> Any:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(f"a batch of {batch_size} cannot be split over {parts} devices (data x fsdp): use a multiple")
-    sharding = NamedSharding(mesh, PartitionSpec(_SAMPLES))
+    sharding = NamedSharding(mesh, PartitionSpec(SAMPLE_AXES))
 
     def put(array: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
@@ -91,16 +91,40 @@ def put_batch(batch: Any, batch_size: int, mesh: Mesh) -> Any:
     return jax.tree.map(put, batch)
 
 
-def microbatches(arrays: Sequence[Array], count: int, mesh: Mesh) -> list[Array]:
-    """[B, ...] -> [count, B / count, ...], every sample staying on its device; inside a jitted function.
+def partition_specs(tree: Any) -> list[PartitionSpec]:
+    """How the mesh splits each array of a batch, in the order of ``jax.tree.leaves``.
 
-    Microbatch m holds samples m, m + count, ...
+    A field of a batch's dataclass states its own in the metadata "partition", see ``training.batch``; it holds for all
+    arrays in the field. Without one only the leading axis is split, by samples.
     """
 
-    def split(array: Array) -> Array:
-        array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
-        rows = (None, "context") if array.ndim == 6 else ()  # [count, B, T, H, W, C]
-        spec = PartitionSpec(None, _SAMPLES, *rows)
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+    def specs(node: Any, spec: PartitionSpec) -> Iterator[PartitionSpec]:
+        for leaf in jax.tree.leaves(node, is_leaf=dataclasses.is_dataclass):
+            if not dataclasses.is_dataclass(leaf):
+                yield spec
+                continue
+            for field in dataclasses.fields(leaf):
+                if not field.metadata.get("static"):
+                    yield from specs(getattr(leaf, field.name), field.metadata.get("partition", spec))
 
-    return [split(array) for array in arrays]
+    return list(specs(tree, PartitionSpec(SAMPLE_AXES)))
+
+
+def microbatches(arrays: Sequence[Array], specs: Sequence[PartitionSpec], count: int, mesh: Mesh) -> list[Array]:
+    """[B, ...] -> [count, B / count, ...], every sample staying on its device; inside a jitted function.
+
+    Microbatch m holds samples m, m + count, ...: cutting the batch into contiguous pieces would move samples, for a
+    device holds contiguous ones.
+
+    Args:
+        arrays: Arrays of a batch.
+        specs: From ``partition_specs``, for each array.
+        count: Number of microbatches.
+        mesh: The mesh of ``MeshShape``.
+    """
+
+    def split(array: Array, spec: PartitionSpec) -> Array:
+        array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(None, *spec)))
+
+    return [split(array, spec) for array, spec in zip(arrays, specs, strict=True)]

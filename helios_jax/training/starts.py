@@ -1,4 +1,4 @@
-"""The weights that training starts from: fresh ones, those of Wan2.1, or a checkpoint of ours."""
+"""The weights that training starts from: random ones, those of Wan2.1, or those of a Helios checkpoint."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from helios_jax.checkpoints.diffusers import load_diffusers
 from helios_jax.checkpoints.hub import local_folder
-from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax
+from helios_jax.checkpoints.weights import load_weights
 from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.training.methods.vae import prepare_vae
 from helios_jax.training.networks import Networks
@@ -18,12 +17,12 @@ from helios_jax.training.sharding import state_shardings
 from helios_jax.typing import Array, Key, Path
 
 Precision = Literal["bfloat16", "float32"]
-"""Compute dtype, and that of frozen parameters; trained ones are fp32 whatever it is."""
+"""Dtype of computation and of frozen parameters; trained parameters are always fp32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Random:
-    """Fresh weights for the networks whose sizes are given.
+    """Random weights for the networks whose sizes are given.
 
     Attributes:
         transformer: Sizes of the transformer.
@@ -38,7 +37,7 @@ class Random:
     dtype: Precision = "bfloat16"
 
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
-        """See ``Start``. Parameters are made where they will live."""
+        """See ``Start``. Parameters are created with their final sharding."""
         from helios_jax import models
 
         kinds: dict[str, Any] = {
@@ -73,14 +72,14 @@ class Wan:
     dtype: Precision = "bfloat16"
 
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
-        """See ``Start``; nothing is drawn."""
+        """See ``Start``. The key is not used."""
         from helios_jax.checkpoints.wan import load_wan
 
         return Networks(transformer=load_wan(local_folder(self.folder), dtype=self.dtype, mesh=mesh))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class FromCheckpoint:
     """Networks of a Helios checkpoint, in either layout.
 
     Attributes:
@@ -94,13 +93,15 @@ class Checkpoint:
     dtype: Precision = "bfloat16"
 
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
-        """See ``Start``; nothing is drawn."""
+        """See ``Start``. The key is not used."""
         folder = local_folder(self.folder)
         return Networks(**{part: load_part(folder, part, self.dtype, mesh) for part in self.parts})
 
 
+Checkpoint = FromCheckpoint
+"""The earlier name of ``FromCheckpoint``, which experiment files may still use."""
+
+
 def load_part(folder: Path, part: str, dtype: Precision, mesh: Mesh | None) -> Any:
     """One network of a checkpoint, in either layout."""
-    folder = local_folder(folder)
-    load = load_orbax if has_orbax_weights(folder / part) else load_diffusers
-    return load(folder, part, dtype=dtype, mesh=mesh)
+    return load_weights(local_folder(folder), part, dtype=dtype, mesh=mesh)

@@ -1,18 +1,28 @@
-"""Everything that a training step reads and writes."""
+"""The state of training: players, each with parameters, optimizer and moving averages.
+
+Frozen parameters are no part of it. A procedure keeps them separately, because steps only read them, and checkpoints
+omit them: they are those of the weights that training starts from.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from helios_jax.training.ema import Ema
-from helios_jax.training.params import Params, Rules, flatten, settings
+from helios_jax.training.params import Params, Rules, flatten, values_by_pattern
 from helios_jax.training.sharding import place, state_shardings
+from helios_jax.training.updates import Player, Updater
+
+Items = dict[str, dict[str, Any]]
+"""What a checkpoint holds of each player, by name of a ``Player``'s field; fields without arrays are left out."""
+
+Restore = Callable[[Items], tuple[int, Items]]
+"""Reads a checkpoint: from items as shapes, dtypes and shardings, the number of steps done and the items themselves."""
 
 
 @jax.tree_util.register_dataclass
@@ -21,28 +31,12 @@ class TrainState:
     """The state of training; a pytree of arrays, or of their shapes or shardings.
 
     Attributes:
-        step: Updates made, int32.
-        trainable: Parameters that are trained, fp32.
-        frozen: The others, in the dtype that they were loaded in.
-        optimizer: What the optimizer keeps.
-        ema: Moving averages of ``trainable``; empty without.
+        step: Steps done, int32.
+        players: The players by name.
     """
 
     step: Any
-    trainable: Params
-    frozen: Params
-    optimizer: Any
-    ema: Params
-
-    @property
-    def params(self) -> Params:
-        """All parameters of the networks."""
-        return self.trainable | self.frozen
-
-    @property
-    def averaged_params(self) -> Params:
-        """The parameters to sample with: the moving averages if there are any."""
-        return (self.ema or self.trainable) | self.frozen
+    players: dict[str, Player]
 
 
 def split_params(networks: nnx.Module, trainable: Rules, mesh: Mesh) -> tuple[nnx.GraphDef, Params, Params]:
@@ -52,7 +46,7 @@ def split_params(networks: nnx.Module, trainable: Rules, mesh: Mesh) -> tuple[nn
         ValueError: ``trainable`` (default 0) selects nothing, or has a rule without effect.
     """
     graph, params = flatten(networks)
-    trains = settings(trainable, params, 0)
+    trains = values_by_pattern(trainable, params, 0)
     if not any(trains.values()):
         raise ValueError(f"nothing to train: the rules {trainable} select no parameter")
     chosen = {path: jnp.asarray(array, jnp.float32) for path, array in params.items() if trains[path]}
@@ -60,36 +54,60 @@ def split_params(networks: nnx.Module, trainable: Rules, mesh: Mesh) -> tuple[nn
     return graph, place(chosen, mesh), place(frozen, mesh)
 
 
-def abstract_state(
-    trainable: Params, frozen: Params, optimizer: optax.GradientTransformation, ema: Ema | None, mesh: Mesh
+def start_state(
+    updaters: Mapping[str, Updater], trainable: Mapping[str, Params], mesh: Mesh, restore: Restore | None
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a state. ``frozen`` is put in as it is; ``trainable`` may be abstract."""
-    shapes = jax.eval_shape(_beginning(optimizer, ema), trainable)
-    state = jax.tree.map(
+    """The state before the first step, or that of a checkpoint. Donates ``trainable``.
+
+    Args:
+        updaters: How each player is updated.
+        trainable: The parameters of each player, fp32.
+        mesh: Where the state lives; every array is created with its final sharding.
+        restore: Reads the checkpoint; ``None``: there is none.
+    """
+    if restore is None:
+        return initial_state(updaters, trainable, mesh)
+    abstract = abstract_state(updaters, trainable, mesh)
+    # The checkpoint's arrays are read while these would still occupy the device, whoever else refers to them.
+    jax.tree.map(lambda array: array.delete(), trainable)
+    step, items = restore(state_items(abstract))
+    return state_from_items(step, items, abstract)
+
+
+def initial_state(updaters: Mapping[str, Updater], trainable: Mapping[str, Params], mesh: Mesh) -> TrainState:
+    """The state before the first step. Donates ``trainable``; every array is created with its final sharding."""
+    begin = _beginning(updaters)
+    shardings = state_shardings(jax.eval_shape(begin, trainable), mesh)
+    return jax.jit(begin, donate_argnums=0, out_shardings=shardings)(trainable)
+
+
+def abstract_state(updaters: Mapping[str, Updater], trainable: Mapping[str, Params], mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of ``initial_state``. ``trainable`` may be abstract."""
+    shapes = jax.eval_shape(_beginning(updaters), trainable)
+    return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         shapes,
         state_shardings(shapes, mesh),
     )
-    return dataclasses.replace(state, frozen=frozen)
 
 
-def initial_state(
-    trainable: Params, frozen: Params, optimizer: optax.GradientTransformation, ema: Ema | None, mesh: Mesh
-) -> TrainState:
-    """The state before the first step, which takes ``trainable`` over; the rest is made where it will live."""
-    begin = _beginning(optimizer, ema)
-    shardings = state_shardings(jax.eval_shape(begin, trainable), mesh)
-    return dataclasses.replace(jax.jit(begin, donate_argnums=0, out_shardings=shardings)(trainable), frozen=frozen)
-
-
-def _beginning(optimizer: optax.GradientTransformation, ema: Ema | None) -> Callable[[Params], TrainState]:
-    def begin(trainable: Params) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            trainable=trainable,
-            frozen={},
-            optimizer=optimizer.init(trainable),
-            ema=trainable if ema else {},
-        )
+def _beginning(updaters: Mapping[str, Updater]) -> Callable[[Mapping[str, Params]], TrainState]:
+    def begin(trainable: Mapping[str, Params]) -> TrainState:
+        players = {name: updaters[name].begin(params) for name, params in trainable.items()}
+        return TrainState(step=jnp.zeros((), jnp.int32), players=players)
 
     return begin
+
+
+def state_items(state: TrainState) -> Items:
+    """What a checkpoint holds of a state."""
+    return {
+        name: {field: value for field, value in vars(player).items() if jax.tree.leaves(value)}
+        for name, player in state.players.items()
+    }
+
+
+def state_from_items(step: int, items: Items, abstract: TrainState) -> TrainState:
+    """Inverse of ``state_items``."""
+    players = {name: dataclasses.replace(player, **items[name]) for name, player in abstract.players.items()}
+    return TrainState(step=jax.device_put(np.int32(step), abstract.step.sharding), players=players)

@@ -35,7 +35,7 @@ _MAX_EXPONENTIAL_FACTOR = 7.0
 """Training caps the exponential shift; sampling does not."""
 
 
-def table_entries(u: Float[Array, "*B"], table: Float[np.ndarray, " N"]) -> Float[Array, "*B"]:
+def table_entries(u: Float[Array, "*B"], table: Float[np.ndarray, " entries"]) -> Float[Array, "*B"]:
     """Entry floor(N u) of a host table, in fp32; u = 1 counts as the last entry."""
     index = jnp.clip(jnp.floor(u * len(table)).astype(jnp.int32), 0, len(table) - 1)
     return jnp.asarray(table, jnp.float32)[index]
@@ -86,7 +86,7 @@ class TimestepSampling:
             return w
         return 1 - w - self.mode_scale * (jnp.cos(math.pi / 2 * w) ** 2 - 1 + w)
 
-    def table(self, num_tokens: int) -> Float[np.ndarray, " N"]:
+    def table(self, num_tokens: int) -> Float[np.ndarray, " entries"]:
         """The noise levels by table entry, equations (1) and (2), float64."""
         size = self.num_train_timesteps
         return shift_sigmas(np.arange(size, 0, -1) / size, training_shift_factor(self.shift, num_tokens))

@@ -1,4 +1,4 @@
-"""What to look at while training: sampled videos, or clips beside their reconstruction by the VAE.
+"""Validation during training: sampled videos, or clips next to their reconstruction by the VAE.
 
 Both write mp4 files and contact sheets (PNG).
 """
@@ -7,23 +7,23 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from helios_jax.config import HistoryConfig
 from helios_jax.media.contact_sheet import ContactSheet
 from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
-from helios_jax.models.vae import WanVae, to_uint8
-from helios_jax.sample import NEGATIVE_PROMPT
+from helios_jax.models.vae import WanVae, reconstruct
 from helios_jax.sampling.pipeline import HeliosPipeline
+from helios_jax.sampling.prompts import NEGATIVE_PROMPT
+from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.training.experiment import Data, Product
-from helios_jax.training.methods.vae import to_model_range
 from helios_jax.training.networks import Networks
 from helios_jax.training.products import Pipeline
-from helios_jax.typing import Array, UInt8
+from helios_jax.typing import UInt8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,14 @@ class Samples:
     """Videos sampled from fixed prompts and seeds.
 
     Attributes:
-        every: Steps between two looks.
+        every: Steps between validations.
         prompts: One video each.
-        negative_prompt: What guidance leads away from.
+        negative_prompt: The negative prompt for guidance.
         num_frames: Length of the videos.
         height: Pixel rows.
         width: Pixel columns.
-        steps: Network calls per level (one number for single-stage models); empty: what the pipeline recommends.
-        guidance_scale: Guidance; 0: what the pipeline recommends.
+        steps: Network calls per level (one number for single-stage models); empty: the pipeline's recommendation.
+        guidance_scale: Guidance; 0: the pipeline's recommendation.
         max_text_tokens: Length that texts are padded to.
         seed: Seed of the noise.
         fps: Frames per second of the files.
@@ -56,8 +56,21 @@ class Samples:
     seed: int = 0
     fps: int = 24
 
+    @property
+    def settings(self) -> SampleSettings:
+        """Settings of the first video; the seeds of the others count up from its seed."""
+        return SampleSettings(
+            num_frames=self.num_frames,
+            height=self.height,
+            width=self.width,
+            steps=one_or_many(self.steps),
+            guidance_scale=self.guidance_scale or None,
+            max_text_tokens=self.max_text_tokens,
+            seed=self.seed,
+        )
+
     def prepare(self, product: Product, networks: Networks, mesh: Mesh) -> "Sampler":
-        """See ``Validation``. A text encoder that is not trained is dropped when it has encoded the prompts."""
+        """See ``Validation``. A text encoder that is not trained is dropped after it has encoded the prompts."""
         if not isinstance(product, Pipeline):
             raise ValueError(f"videos are sampled by a pipeline, and the product is a {type(product).__name__}")
         pipeline = product.join(networks, mesh)
@@ -68,14 +81,14 @@ class Samples:
         if not trained:
             texts = [*self.prompts, self.negative_prompt]
             embeds = [np.asarray(encoder([text], self.max_text_tokens)) for text in texts]
-        return Sampler(settings=self, product=product, vae=pipeline.vae, tokenizer=encoder.tokenizer, embeds=embeds)
+        return Sampler(samples=self, product=product, vae=pipeline.vae, tokenizer=encoder.tokenizer, embeds=embeds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
     """``Samples``, ready: the VAE, and the prompts as embeddings unless the text encoder is trained."""
 
-    settings: Samples
+    samples: Samples
     product: Pipeline
     vae: Network[WanVae]
     tokenizer: Tokenizer
@@ -83,7 +96,7 @@ class Sampler:
 
     def __call__(self, networks: Networks, folder: pathlib.Path) -> list[pathlib.Path]:
         """See ``Validator``."""
-        settings = self.settings
+        samples, settings = self.samples, self.samples.settings
         text_encoder = None
         if self.embeds is None:
             text_encoder = TextEncoder.create(networks.text_encoder, self.tokenizer)
@@ -95,34 +108,25 @@ class Sampler:
             text_encoder=text_encoder,
         )
         files = []
-        for number, prompt in enumerate(settings.prompts):
+        for number, prompt in enumerate(samples.prompts):
             text: dict[str, Any]
             if self.embeds is None:
-                text = {"prompt": prompt, "negative_prompt": settings.negative_prompt}
+                text = {"prompt": prompt, "negative_prompt": samples.negative_prompt}
             else:
                 text = {"prompt_embeds": self.embeds[number], "negative_prompt_embeds": self.embeds[-1]}
-            video = pipeline(
-                **text,
-                num_frames=settings.num_frames,
-                height=settings.height,
-                width=settings.width,
-                steps=_one_or_many(settings.steps),
-                guidance_scale=settings.guidance_scale or None,
-                max_text_tokens=settings.max_text_tokens,
-                seed=settings.seed + number,
-                progress=False,
-            )
-            files += write_clip(folder / f"{number}.mp4", video.frames[0], settings.fps)
+            video = pipeline(**text, settings=settings, seed=samples.seed + number, progress=False)
+            path = folder / f"{number}.mp4"
+            files += write_clip(path, video.frames[0], samples.fps, pipeline.chunk_frames)
         return files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstructions:
-    """Clips, each beside what the VAE makes of it.
+    """Clips, each next to its reconstruction by the VAE.
 
     Attributes:
-        every: Steps between two looks.
-        clips: Where the clips come from.
+        every: Steps between validations.
+        clips: Source of the clips.
         count: How many.
         fps: Frames per second of the files.
     """
@@ -151,29 +155,21 @@ class Reconstructor:
         for number, frames in enumerate(self.frames):
             again = np.asarray(reconstruct(Network.of(networks.vae), jnp.asarray(frames[None])))[0]
             both = np.concatenate([frames, again], axis=2)
-            files += write_clip(folder / f"{number}.mp4", both, self.settings.fps)
+            chunk_frames = networks.vae.config.pixel_frames(HistoryConfig().chunk_frames)
+            files += write_clip(folder / f"{number}.mp4", both, self.settings.fps, chunk_frames)
         return files
 
 
-@jax.jit
-def reconstruct(vae: Network[WanVae], frames: UInt8[Array, "B F H W 3"]) -> UInt8[Array, "B F H W 3"]:
-    """Decodes the mean of the posterior."""
-    mean, _ = vae.module.encode(to_model_range(frames))
-    return to_uint8(vae.module.decode(mean))
-
-
-def write_clip(path: pathlib.Path, frames: UInt8[np.ndarray, "F H W 3"], fps: int) -> list[pathlib.Path]:
-    """Writes an mp4, and a contact sheet beside it with a row per 33 frames; files that exist are replaced."""
+def write_clip(
+    path: pathlib.Path, frames: UInt8[np.ndarray, "F H W 3"], fps: int, chunk_frames: int
+) -> list[pathlib.Path]:
+    """Writes an mp4, and next to it a contact sheet with a row per chunk; files that exist are replaced."""
     sheet_path = path.with_suffix(".png")
     with (
         VideoWriter(path, fps=fps, overwrite=True) as video,
         ContactSheet(sheet_path, fps=fps, columns=6, overwrite=True) as sheet,
     ):
-        for start in range(0, len(frames), 33):
-            video.write(frames[start : start + 33])
-            sheet.write(frames[start : start + 33])
+        for start in range(0, len(frames), chunk_frames):
+            video.write(frames[start : start + chunk_frames])
+            sheet.write(frames[start : start + chunk_frames])
     return [path, sheet_path]
-
-
-def _one_or_many(steps: tuple[int, ...]) -> int | tuple[int, ...] | None:
-    return (steps[0] if len(steps) == 1 else steps) if steps else None

@@ -20,10 +20,10 @@ _BYTES_PER_ACCESS = 16
 def residual_norm(
     x: Float[Array, "B S D"],
     update: Float[Array, "B S2 D"],
-    *,
     gate: Float[Array, "R P D"] | None,
     scale: Float[Array, "R2 P2 D"],
     shift: Float[Array, "R3 P3 D"],
+    *,
     num_history: int,
     norm_history: bool,
     eps: float,

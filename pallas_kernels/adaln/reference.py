@@ -26,10 +26,10 @@ def residual_sum(
 def residual_norm(
     x: Float[Array, "B S D"],
     update: Float[Array, "B S2 D"] | None,
-    *,
     gate: Float[Array, "R P D"] | None,
     scale: Float[Array, "R2 P2 D"],
     shift: Float[Array, "R3 P3 D"],
+    *,
     num_history: int,
     norm_history: bool,
     eps: float,

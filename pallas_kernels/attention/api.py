@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import jax
@@ -10,21 +9,24 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pallas_kernels import compat
+from pallas_kernels import dispatch
+from pallas_kernels.attention.config import choose_config
 from pallas_kernels.attention.cudnn import attention_cudnn, attention_cudnn_gradient
-from pallas_kernels.attention.hopper import attention_hopper, choose_config
 from pallas_kernels.attention.xla import attention_xla
-from pallas_kernels.dispatch import SPLIT
+from pallas_kernels.dispatch import Op, hopper_obstacle
 
-Implementation = Literal["pallas", "cudnn", "xla"]
+ImplementationName = Literal["pallas", "cudnn", "xla"]
 
 Result = tuple[Array, Array | None]
-"""Output and, when it is asked for, log-sum-exp."""
+"""Output and, if requested, log-sum-exp."""
+
+_Residuals = tuple[Array, Array, Array, Array, Array]
+"""What the gradient needs: q, k, v, the output and its log-sum-exp."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Problem:
-    """The static half of a call."""
+    """The arguments of a call that are not arrays; :func:`attention_packed` explains them."""
 
     num_heads: int
     first_heads: tuple[int, int, int]
@@ -36,9 +38,31 @@ class _Problem:
 
 
 @overload
-def attention(*operands: Array, return_lse: Literal[True], **options: Any) -> tuple[Array, Array]: ...
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float | None = None,
+    kv_length: int | None = None,
+    last_key_count: int = 1,
+    implementation: ImplementationName | None = None,
+    return_lse: Literal[True],
+    residual_name: str | None = None,
+) -> tuple[Array, Array]: ...
 @overload
-def attention(*operands: Array, return_lse: bool = False, **options: Any) -> Array: ...
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float | None = None,
+    kv_length: int | None = None,
+    last_key_count: int = 1,
+    implementation: ImplementationName | None = None,
+    return_lse: Literal[False] = False,
+    residual_name: str | None = None,
+) -> Array: ...
 def attention(
     q: Float[Array, "B S N K"],
     k: Float[Array, "B S2 N K"],
@@ -47,7 +71,7 @@ def attention(
     scale: float | None = None,
     kv_length: int | None = None,
     last_key_count: int = 1,
-    implementation: Implementation | None = None,
+    implementation: ImplementationName | None = None,
     return_lse: bool = False,
     residual_name: str | None = None,
 ) -> Float[Array, "B S N K"] | tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
@@ -63,38 +87,62 @@ def attention(
         v: Values, in the dtype of ``q`` and ``k``.
         scale: Factor of the logits, by default 1/sqrt(K).
         kv_length: Number of keys that count, by default all.
-        last_key_count: How many times the last of these keys counts: instead of equal keys with equal values, such as
-            those of padding, one of them.
+        last_key_count: How many times the last of these keys counts. One key can so stand for many with the same key
+            and value, such as those of padding.
         implementation: ``"pallas"`` (Hopper, 16-bit, K of 64 or 128), ``"cudnn"`` (GPU, 16-bit, every key once, no
             log-sum-exp), ``"xla"``, or ``None`` for the first of these that can run.
         return_lse: Whether to return also the natural logarithm of the sum of exponentials, fp32. No gradient
             flows through it.
-        residual_name: Name of the output and of the log-sum-exp for policies of ``jax.checkpoint``. Where both are
-            kept, a gradient does not compute the attention again.
+        residual_name: Name of the output and of the log-sum-exp for policies of ``jax.checkpoint``. If a policy keeps
+            both, the backward pass does not compute the attention again.
 
     Raises:
         ValueError: Shapes, types or ``kv_length`` do not fit together, ``last_key_count`` is below 1, or
             ``implementation`` is unknown.
-        NotImplementedError: The implementation that was asked for cannot run here.
+        NotImplementedError: The requested implementation cannot run here.
     """
-    return attention_packed(
-        q,
-        k,
-        v,
+    problem = _Problem(
         num_heads=q.shape[2],
-        scale=scale,
-        kv_length=kv_length,
-        last_key_count=last_key_count,
-        implementation=implementation,
+        first_heads=(0, 0, 0),
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        kv_length=k.shape[1] if kv_length is None else kv_length,
         return_lse=return_lse,
+        last_key_count=last_key_count,
         residual_name=residual_name,
     )
+    return _attend(implementation, q, k, v, problem)
 
 
 @overload
-def attention_packed(*operands: Array, return_lse: Literal[True], **options: Any) -> tuple[Array, Array]: ...
+def attention_packed(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    num_heads: int,
+    first_heads: tuple[int, int, int] = (0, 0, 0),
+    scale: float | None = None,
+    kv_length: int | None = None,
+    last_key_count: int = 1,
+    implementation: ImplementationName | None = None,
+    return_lse: Literal[True],
+    residual_name: str | None = None,
+) -> tuple[Array, Array]: ...
 @overload
-def attention_packed(*operands: Array, return_lse: bool = False, **options: Any) -> Array: ...
+def attention_packed(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    num_heads: int,
+    first_heads: tuple[int, int, int] = (0, 0, 0),
+    scale: float | None = None,
+    kv_length: int | None = None,
+    last_key_count: int = 1,
+    implementation: ImplementationName | None = None,
+    return_lse: Literal[False] = False,
+    residual_name: str | None = None,
+) -> Array: ...
 def attention_packed(
     q: Float[Array, "B S N0 K"],
     k: Float[Array, "B S2 N1 K"],
@@ -105,7 +153,7 @@ def attention_packed(
     scale: float | None = None,
     kv_length: int | None = None,
     last_key_count: int = 1,
-    implementation: Implementation | None = None,
+    implementation: ImplementationName | None = None,
     return_lse: bool = False,
     residual_name: str | None = None,
 ) -> Float[Array, "B S N K"] | tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
@@ -119,13 +167,17 @@ def attention_packed(
         k: Keys, from head ``first_heads[1]``.
         v: Values, from head ``first_heads[2]``.
         num_heads: Heads that attend.
-        first_heads: See above.
-        scale: As in :func:`attention`, like the remaining arguments.
-        kv_length: See ``scale``.
-        last_key_count: See ``scale``.
-        implementation: See ``scale``.
-        return_lse: See ``scale``.
-        residual_name: See ``scale``.
+        first_heads: First head in ``q``, ``k`` and ``v``.
+        scale: Factor of the logits, by default 1/sqrt(K).
+        kv_length: Number of keys that count, by default all.
+        last_key_count: How many times the last of these keys counts.
+        implementation: ``"pallas"``, ``"cudnn"``, ``"xla"``, or ``None`` for the first of these that can run.
+        return_lse: Whether to return also the log-sum-exp.
+        residual_name: Name of the results for policies of ``jax.checkpoint``.
+
+    Raises:
+        ValueError: As in :func:`attention`, or an array has too few heads.
+        NotImplementedError: The requested implementation cannot run here.
     """
     problem = _Problem(
         num_heads=num_heads,
@@ -136,9 +188,15 @@ def attention_packed(
         last_key_count=last_key_count,
         residual_name=residual_name,
     )
+    return _attend(implementation, q, k, v, problem)
+
+
+def _attend(
+    implementation: str | None, q: Array, k: Array, v: Array, problem: _Problem
+) -> Any:  # one array or two, as the overloads of the callers say
     _check(q, k, v, problem)
-    out, lse = _choose(implementation, q, problem)(q, k, v, problem)
-    return (out, lse) if return_lse else out
+    out, lse = _OP.run(implementation, q, k, v, problem)
+    return (out, lse) if problem.return_lse else out
 
 
 def _check(q: Array, k: Array, v: Array, problem: _Problem) -> None:
@@ -156,7 +214,7 @@ def _check(q: Array, k: Array, v: Array, problem: _Problem) -> None:
 
 
 def _select(q: Array, k: Array, v: Array, problem: _Problem) -> tuple[Array, Array, Array]:
-    """The heads and keys that take part, for implementations that want exactly these."""
+    """The heads and keys that take part, for implementations that take nothing else."""
     q, k, v = (
         jax.lax.slice_in_dim(x, first, first + problem.num_heads, axis=2)
         for x, first in zip((q, k, v), problem.first_heads, strict=True)
@@ -181,27 +239,39 @@ def _cudnn(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _pallas(q: Array, k: Array, v: Array, problem: _Problem) -> Result:
     length = q.shape[1]
+    from pallas_kernels.attention import hopper  # imports Mosaic, which not every build of JAX contains
+
     q, k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) for x in (q, k, v))
-    options = dataclasses.asdict(problem)
-    del options["residual_name"]
-    out, lse = attention_hopper(q, k, v, **options, config=choose_config(problem.kv_length))
+    out, lse = hopper.attention_hopper(
+        q,
+        k,
+        v,
+        num_heads=problem.num_heads,
+        first_heads=problem.first_heads,
+        scale=problem.scale,
+        kv_length=problem.kv_length,
+        last_key_count=problem.last_key_count,
+        return_lse=problem.return_lse,
+        config=choose_config(problem.kv_length),
+    )
     return out[:, :length], None if lse is None else lse[:, :, :length]
 
 
-def _pallas_forward(
-    q: Array, k: Array, v: Array, problem: _Problem
-) -> tuple[Result, tuple[Array, Array, Array, Array, Array]]:
+def _pallas_forward(q: Array, k: Array, v: Array, problem: _Problem) -> tuple[Result, _Residuals]:
     out, lse = _named(_pallas(q, k, v, dataclasses.replace(problem, return_lse=True)), problem)
+    assert lse is not None  # it was requested
     return (out, lse if problem.return_lse else None), (q, k, v, out, lse)
 
 
-def _pallas_backward(
-    problem: _Problem, saved: tuple[Array, Array, Array, Array, Array], cotangents: Result
-) -> tuple[Array, Array, Array]:
-    """cuDNN's, or XLA's where a key counts several times. The sums of exponentials have no gradient."""
+def _pallas_backward(problem: _Problem, saved: _Residuals, cotangents: Result) -> tuple[Array, Array, Array]:
+    """The gradients of q, k and v by cuDNN, or by XLA where a key counts several times.
+
+    cuDNN takes the output and log-sum-exp of the kernel, so that the attention is not computed again. The log-sum-exp
+    as a result of the caller has no gradient.
+    """
     q, k, v, out, lse = saved
     if problem.last_key_count > 1:
-        return jax.vjp(lambda *qkv: _xla(*qkv, problem)[0], q, k, v)[1](cotangents[0])
+        return jax.vjp(lambda q, k, v: _xla(q, k, v, problem)[0], q, k, v)[1](cotangents[0])
     selected, put_back = jax.vjp(functools.partial(_select, problem=problem), q, k, v)
     return put_back(attention_cudnn_gradient(*selected, out, lse, cotangents[0], scale=problem.scale))
 
@@ -209,11 +279,8 @@ def _pallas_backward(
 _pallas.defvjp(_pallas_forward, _pallas_backward)
 
 
-def _pallas_obstacle(q: Array, problem: _Problem) -> str | None:
-    if not compat.is_hopper():
-        return "it needs a GPU of compute capability 9.0 as the default device"
-    if compat.compiler_splits_work():
-        return SPLIT
+def _pallas_obstacle(q: Array, k: Array, v: Array, problem: _Problem) -> str | None:
+    """Why the kernel cannot compute the problem; ``None`` if it can."""
     if q.shape[-1] not in (64, 128):
         return f"it needs a head dimension of 64 or 128, got {q.shape[-1]}"
     if problem.scale <= 0:
@@ -221,9 +288,8 @@ def _pallas_obstacle(q: Array, problem: _Problem) -> str | None:
     return _half_precision_obstacle(q)
 
 
-def _cudnn_obstacle(q: Array, problem: _Problem) -> str | None:
-    if jax.default_backend() != "gpu":
-        return "it needs a GPU as the default device"
+def _cudnn_obstacle(q: Array, k: Array, v: Array, problem: _Problem) -> str | None:
+    """Why cuDNN cannot compute the problem; ``None`` if it can."""
     if q.shape[-1] % 8 or q.shape[-1] > 128:
         return f"it needs a head dimension that is a multiple of 8 and at most 128, got {q.shape[-1]}"
     if problem.return_lse:
@@ -237,27 +303,17 @@ def _half_precision_obstacle(q: Array) -> str | None:
     return None if q.dtype in (jnp.bfloat16, jnp.float16) else f"it needs bfloat16 or float16, got {q.dtype}"
 
 
-Run = Callable[[Array, Array, Array, _Problem], Result]
-Obstacle = Callable[[Array, _Problem], str | None]
-
-_IMPLEMENTATIONS: dict[str, tuple[Run, Obstacle]] = {
-    "pallas": (_pallas, _pallas_obstacle),
-    "cudnn": (_cudnn, _cudnn_obstacle),
-    "xla": (_xla, lambda q, problem: None),
-}
-"""By falling speed: how to run each, and why it cannot run (``None``: it can)."""
+def _gpu_obstacle() -> str | None:
+    return None if jax.default_backend() == "gpu" else "it needs a GPU as the default device"
 
 
-def _choose(implementation: str | None, q: Array, problem: _Problem) -> Run:
-    if implementation is None:
-        return next(run for run, obstacle in _IMPLEMENTATIONS.values() if obstacle(q, problem) is None)
-    if implementation not in _IMPLEMENTATIONS:
-        names = ", ".join(map(repr, _IMPLEMENTATIONS))
-        raise ValueError(f"unknown attention implementation {implementation!r}; expected {names} or None")
-    run, obstacle = _IMPLEMENTATIONS[implementation]
-    if reason := obstacle(q, problem):
-        raise NotImplementedError(
-            f"attention with implementation={implementation!r} cannot run: {reason}; implementation=None takes the "
-            "fastest that can"
-        )
-    return run
+_OP = Op(
+    "attention",
+    {
+        "pallas": dispatch.Implementation(
+            run=_pallas, operand_obstacle=_pallas_obstacle, device_obstacle=hopper_obstacle
+        ),
+        "cudnn": dispatch.Implementation(run=_cudnn, operand_obstacle=_cudnn_obstacle, device_obstacle=_gpu_obstacle),
+        "xla": dispatch.Implementation(run=_xla),
+    },
+)

@@ -30,7 +30,7 @@ def norm_silu_pairs(
     gamma: Float[Array, " C"],
     *,
     interpret: compat.InterpretGPUParams | None = None,
-) -> tuple[Float[Array, "B N P C"], ...]:
+) -> tuple[Float[Array, "B pairs P C"], ...]:
     """See ``pallas_kernels.norm_silu_pairs.norm_silu_pairs``; the pixels of a frame are one axis."""
     batch, frames, pixels, channels = x.shape
     width, swizzle = (64, 128) if channels % 64 == 0 else (32, 64)

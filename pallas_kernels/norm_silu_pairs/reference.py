@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Sums = tuple[Float[Array, "B N H W C"], Float[Array, "B N H W C"], Float[Array, "B N H W C"], Float[Array, "B N H W C"]]
+_Sum = Float[Array, "B pairs H W C"]
+Sums = tuple[_Sum, _Sum, _Sum, _Sum]
 
 
 def norm_silu_pairs(x: Float[Array, "B T H W C"], gamma: Float[Array, " C"]) -> Sums:

@@ -13,9 +13,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import helios_jax as hx
-from helios_jax.checkpoints import lora_files
+from helios_jax.checkpoints import lora_merge
 from helios_jax.checkpoints.key_tables import LINEAR
-from helios_jax.checkpoints.lora_files import merge_lora_file, read_lora
+from helios_jax.checkpoints.lora_files import read_lora
+from helios_jax.checkpoints.lora_merge import merge_lora_file
 from helios_jax.models.network import Network
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data"
@@ -257,7 +258,7 @@ def test_one_layer_of_a_stack_is_updated_in_place():
     layers, features, out = 40, 64, 128
     stack = jax.ShapeDtypeStruct((layers, features, out), jnp.bfloat16)
     factors = (jax.ShapeDtypeStruct((out, 4), jnp.float32), jax.ShapeDtypeStruct((4, features), jnp.float32))
-    analysis = lora_files._add.lower(stack, 3, factors, np.float32(1), LINEAR).compile().memory_analysis()
+    analysis = lora_merge._add.lower(stack, 3, factors, np.float32(1), LINEAR).compile().memory_analysis()
     assert analysis.alias_size_in_bytes == layers * features * out * 2
     assert analysis.temp_size_in_bytes <= 4 * features * out * 4
 

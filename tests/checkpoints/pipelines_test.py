@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import helios_jax as hx
-from helios_jax.checkpoints.lora_files import merge_lora_file
+from helios_jax.checkpoints.lora_merge import merge_lora_file
 from helios_jax.config import PipelineConfig, SchedulerConfig
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data"

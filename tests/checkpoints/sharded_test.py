@@ -20,7 +20,7 @@ SCRIPT = """
     from flax import nnx
 
     import helios_jax as hx
-    from helios_jax.checkpoints.lora_files import merge_lora_file
+    from helios_jax.checkpoints.lora_merge import merge_lora_file
     from helios_jax.checkpoints.orbax import load_orbax, save_orbax
     from helios_jax.checkpoints.tensor_files import TensorFolder
     from helios_jax.models.network import Network
@@ -28,7 +28,7 @@ SCRIPT = """
 
     DATA, TMP = {data!r}, {tmp!r}
     meshes.MIN_SHARDED_SIZE = 1024  # the checkpoints of the tests are small
-    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    mesh = jax.make_mesh((2, 4), ("fsdp", "model"))
     folder = DATA + "/transformer/published"
 
     reads = []
@@ -89,7 +89,7 @@ def test_parameters_arrive_in_their_shardings(report, source):
     assert report[source]["wrong shardings"] == []
     # The largest axis that eight divides: [L, in, out] of a feed-forward layer, [frames, rows, columns, in, out] of
     # a patch, [in, out] of the time projection; small ones are replicated.
-    specs, everything = report[source]["specs"], ["data", "model"]
+    specs, everything = report[source]["specs"], ["fsdp", "model"]
     assert specs["blocks.ffn.proj_in.kernel"] == [None, None, everything]
     assert specs["blocks.ffn.proj_out.kernel"] == [None, everything, None]
     assert specs["patch_long.kernel"] == [None, None, None, None, everything]

@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import LatentRecord, RecordError, parse_size, size_name
 from helios_jax.data.helios_latents.writer import Failure, LatentWriter
-from helios_jax.training.loaders import PaddedEmbeds, latent_loader
+from helios_jax.training.loaders import latent_loader
+from helios_jax.training.text_formats import PaddedEmbeds
 
 SETTINGS = {"model": "somewhere", "seed": 0}
 

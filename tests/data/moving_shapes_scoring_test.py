@@ -44,8 +44,8 @@ def test_attributes_are_recovered_from_spoilt_videos(num_shapes, scenes, part):
     for index in range(scenes):
         scene = sample_scene(100 + num_shapes, index, num_shapes=num_shapes)
         result = score(spoil(render(scene, 99, *SIZE), index), scene)
-        perfect += result.perfect
-        if not result.perfect:
+        perfect += result.value == 1
+        if result.value < 1:
             wrong.append((index, result))
     assert perfect >= part * scenes, wrong
 
@@ -53,7 +53,7 @@ def test_attributes_are_recovered_from_spoilt_videos(num_shapes, scenes, part):
 @pytest.mark.parametrize("frames_and_size", [(99, 128, 128), (33, 64, 96), (66, 96, 64)])
 def test_other_lengths_and_sizes(frames_and_size):
     scenes = [sample_scene(21, index) for index in range(5)]
-    assert all(score(render(scene, *frames_and_size), caption(scene)).perfect for scene in scenes)
+    assert all(score(render(scene, *frames_and_size), caption(scene)).value == 1 for scene in scenes)
 
 
 def test_what_is_seen():

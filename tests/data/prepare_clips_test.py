@@ -8,15 +8,8 @@ import pytest
 
 from helios_jax.data.moving_shapes.rendering import render
 from helios_jax.data.moving_shapes.world import sample_scene
-from helios_jax.data.prepare.clips import (
-    ClipError,
-    FileClip,
-    ShapesClip,
-    centre_crop,
-    clips_from_folder,
-    clips_from_json,
-    nearest_size,
-)
+from helios_jax.data.prepare.clips import FileClip, ShapesClip, clips_from_folder, clips_from_json
+from helios_jax.media.files import ClipError
 from helios_jax.media.reading import load_video
 from helios_jax.media.video_writer import VideoWriter
 
@@ -62,31 +55,6 @@ def test_crops_and_sizes(video):
     assert np.abs(got[0].astype(int) - wanted)[4:-4, 4:-4].max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("crop", "size", "box"),
-    [
-        ((0, 48, 0, 32), (32, 48), (0, 0, 48, 32)),
-        ((0, 48, 0, 32), (64, 96), (0, 0, 48, 32)),
-        ((0, 48, 0, 32), (8, 8), (8, 0, 40, 32)),
-        ((10, 30, 4, 28), (16, 32), (10, 11, 30, 21)),
-        ((0, 832, 0, 480), (384, 640), (16, 0, 816, 480)),
-    ],
-)
-def test_centre_crop(crop, size, box):
-    assert centre_crop(crop, size) == pytest.approx(box)
-
-
-def test_nearest_size():
-    sizes = [(384, 640), (640, 384), (480, 480)]
-    assert nearest_size(832 / 480, sizes) == (384, 640)
-    assert nearest_size(9 / 16, sizes) == (640, 384)
-    assert nearest_size(1.1, sizes) == (480, 480)
-    # The geometric mean of 1 and 5/3 is the border.
-    assert nearest_size((5 / 3) ** 0.5 * 1.001, sizes) == (384, 640)
-    assert nearest_size((5 / 3) ** 0.5 / 1.001, sizes) == (480, 480)
-    assert nearest_size(None, sizes) == (384, 640)
-
-
 def test_aspect(video):
     assert clip(video).aspect() == 48 / 32
     assert clip(video, crop=(0, 30, 10, 20)).aspect() == 3.0
@@ -98,11 +66,11 @@ def test_bad_files_are_named(video, tmp_path):
         missing.read((32, 48), 501)
     text = tmp_path / "c.mp4"
     text.write_text("no video" * 100)
-    with pytest.raises(ClipError, match=r"c\.mp4 is damaged or no video"):
+    with pytest.raises(ClipError, match=r"cannot read the video .*c\.mp4: Invalid data"):
         clip(text).read((32, 48), 501)
     cut_off = tmp_path / "d.mp4"
     cut_off.write_bytes(video.read_bytes()[:-500])
-    with pytest.raises(ClipError, match=r"d\.mp4 is damaged or (no video|cut off at packet)"):
+    with pytest.raises(ClipError, match=r"d\.mp4 is damaged or cut off"):
         clip(cut_off).read((32, 48), 501)
     with pytest.raises(ClipError, match=r"ends after 40 frames, the cut is \[30, 50\]"):
         clip(video, cut=(30, 50)).read((32, 48), 501)

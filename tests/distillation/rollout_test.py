@@ -11,7 +11,8 @@ from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import level_sizes, transition
 from helios_jax.diffusion.solvers import make_solver
 from helios_jax.distillation.rollout import RolloutDraws, draw_exits, lowest_trained, rollout
-from helios_jax.sampling.chunk import begin_first_level, begin_level, plan_chunk
+from helios_jax.sampling.chunk import begin_first_level, begin_level
+from helios_jax.sampling.plan import plan_chunk
 
 SCHEDULER = SchedulerConfig(
     solver="dmd", use_dynamic_shifting=True, time_shift_type="linear", shift_after_upsampling=True
@@ -80,9 +81,9 @@ def test_published_grids(steps, timesteps, sigmas):
     plans = schedules((2,) * LEVELS, amplify=steps == 4)
     for level, plan in enumerate(plans):
         np.testing.assert_allclose(plan.timesteps, timesteps[level], atol=1e-3)
-        assert plan.rows[-1, 1] == 0
+        assert plan.step_scalars[-1, 1] == 0
         if sigmas:
-            np.testing.assert_allclose(plan.rows[:, 0], sigmas[level], atol=1e-5)
+            np.testing.assert_allclose(plan.step_scalars[:, 0], sigmas[level], atol=1e-5)
 
 
 def test_only_few_step_schedules_are_rolled_out():
@@ -91,7 +92,7 @@ def test_only_few_step_schedules_are_rolled_out():
 
 
 def test_the_last_exits_are_the_sampler():
-    """Exits behind every step: level by level what a chunk's sampling runs."""
+    """Exits after the last steps: level by level, the steps of a sampled chunk."""
     plans, noise = schedules((2, 3, 2)), draws()
     solver = make_solver(SCHEDULER)
     state = begin_first_level(solver, noise.initial, LEVELS - 1)
@@ -99,9 +100,9 @@ def test_the_last_exits_are_the_sampler():
         if level:
             z = noise.blocks[level - 1]
             state = begin_level(solver, state, z, transition(SCHEDULER, level), SCHEDULER.gamma, jnp.float32)
-        for row, timestep in zip(plan.rows, plan.timesteps, strict=True):
+        for scalars, timestep in zip(plan.step_scalars, plan.timesteps, strict=True):
             v = velocity(GAINS, state.x, jnp.full(SHAPE[:1], timestep, jnp.float32), level)
-            state = solver.step(state, v, jnp.asarray(row))
+            state = solver.step(state, v, jnp.asarray(scalars))
     result = rollout(velocity, GAINS, SCHEDULER, plans, noise, jnp.array([1, 2, 1]), 2)
     np.testing.assert_allclose(result, solver.finish(state, jnp.float32), atol=2e-6)
 

@@ -13,7 +13,7 @@ from helios_jax.data.moving_shapes import MovingShapes, vocabulary
 from helios_jax.evaluation.moving_shapes import judge, rates, show
 from helios_jax.experiments import stage1_init, stage2_init, tiny_vae, train_tiny
 from helios_jax.experiments.tiny_curves import write_curves
-from helios_jax.training.batch import LatentBatch, Text, VideoBatch
+from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
 from helios_jax.training.overrides import frozen
 
 
@@ -27,7 +27,7 @@ def test_stages_fit_together_and_to_their_batches(size, tmp_path):
         target=np.zeros((2, 9, 8, 8, 16), jnp.bfloat16),
         history=np.zeros((2, 19, 8, 8, 16), jnp.bfloat16),
         anchor=np.zeros((2, 1, 8, 8, 16), jnp.bfloat16),
-        text=Text(tokens=np.zeros((2, first.data.tokens), np.int32), lengths=np.ones(2, np.int32)),
+        text=PromptBatch(tokens=np.zeros((2, first.data.tokens), np.int32), lengths=np.ones(2, np.int32)),
     )
     for experiment in (first, second):
         loss, _ = jax.eval_shape(experiment.method.loss, networks, batch, jax.random.split(jax.random.key(0), 2))

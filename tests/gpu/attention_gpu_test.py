@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from attention_cases import AttentionCases, relative_error
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 from pallas_kernels.attention import attention, attention_packed, attention_reference
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 
 class TestPallas(AttentionCases):

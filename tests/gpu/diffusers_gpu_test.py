@@ -18,9 +18,9 @@ from helios_jax.checkpoints.key_tables import published_entries
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.context import Tiers
 from helios_jax.models import HeliosTransformer
-from pallas_kernels import compat
+from pallas_kernels import devices
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

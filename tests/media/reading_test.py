@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helios_jax.media import reading
+from helios_jax.media import decoding, pixels, reading
 
 
 def smooth_clip(frames: int, height: int, width: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def encode(path, clip: np.ndarray, **options: str) -> bytes:
         stream.pix_fmt = "yuv420p"
         for pixels in clip:
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", interpolation=reading.SWSCALE_FLAGS)))
+            container.mux(stream.encode(frame.reformat(format="yuv420p", interpolation=decoding.SWSCALE_FLAGS)))
         container.mux(stream.encode(None))
     return path.read_bytes()
 
@@ -61,7 +61,7 @@ def test_floats_keep_their_precision(dtype):
     np.testing.assert_allclose(reading.load_image(values[0], 8, 8), 2 * values[0] - 1, atol=1.3e-7)
     frames = reading.load_video(values, 8, 8)
     assert frames.dtype == np.float32
-    np.testing.assert_allclose(reading.to_signed(frames), 2 * values - 1, atol=1.3e-7)
+    np.testing.assert_allclose(pixels.to_signed(frames), 2 * values - 1, atol=1.3e-7)
 
 
 @pytest.mark.parametrize("size", [(12, 16), (48, 100)])
@@ -173,7 +173,7 @@ def test_arrays_and_lists(noise):
     small = reading.load_video(clip, 12, 16)
     assert small.dtype == np.uint8
     for k, frame in enumerate(clip):
-        np.testing.assert_array_equal(reading.to_signed(small)[k], reading.load_image(frame, 12, 16))
+        np.testing.assert_array_equal(pixels.to_signed(small)[k], reading.load_image(frame, 12, 16))
     for video in ([Image.fromarray(frame) for frame in clip], list(clip)):
         np.testing.assert_array_equal(reading.load_video(video, 12, 16), small)
 

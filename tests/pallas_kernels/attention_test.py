@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from attention_cases import AttentionCases, draw, relative_error
 
+from pallas_kernels import devices
 from pallas_kernels.attention import AttentionConfig, api, attention, attention_packed, attention_reference, xla
 
 
@@ -41,22 +42,22 @@ def test_an_implementation_that_cannot_run_says_why(implementation):
 
 def test_unknown_implementation():
     q = jnp.zeros((1, 8, 1, 128))
-    with pytest.raises(ValueError, match="unknown attention implementation 'triton'"):
-        api._choose(
-            "triton", q, api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
-        )
+    problem = api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
+    message = "unknown attention implementation 'triton'; expected 'pallas', 'cudnn', 'xla' or None"
+    with pytest.raises(ValueError, match=message):
+        api._OP.choose("triton", q, q, q, problem)
 
 
 def test_cudnn_is_not_chosen_where_a_key_counts_several_times(monkeypatch):
     monkeypatch.setattr(api.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(api.compat, "is_hopper", lambda: False)
+    monkeypatch.setattr(devices, "is_hopper", lambda: False)
     q = jnp.zeros((1, 8, 1, 128), jnp.bfloat16)
     once = api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
     twice = dataclasses.replace(once, last_key_count=2)
-    assert api._choose(None, q, once) is api._cudnn
-    assert api._choose(None, q, twice) is api._xla
+    assert api._OP.choose(None, q, q, q, once) == "cudnn"
+    assert api._OP.choose(None, q, q, q, twice) == "xla"
     with pytest.raises(NotImplementedError, match="'cudnn' cannot run: it counts every key once, got last_key_count=2"):
-        api._choose("cudnn", q, twice)
+        api._OP.choose("cudnn", q, q, q, twice)
 
 
 def test_last_key_count_out_of_range():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from elementwise_cases import normal
 
-from pallas_kernels import dispatch
-from pallas_kernels.linear import hopper, linear
+from pallas_kernels import devices
+from pallas_kernels.linear import config, hopper, linear
 
 GELU_SLOPE = np.sqrt(2 / np.pi)
 
@@ -43,7 +43,7 @@ def device(monkeypatch):
         y = y if bias is None else y + bias
         return (y if activation is None else jax.nn.gelu(y, approximate=True)).astype(x.dtype)
 
-    monkeypatch.setattr(dispatch, "_missing_hardware", lambda: None)
+    monkeypatch.setattr(devices, "is_hopper", lambda: True)
     monkeypatch.setattr(hopper, "linear_hopper", linear_hopper)
     return calls
 
@@ -176,4 +176,4 @@ def test_operands_that_do_not_fit(options, message, monkeypatch):
     ],
 )
 def test_choice_of_tiles(rows, columns, num_blocks, block):
-    assert hopper.choose_config(rows, columns, num_blocks).block == block
+    assert config.choose_config(rows, columns, num_blocks).block == block

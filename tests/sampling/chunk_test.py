@@ -9,7 +9,7 @@ import pytest
 from helios_jax.diffusion import level_schedule
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.sampling import chunk as chunk_module
-from helios_jax.sampling.chunk import plan_chunk
+from helios_jax.sampling.plan import plan_chunk
 
 # No other test samples at this size, so that nothing is compiled when these begin.
 FRESH = {"height": 128, "width": 64, "max_text_tokens": 8}
@@ -44,6 +44,7 @@ def test_compiles_once(pipelines, compiled, kind, steps, other_steps, scales, le
     assert compiled == []
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_amplified_first_chunk_needs_no_program_of_its_own(distilled, compiled):
     arguments = {"num_frames": 66, "steps": (1, 1, 1), "progress": False, **SMALL}
     plain = distilled("a fox", amplify_first_chunk=False, **arguments)
@@ -53,6 +54,7 @@ def test_amplified_first_chunk_needs_no_program_of_its_own(distilled, compiled):
     assert np.abs(plain.latents - amplified.latents)[:, :9].max() > 0.01
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_live_prompt_compiles_the_blend_once(distilled, compiled):
     stream = distilled.stream("a fox", num_frames=None, steps=(1, 1, 1), **SMALL)
     stream.set_prompt("a dog", blend_chunks=4)
@@ -65,6 +67,7 @@ def test_live_prompt_compiles_the_blend_once(distilled, compiled):
     assert compiled == []
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_bfloat16(pipelines, bfloat16, compiled):
     """The default dtype: one program per level all the same, and a video near that of fp32."""
     arguments = {"num_frames": 66, "steps": (1, 1, 1), "progress": False, **SMALL}
@@ -97,10 +100,10 @@ def test_plan_of_a_distilled_chunk(distilled, amplify):
     assert [plan.transition is None for plan in plans] == [True, False, False]
     for level, (plan, tokens) in enumerate(zip(plans, (540, 540, 2160), strict=True)):
         schedule = level_schedule(distilled.scheduler, level, 2, num_tokens=tokens, amplify=amplify)
-        assert len(plan.timesteps) == len(plan.rows) == (4 if amplify else 2)
+        assert len(plan.timesteps) == len(plan.step_scalars) == (4 if amplify else 2)
         np.testing.assert_array_equal(plan.timesteps, np.floor(schedule.timesteps))
-        np.testing.assert_allclose(plan.rows[:, 0], schedule.sigmas[:-1], rtol=1e-6)
-        np.testing.assert_allclose(plan.rows[:, 1], schedule.sigmas[1:], rtol=1e-6)
+        np.testing.assert_allclose(plan.step_scalars[:, 0], schedule.sigmas[:-1], rtol=1e-6)
+        np.testing.assert_allclose(plan.step_scalars[:, 1], schedule.sigmas[1:], rtol=1e-6)
 
 
 def test_plan_of_a_single_stage_keeps_fractions(pipelines):
@@ -119,6 +122,7 @@ def test_plan_of_a_single_stage_keeps_fractions(pipelines):
     assert (plan.size, plan.transition) == ((48, 80), None)
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_zero_init_skips_the_network(pipelines, monkeypatch):
     """CFG-Zero* takes its first two steps at velocity zero: of 3 + 1 + 1 steps the network sees the last three."""
     calls = []
@@ -136,6 +140,7 @@ def test_zero_init_skips_the_network(pipelines, monkeypatch):
     assert calls == [info.timestep for info in seen][2:]
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_guidance_doubles_the_batch_of_the_network(pipelines, monkeypatch):
     batches = []
     original = HeliosTransformer.denoise
@@ -152,6 +157,7 @@ def test_guidance_doubles_the_batch_of_the_network(pipelines, monkeypatch):
     assert batches == [1, 2]
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_noise_in_device_memory_survives(pipelines):
     """A noise source may keep its arrays on the device: none of them is donated."""
 

@@ -9,6 +9,8 @@ import pytest
 import helios_jax as hx
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.sampling.conditioning import Conditioner
+from helios_jax.sampling.request import Request, SampleInputs
+from helios_jax.sampling.settings import SampleSettings
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8, "num_frames": 33}
 
@@ -103,17 +105,14 @@ def test_refused_by_base(pipelines, case):
 
 @pytest.mark.usefixtures("idle")
 def test_unguided_negative_prompts_are_not_looked_at(distilled):
-    defaults = distilled._defaults
-    request = defaults.resolve(**resolve_arguments(negative_prompt=["a", "b"]))
+    request = resolve(distilled, negative_prompt=["a", "b"])
     assert not request.guided
 
 
-def resolve_arguments(**arguments) -> dict:
-    """Everything that ``RequestDefaults.resolve`` takes."""
-    names = ("negative_prompt", "prompt_embeds", "negative_prompt_embeds", "image", "video", "steps", "guidance_scale")
-    optional = dict.fromkeys((*names, "amplify_first_chunk", "vae_slice_frames"))
-    fixed = {"has_text_encoder": True, "skip_first_chunk": False, "keep_first_frame": True, "max_text_tokens": 512}
-    return {"prompt": "", "height": 384, "width": 640, "num_frames": 132, **optional, **fixed, **arguments}
+def resolve(pipe: hx.HeliosPipeline, settings: SampleSettings | None = None, **inputs) -> Request:
+    """The checked call, for an empty prompt by default."""
+    inputs = SampleInputs(**{"prompt": "", **inputs})
+    return pipe._defaults.resolve(inputs, settings or SampleSettings(), has_text_encoder=True)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def resolve_arguments(**arguments) -> dict:
     [("base", (50,), 5.0, False), ("mid", (20, 20, 20), 5.0, False), ("distilled", (2, 2, 2), 1.0, True)],
 )
 def test_defaults_are_the_published_ones(pipelines, kind, steps, scale, amplify):
-    request = pipelines(kind)._defaults.resolve(**resolve_arguments())
+    request = resolve(pipelines(kind))
     found = (request.steps, request.guidance_scale, request.amplify_first_chunk, request.num_chunks, request.batch)
     assert found == (steps, scale, amplify, 4, 1)
     assert request.guided == (scale > 1)
@@ -147,6 +146,7 @@ def test_without_text_encoder_embeddings_are_needed(distilled, pipelines):
         guided.stream(prompt_embeds=embeds(1, 8, 24), **SMALL | {"steps": 2})
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_guidance_on_a_distilled_model_warns_and_is_applied(distilled):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="guidance_scale")
@@ -156,6 +156,7 @@ def test_guidance_on_a_distilled_model_warns_and_is_applied(distilled):
     assert np.abs(guided - plain).mean() > 0.01
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_long_text_warns(distilled):
     with pytest.warns(UserWarning, match=r"a prompt has \d+ tokens and the limit is 8"):
         distilled.stream("a red fox trots through fresh snow", **SMALL)
@@ -163,5 +164,5 @@ def test_long_text_warns(distilled):
 
 def test_prompt_schedule_is_one_video(distilled):
     schedule = hx.PromptSchedule(prompts=["a fox", "a dog"])
-    assert distilled._defaults.resolve(**resolve_arguments(prompt=schedule)).batch == 1
-    assert distilled._defaults.resolve(**resolve_arguments(prompt=["a fox", "a dog"])).batch == 2
+    assert resolve(distilled, prompt=schedule).batch == 1
+    assert resolve(distilled, prompt=["a fox", "a dog"]).batch == 2

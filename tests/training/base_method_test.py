@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from method_cases import (
+    EXECUTION,
     LAYOUT,
     draw,
     draw_parameter,
@@ -25,7 +26,7 @@ from helios_jax.config import TextEncoderConfig
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.models.tokenization import encode_tokens
-from helios_jax.training.batch import Text
+from helios_jax.training.batch import PromptBatch
 from helios_jax.training.corruption import Corruption
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.base import Base
@@ -51,7 +52,7 @@ def test_loss_of_a_network_that_predicts_nothing():
 def test_loss_from_keys_is_the_loss_from_their_draws():
     batch, module = latent_batch(2), networks()
     graph, state = nnx.split(module)
-    value = jax.jit(lambda state: WHOLE.loss(nnx.merge(graph, state), batch, keys(2))[0])(state)
+    value = jax.jit(lambda state: WHOLE.loss(nnx.merge(graph, state), batch, keys(2), EXECUTION)[0])(state)
     expected = loss(WHOLE, module, batch, draw(WHOLE, batch, keys(2)))[0]
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
 
@@ -96,12 +97,12 @@ def test_text_from_tokens_is_encoded_inside_the_loss():
     tokens, lengths = jnp.arange(10).reshape(2, 5) + 5, jnp.array([5, 2])
     embeds = encode_tokens(encoder, tokens, jnp.array([[True] * 5, [True, True, False, False, False]]))
     assert not np.asarray(embeds[1, 2:]).any()
-    batch = dataclasses.replace(latent_batch(2), text=Text(embeds=embeds))
+    batch = dataclasses.replace(latent_batch(2), text=PromptBatch(embeds=embeds))
     draws = draw(METHOD, batch, keys(2))
     expected = loss(METHOD, networks(), batch, draws)[0]
 
     both = Networks(transformer=networks().transformer, text_encoder=encoder.module)
-    batch = dataclasses.replace(batch, text=Text(tokens=tokens, lengths=lengths))
+    batch = dataclasses.replace(batch, text=PromptBatch(tokens=tokens, lengths=lengths))
     value, gradient = value_and_grad(METHOD, both, batch, draws)
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     assert {path.split("/")[0] for path in gradient} == {"transformer", "text_encoder"}
@@ -116,11 +117,20 @@ def test_missing_networks_and_texts_are_named():
     assert list(nnx.state(given)) == ["transformer"]
     assert not hasattr(given, "vae")
     with pytest.raises(AttributeError, match=r"no text_encoder among the networks \(transformer\): pass text_encoder="):
-        given.text_embeds(Text(tokens=jnp.zeros((1, 3), int), lengths=jnp.array([1])))
+        given.text_embeds(PromptBatch(tokens=jnp.zeros((1, 3), int), lengths=jnp.array([1])))
     with pytest.raises(ValueError, match="the batch has no text"):
-        given.text_embeds(Text(tokens=jnp.zeros((1, 3), int)))
-    with pytest.raises(AttributeError, match="'Networks' object has no attribute 'discriminator'"):
-        _ = given.discriminator
+        given.text_embeds(PromptBatch(tokens=jnp.zeros((1, 3), int)))
+    with pytest.raises(AttributeError, match="'Networks' object has no attribute '_transformer'"):
+        _ = given._transformer
+
+
+def test_networks_may_have_any_names():
+    both = Networks(discriminator=networks().transformer, transformer=networks().transformer)
+    again = nnx.merge(*nnx.split(both))
+    assert sorted(nnx.state(again)) == ["discriminator", "transformer"]
+    assert again.discriminator.config == both.transformer.config
+    with pytest.raises(AttributeError, match=r"no critic among the networks \(discriminator, transformer\)"):
+        _ = again.critic
 
 
 def test_networks_survive_split_and_merge():

@@ -3,35 +3,61 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_training import ToyIterator, toy_experiment
+from toy_training import ToyIterator, ToyStart, toy_experiment
 
 from helios_jax.training.checkpoints import Checkpoints, check_settings, write_settings
+from helios_jax.training.descent import PLAYER, Descent
 from helios_jax.training.ema import Ema
 from helios_jax.training.overrides import as_json
 from helios_jax.training.sharding import MeshShape
-from helios_jax.training.state import abstract_state, initial_state
+from helios_jax.training.starts import FromCheckpoint
+from helios_jax.training.state import abstract_state, initial_state, state_from_items, state_items
 from helios_jax.training.trainer import train
+from helios_jax.training.updates import Updater
 
 MESH = MeshShape().build()
-OPTIMIZER = toy_experiment().optimizer.build(["a", "b"], 10)
 EMA = Ema()
 
 
-def make_state(value: float = 0.0, size: int = 8, ema: Ema | None = None):
-    params = {"a": jnp.arange(float(size)) + value, "b": jnp.full((2, 2), value)}
-    state = initial_state(jax.device_put(params, MESH.devices[0, 0, 0]), {"c": jnp.ones(3)}, OPTIMIZER, ema, MESH)
-    return dataclasses.replace(state, step=jnp.int32(7))
+def updaters(ema, names):
+    adamw = toy_experiment().optimizer
+    optimizer = adamw.build(["a", "b"], 10)
+    return {name: Updater(optimizer=optimizer, learning_rates=adamw.learning_rates(10), ema=ema) for name in names}
 
 
-def abstract(size: int = 8, ema: Ema | None = None):
+def make_state(value: float = 0.0, size: int = 8, ema: Ema | None = None, names=("one",)):
+    params = {
+        name: {"a": jnp.arange(float(size)) + value + number, "b": jnp.full((2, 2), value)}
+        for number, name in enumerate(names)
+    }
+    state = initial_state(updaters(ema, names), jax.device_put(params, MESH.devices[0, 0, 0]), MESH)
+    players = {
+        name: dataclasses.replace(player, updates=jnp.int32(7 - number), ema_count=jnp.int32(5 + number))
+        for number, (name, player) in enumerate(state.players.items())
+    }
+    return dataclasses.replace(state, step=jnp.int32(7), players=players)
+
+
+def make_items(*args, **options):
+    return state_items(make_state(*args, **options))
+
+
+def abstract(size: int = 8, ema: Ema | None = None, names=("one",)):
     params = {"a": jax.ShapeDtypeStruct((size,), jnp.float32), "b": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
-    return abstract_state(params, {"c": jnp.ones(3)}, OPTIMIZER, ema, MESH)
+    return abstract_state(updaters(ema, names), {name: params for name in names}, MESH)
+
+
+def restore(checkpoints, data, **options):
+    expected = abstract(**options)
+    return state_from_items(*checkpoints.restore(state_items(expected), data), expected)
 
 
 def advanced(position):
@@ -40,14 +66,15 @@ def advanced(position):
     return data
 
 
+@pytest.mark.parametrize("names", [("one",), ("generator", "critic")])
 @pytest.mark.parametrize("ema", [None, EMA])
-def test_everything_comes_back(tmp_path, ema):
-    state = make_state(0.5, ema=ema)
+def test_everything_comes_back(tmp_path, ema, names):
+    state = make_state(0.5, ema=ema, names=names)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, advanced(11), step=7)
+        checkpoints.save(state_items(state), advanced(11), step=7)
     data = advanced(0)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(abstract(ema=ema), data)
+        restored = restore(checkpoints, data, ema=ema, names=names)
     assert data.position == 11
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for found, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
@@ -58,15 +85,15 @@ def test_everything_comes_back(tmp_path, ema):
 def test_the_newest_and_the_milestones_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
         for step in range(1, 8):
-            checkpoints.save(make_state(float(step)), advanced(step), step=step)
+            checkpoints.save(make_items(float(step)), advanced(step), step=step)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 6, 7]
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(1.0), advanced(1), step=1)
-        checkpoints.save(make_state(2.0), advanced(2), step=1)
-        assert float(checkpoints.restore(abstract(), advanced(0)).trainable["b"][0, 0]) == 1.0
+        checkpoints.save(make_items(1.0), advanced(1), step=1)
+        checkpoints.save(make_items(2.0), advanced(2), step=1)
+        assert float(restore(checkpoints, advanced(0)).players["one"].trainable["b"][0, 0]) == 1.0
 
 
 @contextlib.contextmanager
@@ -82,37 +109,38 @@ def largest_file(size):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capfd):
     size, random = 10**6, np.random.default_rng(0)
-    state = make_state(size=size)
-    noise = {**state.trainable, "a": jnp.asarray(random.standard_normal(size), jnp.float32)}
-    state = dataclasses.replace(state, trainable=noise)
+    items = make_items(size=size)
+    noise = jnp.asarray(random.standard_normal(size), jnp.float32)
+    items["one"]["trainable"]["a"] = noise
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, advanced(3), step=3, wait=True)
+    checkpoints.save(items, advanced(3), step=3, wait=True)
     problem = r"could not be written to .* GiB are free .*that of step 3 is complete. Make room"
     with largest_file(10**5), pytest.raises(OSError, match=problem):
-        checkpoints.save(state, advanced(4), step=4, wait=True)
+        checkpoints.save(items, advanced(4), step=4, wait=True)
     checkpoints.close()
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
     assert "Traceback" not in capfd.readouterr().err
     with Checkpoints(tmp_path) as again:
-        np.testing.assert_array_equal(again.restore(abstract(size), advanced(0)).trainable["a"], noise["a"])
-        again.save(state, advanced(4), step=4)
+        found = restore(again, advanced(0), size=size).players["one"].trainable["a"]
+        np.testing.assert_array_equal(found, noise)
+        again.save(items, advanced(4), step=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(make_state(float(step)), advanced(step), step=step)
-    for part in (tmp_path / "2" / "trainable").rglob("*"):
+            checkpoints.save(make_items(float(step)), advanced(step), step=step)
+    for part in (tmp_path / "2" / "one").rglob("*"):
         if part.is_file() and part.parent.name == "d":
             part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"2 is damaged .* go on from step 1"):
-        checkpoints.restore(abstract(), advanced(0))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"2 is damaged .* resume from step 1"):
+        restore(checkpoints, advanced(0))
 
 
 def test_an_unfinished_checkpoint_is_ignored(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(1.0), advanced(1), step=1)
+        checkpoints.save(make_items(1.0), advanced(1), step=1)
     (tmp_path / "2.orbax-checkpoint-tmp" / "trainable").mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps == [1]
@@ -120,15 +148,53 @@ def test_an_unfinished_checkpoint_is_ignored(tmp_path):
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(), advanced(1), step=1)
+        checkpoints.save(make_items(), advanced(1), step=1)
         with pytest.raises(ValueError, match="damaged or of another run"):
-            checkpoints.restore(abstract(size=9), advanced(0))
+            restore(checkpoints, advanced(0), size=9)
 
 
-def test_a_failed_checkpoint_stops_the_run_and_the_run_can_go_on(tmp_path):
+def test_a_failed_checkpoint_stops_the_run_and_the_run_can_be_resumed(tmp_path):
     with largest_file(5 * 10**5), pytest.raises(OSError, match="could not be written"):  # the optimizer has 2 MB
         train(toy_experiment(), tmp_path)
     assert train(toy_experiment(), tmp_path) == 0
+
+
+def old_run(folder):
+    """Unpacks a run of 4 steps in the layout before there were players, and the experiment that it is of.
+
+    It was begun with the code of commit ebfcd60, and resumed there to step 6. ``step_4.npz`` has the state of step 4 by
+    path of (trainable, optimizer, ema, step), ``product_6.npz`` the parameters exported in the end.
+    """
+    shutil.unpack_archive(pathlib.Path(__file__).with_name("data") / "run_of_one_player.zip", folder)
+    settings = {"start": ToyStart(width=4), "ema": Ema(decay=0.5, start=1), "checkpoint_every": 4}
+    return toy_experiment(steps=6, **settings)
+
+
+def test_a_checkpoint_from_before_there_were_players_is_read(tmp_path):
+    experiment = old_run(tmp_path)
+    expected, read = dict(np.load(tmp_path / "step_4.npz")), {}
+    data = advanced(0)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        running = Descent(method=experiment.method).start(
+            experiment, MESH, lambda abstract: read.setdefault("it", checkpoints.restore(abstract, data))
+        )
+    assert (read["it"][0], data.position) == (4, 4)
+    player = running.items()[PLAYER]
+    assert (int(player["updates"]), int(player["ema_count"])) == (4, 4)
+    found = (player["trainable"], player["optimizer"], player["ema"], jnp.int32(4))
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    assert leaves.keys() == expected.keys()
+    for name, array in expected.items():
+        assert leaves[name].dtype == array.dtype
+        np.testing.assert_array_equal(leaves[name], array, err_msg=name)
+
+
+def test_a_run_from_before_there_were_players_is_resumed(tmp_path):
+    assert train(old_run(tmp_path), tmp_path) == 0
+    product = dict(np.load(tmp_path / "product" / "6" / "params.npz"))
+    for name, array in np.load(tmp_path / "product_6.npz").items():
+        np.testing.assert_allclose(product[name], array, rtol=0, atol=1e-6, err_msg=name)
+    assert {path.name for path in (tmp_path / "checkpoints" / "6").iterdir()} >= {PLAYER, "progress"}
 
 
 def settings(**changes):
@@ -151,6 +217,14 @@ def test_changed_settings_are_listed(tmp_path):
     assert "  ema.decay: not there then, 0.5 now" in lines
     assert not any("steps" in line or "mesh" in line for line in lines)
     check_settings(tmp_path, settings(steps=20, mesh=MeshShape(data=1)), may_change=("steps", "mesh"))
+
+
+def test_settings_saved_under_an_earlier_name_of_a_class_are_the_same(tmp_path):
+    now = settings(start=FromCheckpoint(folder="a"))
+    write_settings(tmp_path, now | {"start": now["start"] | {"class": "Checkpoint"}})
+    check_settings(tmp_path, now, may_change=())
+    with pytest.raises(ValueError, match=r"start\.class: FromCheckpoint then, ToyStart now"):
+        check_settings(tmp_path, settings(), may_change=())
 
 
 def test_trainer_refuses_another_learning_rate_and_takes_more_steps(tmp_path):

@@ -9,12 +9,11 @@ from jax.extend.core import jaxprs_in_params
 
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.models import HeliosTransformer
-from helios_jax.training.batch import LatentBatch, Text
-from helios_jax.training.flops import forward_flops, history_tokens, training_flops
+from helios_jax.training.batch import LatentBatch, PromptBatch
+from helios_jax.training.flops import NetworkCalls, forward_flops, history_tokens, training_flops
 from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.networks import Networks
-from helios_jax.training.state import TrainState
 
 HELIOS = TransformerConfig.helios_14b()
 
@@ -26,7 +25,7 @@ def test_published_token_counts():
 def test_published_cost_per_token():
     """Per token, 40 layers: weights 19.713 GFLOP for history and 23.908 for current tokens; self-attention
     4 S 5120 40, that is 9.044 GFLOP at S = 11040; attention to text 0.419 GFLOP per current token."""
-    forward = forward_flops(HELIOS, [8640], 2400, 512)
+    forward = forward_flops(HELIOS, NetworkCalls(current=(8640,), history=2400, text=512))
     text = 2 * 512 * 2 * 5120**2 * 40
     assert forward.weights - text == pytest.approx(2400 * 19.713e9 + 8640 * 23.908e9, rel=1e-4)
     assert forward.attention == pytest.approx(11040 * 9.044e9 + 8640 * 0.419e9, rel=1e-3)
@@ -51,16 +50,13 @@ def test_forward_is_what_a_count_of_matrix_products_finds():
                 total += repeat * count(part)
         return total
 
-    forward = forward_flops(config, [9 * 8 * 8], 0, 77)
+    forward = forward_flops(config, NetworkCalls(current=(9 * 8 * 8,), history=0, text=77))
     # Patches, embedders and the last layer are left out of the formula: here 6 %, at 14B 0.2 %.
     assert count(jax.make_jaxpr(call)().jaxpr) == pytest.approx(forward.weights + forward.attention, rel=0.08)
 
 
-def state(trainable, frozen):
-    def arrays(shapes):
-        return {f"transformer/blocks/{name}": jnp.zeros(shape) for name, shape in shapes.items()}
-
-    return TrainState(step=0, trainable=arrays(trainable), frozen=arrays(frozen), optimizer=(), ema={})
+def params(**shapes):
+    return {f"transformer/blocks/{name}": jnp.zeros(shape) for name, shape in shapes.items()}
 
 
 def batch(config):
@@ -68,18 +64,19 @@ def batch(config):
         return np.zeros((1, frames, 16, 16, 16), np.float32)
 
     return LatentBatch(
-        target=zeros(9), history=zeros(19), anchor=zeros(1), text=Text(embeds=np.zeros((1, 7, config.text_dim)))
+        target=zeros(9), history=zeros(19), anchor=zeros(1), text=PromptBatch(embeds=np.zeros((1, 7, config.text_dim)))
     )
 
 
 def test_training_counts_what_is_trained():
     config = TransformerConfig.tiny()
     networks = Networks(transformer=HeliosTransformer(config, dtype="float32", rngs=nnx.Rngs(0)))
-    forward = forward_flops(config, [9 * 64], history_tokens(config, HistoryConfig(), 16, 16), 7)
-    everything = training_flops(Base(), networks, batch(config), state({"kernel": (10, 10)}, {}))
+    context = history_tokens(config, HistoryConfig(), 16, 16)
+    forward = forward_flops(config, NetworkCalls(current=(9 * 64,), history=context, text=7))
+    everything = training_flops(Base(), networks, batch(config), params(kernel=(10, 10)), {})
     assert everything == pytest.approx(3 * (forward.weights + forward.attention))
-    lora = state({"lora_a": (10, 1), "lora_b": (1, 10)}, {"kernel": (10, 10)})
-    adapters = training_flops(Base(), networks, batch(config), lora)
+    lora = params(lora_a=(10, 1), lora_b=(1, 10))
+    adapters = training_flops(Base(), networks, batch(config), lora, params(kernel=(10, 10)))
     assert adapters == pytest.approx((2 + 3 * 0.2) * forward.weights + 3 * forward.attention)
 
 
@@ -87,12 +84,12 @@ def test_levels_of_the_pyramid_are_calls_of_their_own():
     config = TransformerConfig.tiny()
     networks = Networks(transformer=HeliosTransformer(config, dtype="float32", rngs=nnx.Rngs(0)))
     context = history_tokens(config, HistoryConfig(), 16, 16)
-    forward = forward_flops(config, [36, 144, 144, 576], context, 7)
-    found = training_flops(Pyramid(ratios=(1, 2, 1)), networks, batch(config), state({"kernel": (10, 10)}, {}))
+    forward = forward_flops(config, NetworkCalls(current=(36, 144, 144, 576), history=context, text=7))
+    found = training_flops(Pyramid(ratios=(1, 2, 1)), networks, batch(config), params(kernel=(10, 10)), {})
     assert found == pytest.approx(3 * (forward.weights + forward.attention))
 
 
 def test_other_methods_have_no_formula():
     from helios_jax.training.methods.vae import Vae
 
-    assert training_flops(Vae(), None, None, state({}, {})) is None
+    assert training_flops(Vae(), None, None, {}, {}) is None

@@ -10,7 +10,7 @@ from method_cases import LAYOUT, keys, latent_batch
 
 from helios_jax.config import HistoryConfig
 from helios_jax.context import History
-from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.injection import ContextDrop, DropDraws, Injection, InjectionDraws, drop_context
 
 PUBLISHED = HistoryConfig()
@@ -88,7 +88,7 @@ def test_batch_level_form_is_that_of_the_first_sample():
 
 def sampling_batch(history: History) -> LatentBatch:
     target = jnp.zeros((history.frames.shape[0], 9, *history.frames.shape[2:]))
-    return LatentBatch(target=target, history=history.frames, anchor=history.anchor, text=Text())
+    return LatentBatch(target=target, history=history.frames, anchor=history.anchor, text=PromptBatch())
 
 
 def test_forms_are_the_contexts_of_sampling():

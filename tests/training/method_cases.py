@@ -10,7 +10,8 @@ from flax import nnx
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.models.transformer import HeliosTransformer
-from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.parallel.execution import Execution, Scanned
+from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.networks import Networks
 
 CONFIG = TransformerConfig(
@@ -28,6 +29,7 @@ LAYOUT = HistoryConfig(sizes=(4, 2, 1), chunk_frames=3)
 """7 frames of history and chunks of 3: small, and not the published numbers."""
 
 SIZE = (8, 8)
+EXECUTION = Execution(layers=Scanned())
 
 
 def keys(batch: int, seed: int = 0) -> jax.Array:
@@ -44,7 +46,7 @@ def latent_batch(batch: int, seed: int = 0, dtype: str = "float32") -> LatentBat
         target=normal(3, *SIZE, 4),
         history=normal(7, *SIZE, 4),
         anchor=normal(1, *SIZE, 4),
-        text=Text(embeds=normal(5, 32)),
+        text=PromptBatch(embeds=normal(5, 32)),
     )
 
 
@@ -88,12 +90,12 @@ def sample(tree, index: int):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(method, keys, batch):
-    return method.draw(keys, batch)
+    return method.draw(Networks(), batch, keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _loss(method, graph, state, batch, draws):
-    return method.loss_from_draws(nnx.merge(graph, state), batch, draws)
+    return method.loss_from_draws(nnx.merge(graph, state), batch, draws, EXECUTION)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

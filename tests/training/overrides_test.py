@@ -104,7 +104,7 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
         ("--config.optimizer.learning_rate=fast", "could not convert string to float"),
         ("--config.batch_size=1.5", "invalid literal for int"),
         ("--config.optimizer.schedule=linear", r"AdamW\.schedule must be 'constant' or 'cosine', got 'linear'"),
-        ("--config.method.remat=some", r"remat must be 'none' or 'attention' or 'full' or 'offload', got 'some'"),
+        ("--config.remat=some", r"remat must be 'none' or 'attention' or 'full' or 'offload', got 'some'"),
         ("--config.method.ratios=(1,1)", "3 levels need 3 numbers"),
         ("--config.batch_size=0", "batch_size must be at least 1"),
         ("--config.accumulation=3", "must be a multiple of accumulation=3"),

@@ -1,4 +1,4 @@
-"""What a run leaves behind: pipelines that sample, with adapters folded in, and VAEs that know their statistics."""
+"""Products of a run: pipelines that sample, with merged adapters, and VAEs with the statistics of their latents."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from helios_jax.models.lora import add_lora, merge_lora
 from helios_jax.training.params import flatten
 from helios_jax.training.products import MeasuredVae, Pipeline, released
 from helios_jax.training.sharding import MeshShape
-from helios_jax.training.starts import Checkpoint, Random
+from helios_jax.training.starts import FromCheckpoint, Random
 from helios_jax.training.validation import Reconstructions, Samples, write_clip
 
 MESH = MeshShape().build()
@@ -37,7 +37,7 @@ def product(parts):
 @pytest.fixture(scope="module")
 def trained(parts):
     """Its transformer with adapters that do something, and patchers in fp32, as training has them."""
-    networks = Checkpoint(folder=str(parts)).networks(MESH, jax.random.key(0))
+    networks = FromCheckpoint(folder=str(parts)).networks(MESH, jax.random.key(0))
     networks = add_lora(networks, rank=2, targets=("transformer/(blocks/attn1/.*|proj_out)",), key=jax.random.key(1))
     for layer in (networks.transformer.proj_out, networks.transformer.blocks.attn1.to_qkv):
         layer.lora_b = nnx.Param(layer.lora_b[...] + 0.05)
@@ -47,7 +47,9 @@ def trained(parts):
 
 
 def test_a_checkpoint_gives_the_networks_that_train_together(parts):
-    networks = Checkpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(MESH, jax.random.key(0))
+    networks = FromCheckpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(
+        MESH, jax.random.key(0)
+    )
     names = {path.split("/")[0] for path in flatten(networks)[1]}
     assert names == {"transformer", "text_encoder"}
     stored = hx.load_diffusers(parts, "text_encoder", dtype="bfloat16")
@@ -131,7 +133,9 @@ def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
 
 @pytest.mark.slow
 def test_validation_can_sample_with_the_text_encoder_that_is_trained(product, parts, tmp_path):
-    networks = Checkpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(MESH, jax.random.key(0))
+    networks = FromCheckpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(
+        MESH, jax.random.key(0)
+    )
     samples = Samples(
         every=1,
         prompts=("a",),
@@ -169,7 +173,7 @@ def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
     np.testing.assert_allclose(vae.config.latents_std, jnp.sqrt(spread), rtol=1e-3)
 
 
-def test_reconstructions_stand_beside_their_clips(vae, tmp_path):
+def test_clips_are_written_next_to_their_reconstructions(vae, tmp_path):
     from helios_jax.media.reading import load_video
 
     reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)
@@ -183,7 +187,7 @@ def test_reconstructions_stand_beside_their_clips(vae, tmp_path):
 def test_clips_are_written_with_a_row_per_chunk(tmp_path):
     from PIL import Image
 
-    video, sheet = write_clip(tmp_path / "clip.mp4", np.zeros((40, 16, 16, 3), np.uint8), 24)
+    video, sheet = write_clip(tmp_path / "clip.mp4", np.zeros((40, 16, 16, 3), np.uint8), 24, 33)
     assert video.exists()
     assert Image.open(sheet).height > 2 * Image.open(sheet).width // 6
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from helios_jax.training.sharding import MeshShape, data_shard, microbatches, put_batch
+from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
+from helios_jax.training.sharding import MeshShape, data_shard, microbatches, partition_specs, put_batch
 
 
 class Device:
@@ -63,6 +64,19 @@ def test_batches_must_divide_over_the_mesh():
 def test_microbatches_take_every_so_manieth_sample():
     mesh = MeshShape().build()
     keys = jax.random.split(jax.random.key(0), 6)
-    split, split_keys = jax.jit(lambda *arrays: microbatches(arrays, 3, mesh))(jnp.arange(6), keys)
+    arrays = jnp.arange(6), keys
+    split, split_keys = jax.jit(lambda *arrays: microbatches(arrays, partition_specs(arrays), 3, mesh))(*arrays)
     np.testing.assert_array_equal(split, [[0, 3], [1, 4], [2, 5]])
     np.testing.assert_array_equal(jax.random.key_data(split_keys)[1], jax.random.key_data(keys)[jnp.array([1, 4])])
+
+
+def test_batches_say_which_of_their_arrays_are_clips():
+    """Rows of clips are split over context, by the batch's own statement and not by the number of axes."""
+    samples, clips = PartitionSpec(("data", "fsdp")), PartitionSpec(("data", "fsdp"), None, "context")
+    clip, flat = np.zeros((2, 1, 4, 4, 3), np.float32), np.zeros((2, 5, 7), np.float32)
+    latents = LatentBatch(target=clip, history=clip, anchor=clip, text=PromptBatch(embeds=flat))
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert partition_specs((latents, keys)) == [clips, clips, clips, samples, samples]
+    assert partition_specs(VideoBatch(frames=clip.astype(np.uint8))) == [clips]
+    assert partition_specs({"x": clip}) == [samples]
+    assert len(jax.tree.leaves((latents, keys))) == 5

@@ -15,7 +15,8 @@ from flax import nnx
 
 import helios_jax as hx
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entries
-from helios_jax.training.batch import LatentBatch, Text
+from helios_jax.parallel.execution import Execution, Scanned
+from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.corruption import CorruptionDraws, SaturationDraws
 from helios_jax.training.injection import DropDraws, InjectionDraws
 from helios_jax.training.methods.base import Base, BaseDraws
@@ -45,7 +46,7 @@ def batch() -> LatentBatch:
         target=normal("target", *CHUNK),
         history=normal("history", *PAST),
         anchor=normal("anchor", 1, *PAST[1:]),
-        text=Text(embeds=normal("text", 5, 24)),
+        text=PromptBatch(embeds=normal("text", 5, 24)),
     )
 
 
@@ -90,7 +91,7 @@ def loss_and_gradients(method, draws) -> tuple[float, Factors]:
 
     def loss(factors: Factors) -> jax.Array:
         networks = Networks(transformer=nnx.merge(graph, merge(state, entries, factors)))
-        return method.loss_from_draws(networks, batch(), draws)[0]
+        return method.loss_from_draws(networks, batch(), draws, Execution(layers=Scanned()))[0]
 
     return jax.jit(jax.value_and_grad(loss))(lora_factors())
 

@@ -23,16 +23,14 @@ from helios_jax.training.experiment import Experiment
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import flatten
 
-WIDTH = 512
-
 
 class ToyNetworks(nnx.Module):
-    """Two layers; their kernels are large enough to be sharded."""
+    """Three layers; at width 512 their kernels are large enough to be sharded."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
+    def __init__(self, rngs: nnx.Rngs, width: int = 512) -> None:
         types = {"dtype": jnp.float32, "rngs": rngs}
-        self.net = nnx.Dict(first=linear(12, WIDTH, **types), second=linear(WIDTH, WIDTH, **types))
-        self.out = linear(WIDTH, 12, **types)
+        self.net = nnx.Dict(first=linear(12, width, **types), second=linear(width, width, **types))
+        self.out = linear(width, 12, **types)
 
     def __call__(self, x: Any) -> Any:
         return self.out(jax.nn.silu(self.net.second(jax.nn.silu(self.net.first(x)))))
@@ -42,8 +40,10 @@ class ToyNetworks(nnx.Module):
 class ToyStart:
     """Fresh weights."""
 
+    width: int = 512
+
     def networks(self, mesh: Any, key: Any) -> ToyNetworks:
-        return ToyNetworks(nnx.Rngs(key))
+        return ToyNetworks(nnx.Rngs(key), self.width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,9 @@ class ToyMethod:
 
     nan_at: int = -1
 
-    def loss(self, networks: ToyNetworks, batch: VideoBatch, keys: Any) -> tuple[Any, dict[str, Any]]:
+    def loss(
+        self, networks: ToyNetworks, batch: VideoBatch, keys: Any, execution: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
         x = batch.frames.reshape(len(batch.frames), -1).astype(jnp.float32) / 255
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
         error = jnp.square(networks(x + 0.5 * noise) - x).mean(-1)

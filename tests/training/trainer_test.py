@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 from toy_training import ToyData, ToyIterator, ToyMethod, ToyNetworks, toy_experiment
 
+from helios_jax.training.descent import PLAYER, procedure_of, sample_keys
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Lora
 from helios_jax.training.metrics import read_metrics
 from helios_jax.training.params import flatten
 from helios_jax.training.sharding import MeshShape, put_batch
-from helios_jax.training.state import initial_state, split_params
-from helios_jax.training.trainer import PREEMPTED, make_step, sample_keys, train
+from helios_jax.training.trainer import PREEMPTED, train
 
 
 def losses(workdir):
@@ -150,7 +150,7 @@ class EventfulIterator:
         self.iterator.set_state(state)
 
 
-def test_a_run_goes_on_where_it_was_cut_off(whole_run, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_off_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr("helios_jax.training.trainer.as_json", lambda experiment: {"run": "toy"})
     with pytest.raises(RuntimeError, match="power cut"):
         train(toy_experiment(data=EventfulData(at=6, event="crash")), tmp_path)
@@ -160,7 +160,7 @@ def test_a_run_goes_on_where_it_was_cut_off(whole_run, tmp_path, monkeypatch):
         np.testing.assert_array_equal(product(tmp_path)[name], array, err_msg=name)
 
 
-def test_sigterm_saves_and_tells_by_the_exit_code(whole_run, tmp_path, monkeypatch):
+def test_sigterm_saves_and_sets_the_exit_code(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr("helios_jax.training.trainer.as_json", lambda experiment: {"run": "toy"})
     before = signal.getsignal(signal.SIGTERM)
     assert train(toy_experiment(data=EventfulData(at=5, event="sigterm")), tmp_path) == PREEMPTED == 75
@@ -207,15 +207,17 @@ def test_moving_averages_are_validated_resumed_and_released(tmp_path, monkeypatc
 def test_a_step_copies_no_frozen_parameters_and_donates_the_rest():
     experiment = toy_experiment(trainable=(("out/.*", 1),))
     mesh = experiment.mesh.build()
-    graph, trainable, frozen = split_params(experiment.initial_networks(mesh), experiment.trainable, mesh)
-    optimizer = experiment.optimizer.build(trainable, 10)
-    state = initial_state(trainable, frozen, optimizer, None, mesh)
-    pointers = {name: array.unsafe_buffer_pointer() for name, array in frozen.items()}
-    old = state.trainable
-    step = jax.jit(make_step(experiment, graph, optimizer, mesh), donate_argnums=0)
-    state, _ = step(state, put_batch(next(ToyIterator(8, (0, 1), 0)), 8, mesh))
-    assert {name: array.unsafe_buffer_pointer() for name, array in state.frozen.items()} == pointers
-    assert all(array.is_deleted() for array in old.values())
+    running = procedure_of(experiment).start(experiment, mesh, None)
+
+    def frozen_pointers():
+        params = flatten(running.networks())[1]
+        return {name: array.unsafe_buffer_pointer() for name, array in params.items() if not name.startswith("out/")}
+
+    before, old = frozen_pointers(), running.items()[PLAYER]
+    assert sorted(before) == ["net/first/bias", "net/first/kernel", "net/second/bias", "net/second/kernel"]
+    running.step(put_batch(next(ToyIterator(8, (0, 1), 0)), 8, mesh), 1)
+    assert frozen_pointers() == before
+    assert all(array.is_deleted() for array in jax.tree.leaves(old))
 
 
 def test_keys_depend_on_step_and_sample_alone():

@@ -13,10 +13,11 @@ from method_cases import keys
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
-from helios_jax.models.vae import WanVae, normalize
+from helios_jax.models.vae import WanVae, normalize, to_model_range
 from helios_jax.models.vae_layers import frames_together
+from helios_jax.parallel.execution import SAMPLING
 from helios_jax.training.batch import VideoBatch
-from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae, to_model_range
+from helios_jax.training.methods.vae import Vae, decode_unbounded, measure_latents, prepare_vae
 from helios_jax.training.networks import Networks
 
 CONFIG = VaeConfig(
@@ -59,7 +60,7 @@ def test_pixels_span_the_range_of_the_model():
 
 def test_loss_in_numpy(vae):
     batch, own = clips(2), keys(2)
-    noise = Vae.draw(own, CONFIG, batch)
+    noise = Vae().draw(Networks(vae=vae.module), batch, own)
     assert noise.shape == (2, 2, 2, 3, 4)
 
     methods = [Vae(penalty="l1", kl_weight=0.25), Vae(kl_weight=0.25), Vae(kl_weight=0.25, square_weight=3.0)]
@@ -69,7 +70,7 @@ def test_loss_in_numpy(vae):
         networks = Networks(vae=vae.module)
         mean, logvar = vae.module.encode(to_model_range(batch.frames))
         decoded = decode_unbounded(vae.module, mean + jnp.exp(logvar / 2) * noise)
-        losses = [method.loss(networks, batch, own) for method in methods]
+        losses = [method.loss(networks, batch, own, SAMPLING) for method in methods]
         return losses, mean, logvar, decoded
 
     losses, mean, logvar, decoded = everything(vae)
@@ -153,7 +154,7 @@ def test_a_few_steps_learn_a_picture(vae):
     @jax.jit
     def step(state, kept, key):
         def loss(state):
-            return Vae(penalty="l1").loss(nnx.merge(graph, state), batch, key[None])
+            return Vae(penalty="l1").loss(nnx.merge(graph, state), batch, key[None], SAMPLING)
 
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(state)
         updates, kept = optimizer.update(gradient, kept, state)
@@ -189,4 +190,4 @@ def test_what_cannot_work_is_refused(vae):
         measure_latents(vae, [])
     batch = VideoBatch(frames=jnp.zeros((1, 6, 16, 16, 3), jnp.uint8))
     with pytest.raises(ValueError, match=r"clips of 6 frames; the VAE is trained on 4k \+ 1"):
-        Vae().loss(Networks(vae=vae.module), batch, keys(1))
+        Vae().loss(Networks(vae=vae.module), batch, keys(1), SAMPLING)

@@ -1,13 +1,20 @@
-"""Methods: what is learnt. A method turns networks and a batch into a loss.
+"""Methods: losses. A method turns networks and a batch into a loss, which ``descent`` descends.
 
     base      flow matching at full resolution (stage 1)
     pyramid   flow matching on the levels of the pyramid (stage 2)
     vae       reconstruction and KL of the VAE
 
-Each is split in two. ``draw`` makes everything random from one key per sample; ``loss_from_draws`` is a deterministic
-function of its result. A sample's draws therefore depend on its own key alone: not on the number of devices, the
-order of the batch or the other samples. Losses are means over samples, so that those of equal microbatches average to
-the loss of the whole.
+By convention a method's ``loss`` is composed of two functions, so that tests can replay recorded draws:
+
+    draws = method.draw(networks, batch, keys)                               everything random
+    method.loss_from_draws(networks, batch, draws, execution)                a deterministic function of the draws
+
+``draw`` uses one key per sample. A sample's draws therefore depend on its own key alone: not on the number of devices,
+the order of the batch or the other samples. Losses are means over samples, so that the losses of equal microbatches
+average to the loss of the whole batch.
+
+To add a method, write a frozen dataclass with ``loss`` in a file here, and an experiment file that uses it. A way to
+train that is not one loss for one player is a ``procedure.Procedure``, and takes the same place in an experiment.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -15,27 +22,32 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from helios_jax.parallel.execution import Execution
+from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.typing import Array, Float, Key
 
-Metrics = dict[str, Float[Array, ""]]
-"""Scalars to be logged beside the loss, means over the samples of the batch."""
-
 NOISE, TIMESTEP, CONTEXT, INPUT = range(4)
-"""Uses that a sample's key is folded by. Existing numbers never change: they decide what a seed means."""
+"""Uses of a sample's key, by which it is folded. Existing numbers never change: they decide what a seed means."""
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What the trainer runs. Methods are frozen dataclasses, hence static under ``jax.jit``."""
+    """A loss. Methods are frozen dataclasses, hence static under ``jax.jit``."""
 
-    def loss(self, networks: Networks, batch: Any, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, networks: Networks, batch: Any, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The mean loss of a batch, differentiable with respect to the parameters of ``networks``.
 
         Args:
-            networks: At least those that the method trains or runs.
-            batch: The batch of the method: ``LatentBatch`` or ``VideoBatch``.
+            networks: ``Networks`` with at least those that the method trains or runs.
+            batch: What the experiment's data yields: ``LatentBatch``, ``VideoBatch`` or a type of its own.
             keys: One key per sample of the batch.
+            execution: How a transformer's blocks are run; changes memory and speed, not the loss.
+
+        Returns:
+            The loss, and scalars to log in addition to it.
         """
         ...
 

@@ -3,8 +3,9 @@
     x_s  = (1 - s) x + s z                                        x: the chunk, z: noise, s: noise level    (1)
     loss = mean of w(s) |v(x_s, 1000 s, text, context) - (z - x)|^2                                         (2)
 
-(arXiv 2603.04379). The path (1), the context and the network are the functions that sampling runs. All but the network
-is computed in fp32, where the published training rounds x, z and s to bf16 before it mixes them.
+(arXiv 2603.04379). Sampling inverts (1) by ``diffusion.flow.predict_clean``. The path (1), the context and the network
+are the functions that sampling runs. Everything except the network is computed in fp32, where the published training
+rounds x, z and s to bf16 before mixing them.
 """
 
 import dataclasses
@@ -14,20 +15,21 @@ import jax.numpy as jnp
 
 from helios_jax.config import patch_tokens
 from helios_jax.diffusion.flow import interpolate, velocity
-from helios_jax.parallel.memory import Remat
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
+from helios_jax.training.flops import NetworkCalls, history_tokens
 from helios_jax.training.injection import Injection, InjectionDraws
 from helios_jax.training.methods import (
     CONTEXT,
     INPUT,
     NOISE,
     TIMESTEP,
-    Metrics,
     fold,
     mean_squares,
     per_sample,
 )
+from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.timesteps import TimestepSampling
 from helios_jax.typing import Array, Float, Key
@@ -40,9 +42,9 @@ class BaseDraws:
 
     Attributes:
         noise: z of equation (1).
-        u: Behind the noise levels, see ``TimestepSampling``.
+        u: The uniform draw that determines the noise level, see ``TimestepSampling``.
         context: Drops and corruptions of the context.
-        input: Corruption of x in (1), if there is any.
+        input: Corruption of x in (1); ``None`` without.
     """
 
     noise: Float[Array, "*B T H W C"]
@@ -56,23 +58,23 @@ class Base:
     """Trains ``networks.transformer`` (and, from tokens, ``networks.text_encoder``) on ``LatentBatch``.
 
     Attributes:
-        context: How the context is made.
+        context: How the context is computed from the batch.
         timesteps: Noise levels and their weights.
-        input_corruption: Damages the x of equation (1), never that of (2); ``None``, as published: nothing.
-        remat: What the backward pass recomputes, see ``HeliosTransformer.denoise``.
+        input_corruption: Damages the x of equation (1), never that of (2); ``None``: no damage, as published.
     """
 
     context: Injection = dataclasses.field(default_factory=Injection)
     timesteps: TimestepSampling = dataclasses.field(default_factory=TimestepSampling)
     input_corruption: Corruption | None = None
-    remat: Remat = "none"
 
-    def loss(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
         """See ``Method``."""
-        return self.loss_from_draws(networks, batch, self.draw(keys, batch))
+        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys), execution)
 
-    def draw(self, keys: Key[Array, " B"], batch: LatentBatch) -> BaseDraws:
-        """All draws for a batch of these shapes."""
+    def draw(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> BaseDraws:
+        """All draws for a batch; only its shapes matter."""
         chunk, past = batch.target.shape[1:], batch.history.shape[1:]
 
         def sample(key: Key[Array, ""]) -> BaseDraws:
@@ -86,7 +88,7 @@ class Base:
         return jax.vmap(sample)(keys)
 
     def loss_from_draws(
-        self, networks: Networks, batch: LatentBatch, draws: BaseDraws
+        self, networks: Networks, batch: LatentBatch, draws: BaseDraws, execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """Equation (2); the metric "mse" is without the weights."""
         transformer = networks.transformer
@@ -101,7 +103,16 @@ class Base:
             networks.text_embeds(batch.text),
             self.context.history(batch, draws.context).tiers(layout),
             layout,
-            remat=self.remat,
+            execution=execution,
         )
         errors = mean_squares(predicted - velocity(draws.noise, clean))
         return (self.timesteps.weight(sigma) * errors).mean(), {"mse": errors.mean()}
+
+    def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
+        """One call, see ``CountsCalls``."""
+        config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
+        return NetworkCalls(
+            current=(patch_tokens(config, frames, height, width),),
+            history=history_tokens(config, self.context.layout, height, width),
+            text=batch.text.length,
+        )

@@ -9,12 +9,14 @@ start and end noise (``diffusion.pyramid``, equations 2 and 5 there):
     x_s     = (1 - s) end_l + s start_l                           s, t from the level's table           (3)
     loss    = mean of |v(x_s, t, text, context) - (start_l - end_l)|^2                                  (4)
 
+In sampling, ``diffusion.pyramid.renoise`` gives the start point (1), and the solver's steps lead along (3) to (2).
+
 A chunk gives ``ratios[l]`` samples of level l, all with the same noise, and each sample counts the same whatever its
 size. The published training packs the samples of a chunk into one sequence with block-diagonal attention, over copies
 of one context; here the context is embedded once, and each level is one call of the network. The maths is the same.
 
-The network is told t as it is; published pyramid sampling truncates it to an integer. All but the network is computed
-in fp32 from float64 tables, where the published training rounds start and end points to bf16.
+The network's timestep input is t, unrounded; published pyramid sampling truncates it to an integer. Everything except
+the network is computed in fp32 from float64 tables, where the published training rounds start and end points to bf16.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from helios_jax.config import SchedulerConfig
+from helios_jax.config import SchedulerConfig, patch_tokens
 from helios_jax.diffusion.flow import interpolate, velocity
 from helios_jax.diffusion.pyramid import (
     Level,
@@ -35,20 +37,21 @@ from helios_jax.diffusion.pyramid import (
     upsample_nearest,
 )
 from helios_jax.models.transformer import Context
-from helios_jax.parallel.memory import Remat
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import LatentBatch
 from helios_jax.training.corruption import Corruption, CorruptionDraws, Segments, corrupt
+from helios_jax.training.flops import NetworkCalls, history_tokens
 from helios_jax.training.injection import Injection, InjectionDraws
 from helios_jax.training.methods import (
     CONTEXT,
     INPUT,
     NOISE,
     TIMESTEP,
-    Metrics,
     fold,
     mean_squares,
     per_sample,
 )
+from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.timesteps import table_entries
 from helios_jax.typing import Array, Float, Key
@@ -90,14 +93,14 @@ class PyramidDraws:
     """Everything random about a batch.
 
     Attributes:
-        noise: n of the last level.
-        u: U(0,1) behind the table entry of each sample of the chunk, samples of the lowest level first.
+        noise: n of the highest level.
+        u: U(0,1) that determines the table entry of each sample of the chunk, samples of the lowest level first.
         context: Drops and corruptions of the context.
         input: Corruption of each level's end point; empty if there is none.
     """
 
     noise: Float[Array, "*B T H W C"]
-    u: Float[Array, "*B N"]
+    u: Float[Array, "*B samples"]
     context: InjectionDraws
     input: tuple[CorruptionDraws, ...]
 
@@ -107,13 +110,12 @@ class Pyramid:
     """Trains ``networks.transformer`` (and, from tokens, ``networks.text_encoder``) on ``LatentBatch``.
 
     Attributes:
-        context: How the context is made.
+        context: How the context is computed from the batch.
         scheduler: The levels.
         ratios: Samples per level, lowest first; published: (1, 2, 1), then (1, 1, 1).
         reduction: "mean" over samples; "sum" over the samples of a chunk and mean over the batch, the scale of the
             published training without packing.
-        input_corruption: Damages the end points, and with them the target; ``None``, as published: nothing.
-        remat: What the backward pass recomputes, see ``HeliosTransformer.denoise``.
+        input_corruption: Damages the end points, and with them the target; ``None``: no damage, as published.
     """
 
     context: Injection = dataclasses.field(default_factory=Injection)
@@ -121,7 +123,6 @@ class Pyramid:
     ratios: tuple[int, ...] = (1, 2, 1)
     reduction: Literal["mean", "sum"] = "mean"
     input_corruption: Corruption | None = None
-    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         levels = self.scheduler.num_levels
@@ -130,12 +131,14 @@ class Pyramid:
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction {self.reduction!r} must be 'mean' or 'sum'")
 
-    def loss(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
         """See ``Method``."""
-        return self.loss_from_draws(networks, batch, self.draw(keys, batch))
+        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys), execution)
 
-    def draw(self, keys: Key[Array, " B"], batch: LatentBatch) -> PyramidDraws:
-        """All draws for a batch of these shapes."""
+    def draw(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> PyramidDraws:
+        """All draws for a batch; only its shapes matter."""
         frames, height, width, channels = chunk = batch.target.shape[1:]
         past, sizes = batch.history.shape[1:], level_sizes(self.scheduler, height, width)
 
@@ -156,7 +159,7 @@ class Pyramid:
         return jax.vmap(sample)(keys)
 
     def loss_from_draws(
-        self, networks: Networks, batch: LatentBatch, draws: PyramidDraws
+        self, networks: Networks, batch: LatentBatch, draws: PyramidDraws, execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """Equation (4); the metrics "level0/mse", ... are its parts."""
         transformer, layout = networks.transformer, self.context.layout
@@ -172,16 +175,16 @@ class Pyramid:
             start, end = path.start, path.end
             if self.input_corruption is not None:
                 end = corrupt(end, draws.input[index], self.input_corruption, Segments.whole(end.shape[1]))
-            # Copies of a chunk stay side by side, and so on the device that holds the chunk.
+            # Copies of a chunk are adjacent in the batch, and therefore stay on the device that holds the chunk.
             start, end = jnp.repeat(start, copies, 0), jnp.repeat(end, copies, 0)
             u = draws.u[:, first : first + copies].reshape(-1)
             predicted = transformer.denoise(
                 interpolate(start, end, per_sample(table_entries(u, level.sigmas))),
                 table_entries(u, level.timesteps),
                 text=jnp.repeat(text, copies, 0),
-                context=Context(tokens=jnp.repeat(context.tokens, copies, 0), rows=context.rows),
+                context=Context(tokens=jnp.repeat(context.tokens, copies, 0), modulation=context.modulation),
                 rope=transformer.rope(layout, history.frames.shape[2:4], end.shape[2:4], end.shape[1]),
-                remat=self.remat,
+                execution=execution,
             )
             errors.append(mean_squares(predicted - velocity(start, end)))
 
@@ -189,3 +192,17 @@ class Pyramid:
         if self.reduction == "sum":
             loss = loss * sum(self.ratios)
         return loss, {f"level{index}/mse": error.mean() for index, error in enumerate(errors)}
+
+    def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
+        """``ratios[l]`` calls of level l, see ``CountsCalls``: samples that share a call are counted apart."""
+        config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
+        sizes = level_sizes(self.scheduler, height, width)
+        return NetworkCalls(
+            current=tuple(
+                patch_tokens(config, frames, *size)
+                for size, ratio in zip(sizes, self.ratios, strict=True)
+                for _ in range(ratio)
+            ),
+            history=history_tokens(config, self.context.layout, height, width),
+            text=batch.text.length,
+        )

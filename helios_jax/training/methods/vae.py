@@ -4,7 +4,7 @@
     loss = mean rho(decode(z) - x) + kl_weight mean (mean^2 + exp(logvar) - 1 - logvar) / 2               (2)
 
 with rho(d) = |d| ("l1") or sqrt(d^2 + 1e-6) ("charbonnier"), plus square_weight d^2, and x in [-1, 1]. Both means are
-over elements.
+over elements. Sampling decodes with the same ``models.vae.WanVae``, which clips to [-1, 1] in addition.
 """
 
 import dataclasses
@@ -19,12 +19,14 @@ from flax import nnx
 
 from helios_jax.config import VaeConfig
 from helios_jax.models.network import Network
-from helios_jax.models.vae import WanVae, in_slices
+from helios_jax.models.vae import WanVae, in_slices, to_model_range
 from helios_jax.models.vae_layers import Conv, frames_together
+from helios_jax.parallel.execution import Execution
 from helios_jax.training.batch import VideoBatch
-from helios_jax.training.methods import NOISE, Metrics, fold
+from helios_jax.training.methods import NOISE, fold
+from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
-from helios_jax.typing import AnyArray, Array, Float, Key, UInt8
+from helios_jax.typing import Array, Float, Key, UInt8
 
 _INITIAL_LOGVAR = -6.0
 """Logarithm of the variance of a fresh VAE's posterior."""
@@ -33,20 +35,16 @@ _CHARBONNIER_EPSILON = 1e-6
 """Square of the error below which the Charbonnier penalty is quadratic."""
 
 
-def to_model_range(frames: UInt8[AnyArray, "B F H W P"]) -> Float[Array, "B F H W P"]:
-    """0 ... 255 to [-1, 1], fp32."""
-    return jnp.asarray(frames).astype(jnp.float32) / 127.5 - 1
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vae:
     """Trains ``networks.vae`` on ``VideoBatch``; the clips have 4k + 1 frames, as a chunk has.
 
     Attributes:
         penalty: "l1" or "charbonnier", smooth at zero.
-        square_weight: Weight of the squared error beside it, from which a fresh VAE learns small things sooner.
+        square_weight: Weight of the squared error that is added to it, from which a fresh VAE learns small things
+            sooner.
         kl_weight: Weight of the KL divergence from the standard normal, per element of the latents. It only has to
-            keep them bounded: ``measure_latents`` normalises them.
+            keep latents bounded: ``measure_latents`` normalises them.
     """
 
     penalty: Literal["l1", "charbonnier"] = "charbonnier"
@@ -57,17 +55,19 @@ class Vae:
         if self.penalty not in ("l1", "charbonnier"):
             raise ValueError(f"penalty {self.penalty!r} must be 'l1' or 'charbonnier'")
 
-    def loss(self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"]) -> tuple[Float[Array, ""], Metrics]:
-        """See ``Method``.
+    def loss(
+        self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"], execution: Execution
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """See ``Method``; ``execution`` has no effect, since a VAE is no stack of equal blocks.
 
         Raises:
             ValueError: The clips do not have 4k + 1 frames.
         """
-        return self.loss_from_draws(networks, batch, self.draw(keys, networks.vae.config, batch))
+        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys), execution)
 
-    @staticmethod
-    def draw(keys: Key[Array, " B"], config: VaeConfig, batch: VideoBatch) -> Float[Array, "B T h w C"]:
-        """eps of equation (1)."""
+    def draw(self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"]) -> Float[Array, "B T h w C"]:
+        """eps of equation (1), in the shape of the latents of ``networks.vae``."""
+        config = networks.vae.config
         _, frames, height, width, _ = batch.frames.shape
         if (frames - 1) % config.scale_factor_temporal:
             raise ValueError(
@@ -78,9 +78,10 @@ class Vae:
         return jax.vmap(lambda key: jax.random.normal(fold(key, NOISE), shape))(keys)
 
     def loss_from_draws(
-        self, networks: Networks, batch: VideoBatch, noise: Float[Array, "B T h w C"]
+        self, networks: Networks, batch: VideoBatch, draws: Float[Array, "B T h w C"], execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """Equation (2); the metrics "reconstruction" and "kl" are its parts, "psnr" is that of the batch in dB."""
+        del execution
         vae, video = networks.vae, to_model_range(batch.frames)
 
         def through(
@@ -89,9 +90,9 @@ class Vae:
             mean, logvar = vae.encode(clip[None])
             return mean[0], logvar[0], decode_unbounded(vae, mean + jnp.exp(0.5 * logvar) * noise)[0]
 
-        # Attention takes frames in turn: those of one clip, of all clips at once, by vmap.
+        # Attention loops over frames to save memory. Under vmap, a step of that loop takes one frame of every clip.
         with frames_together():
-            mean, logvar, decoded = jax.vmap(through)(video, noise)
+            mean, logvar, decoded = jax.vmap(through)(video, draws)
         difference = decoded.astype(jnp.float32) - video
         if self.penalty == "l1":
             reconstruction = jnp.abs(difference).mean()
@@ -105,11 +106,11 @@ class Vae:
 
 
 def prepare_vae(vae: WanVae) -> None:
-    """Changes a fresh VAE, in place, into one that is easily trained.
+    """Changes a VAE with random weights, in place, into one that trains easily.
 
-    Its posterior is narrow, since the decoder would learn to ignore latents that begin as noise of variance 1. And it
-    takes clips for stills: no convolution sees the past yet, and latents stand for every fourth frame, repeated. So
-    what it learns from stills holds for clips of any length, and from clips it only has to learn what moves.
+    Its posterior becomes narrow, because the decoder would learn to ignore latents that begin as noise of variance 1.
+    It treats clips as stills: no convolution sees the past yet, and latents encode every fourth frame, repeated. What
+    it learns from stills therefore holds for clips of any length, and from clips it only has to learn what moves.
     """
     vae.quant_conv.bias[...] = vae.quant_conv.bias[...].at[vae.config.z_dim :].set(_INITIAL_LOGVAR)
     for _, module in nnx.iter_graph(vae):
@@ -117,7 +118,7 @@ def prepare_vae(vae: WanVae) -> None:
             continue
         kernel = module.kernel[...]
         if kernel.ndim == 5:
-            present = math.sqrt(len(kernel)) * kernel[-1]  # alone, of the variance of all taps
+            present = math.sqrt(len(kernel)) * kernel[-1]  # the last tap alone, with the variance of all taps
         elif kernel.ndim == 3:
             present = jnp.tile(jnp.eye(kernel.shape[1], dtype=kernel.dtype), kernel.shape[2] // kernel.shape[1])
         else:
@@ -126,7 +127,7 @@ def prepare_vae(vae: WanVae) -> None:
 
 
 def decode_unbounded(vae: WanVae, latents: Float[Array, "B T h w C"]) -> Float[Array, "B F H W P"]:
-    """``WanVae.decode`` without its last step: where that clips to [-1, 1], no gradient would come back."""
+    """``WanVae.decode`` without its last step, the clipping to [-1, 1], through which no gradient flows."""
     return in_slices(vae.decoder, vae.post_quant_conv.over(latents.astype(vae.dtype)), None)
 
 

@@ -1,0 +1,130 @@
+"""How a stack of blocks is run, apart from what a block is.
+
+    Resident    every weight on the device, nothing kept for a gradient: sampling
+    Scanned     one ``lax.scan`` that keeps for the gradient what ``remat`` says: training
+
+An ``Execution`` is static under ``jax.jit``. The network passes it its blocks as one ``Layer``; neither the network nor
+a block asks which form runs it, so that a new form is only a new implementation of ``Layers``.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from helios_jax.parallel.memory import Remat, scan_layers
+from helios_jax.typing import Array, Int
+
+
+@runtime_checkable
+class Layer[R](Protocol):
+    """One layer of a stack, as ``Layers`` runs it; holds no arrays.
+
+    R is the residual stream between layers: a pytree in which the last addition may be pending.
+    """
+
+    def __call__(self, residual: R, layer: Any, constants: Any, *, is_last: bool = False) -> R:
+        """The stream after a layer, with an addition pending.
+
+        Args:
+            residual: The stream before it.
+            layer: What differs between layers, without the leading axis.
+            constants: Arrays that all layers share.
+            is_last: Return only the tokens that are read after the last layer.
+        """
+        ...
+
+    def pending(self, x: Array, constants: Any) -> R:
+        """``x`` with an addition of zero pending: the structure that a call returns."""
+        ...
+
+    def settled(self, x: Array) -> R:
+        """``x`` with nothing pending."""
+        ...
+
+    def total(self, residual: R) -> Array:
+        """The stream as one array, the pending addition made."""
+        ...
+
+    def last_tokens(self, x: Array) -> Array:
+        """The tokens of ``x`` that are read after the last layer."""
+        ...
+
+
+@runtime_checkable
+class Layers(Protocol):
+    """A form of running all layers of a stack in order. Implementations are frozen dataclasses, hence static."""
+
+    def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
+        """The residual stream after the last layer: of the tokens that are read then, and padding.
+
+        Args:
+            layer: One layer.
+            x: The stream before the first layer.
+            stacks: What differs between layers, with a leading layer axis.
+            constants: Arrays that all layers share.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resident:
+    """An index loop over stacked weights that are all on the device; for sampling.
+
+    The residual addition is deferred from each layer to the norm that opens the next one, which reads the stream
+    anyway.
+    """
+
+    def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
+        """See ``Layers``."""
+
+        # The last layer is handled separately, because history tokens need only their keys and values there. A scan
+        # over the other layers would need a stack without the last one: a copy of nearly all weights. An index into
+        # the whole stack is a view that XLA fuses into the kernels' reads.
+        def run_layer(index: Int[Array, ""] | int, residual: R, *, is_last: bool = False) -> R:
+            return layer(residual, jax.tree.map(lambda stack: stack[index], stacks), constants, is_last=is_last)
+
+        last = len(jax.tree.leaves(stacks)[0]) - 1
+        # A loop's carry must keep its structure, hence the pending zero in front of the first layer.
+        before_last = jax.lax.fori_loop(0, last, run_layer, layer.pending(x, constants))
+        return run_layer(last, before_last, is_last=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scanned:
+    """A scan over all layers; for training.
+
+    Attributes:
+        remat: What the gradient recomputes.
+    """
+
+    remat: Remat = "none"
+
+    def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
+        """See ``Layers``.
+
+        Raises:
+            ValueError: Unknown ``remat``.
+        """
+
+        # Between layers the addition is made: a gradient keeps the stream of every layer, and one array takes half the
+        # memory of two. The last layer runs like the others, since a scan has one body.
+        def body(x: Array, one: Any, constants: Any) -> Array:
+            return layer.total(layer(layer.settled(x), one, constants))
+
+        return layer.settled(layer.last_tokens(scan_layers(body, x, stacks, constants, self.remat)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the blocks of a network call are run; static under ``jax.jit``.
+
+    Attributes:
+        layers: How the stack is walked: ``Resident()`` for sampling, ``Scanned(remat=...)`` for training.
+    """
+
+    layers: Layers = dataclasses.field(default_factory=Resident)
+
+
+SAMPLING = Execution()
+"""The default: blocks as sampling runs them."""

@@ -1,0 +1,83 @@
+"""The text side of a stream: from prompts to the embeddings of successive chunks."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from helios_jax.models.tokenization import TextEncoder
+from helios_jax.sampling.prompts import EmbeddingTimeline, PromptSchedule
+from helios_jax.sampling.request import SampleInputs
+from helios_jax.typing import AnyArray, Array, DType, Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptEncoder:
+    """Turns the prompts of one call into embeddings of one shape and dtype.
+
+    Attributes:
+        text_encoder: Prompts -> embeddings; ``None`` when the checkpoint has none.
+        batch: Videos generated at once.
+        max_tokens: Length that texts are padded or cut to.
+        dtype: Compute dtype of the transformer, which given embeddings are rounded to.
+    """
+
+    text_encoder: TextEncoder | None
+    batch: int
+    max_tokens: int
+    dtype: DType
+
+    def texts(self, texts: str | Sequence[str] | None) -> Float[Array, "B S E"]:
+        """Embeddings of one text for the whole batch, or of one text per video; ``None`` is the empty text."""
+        assert self.text_encoder is not None, "the request was checked"
+        each = [texts or ""] * self.batch if texts is None or isinstance(texts, str) else list(texts)
+        return self.text_encoder(each, self.max_tokens)
+
+    def embeds(self, embeds: AnyArray) -> Float[Array, "B S E"]:
+        """Embeddings from elsewhere, in the transformer's dtype."""
+        return jnp.asarray(embeds, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptState:
+    """The prompts of a stream.
+
+    Attributes:
+        encoder: For prompts that are set live.
+        timeline: Embeddings of the prompts, chunk by chunk.
+        negative: Embeddings of the negative prompts; ``None`` without guidance.
+    """
+
+    encoder: PromptEncoder
+    timeline: EmbeddingTimeline
+    negative: Float[AnyArray, "B S E"] | None
+
+    @classmethod
+    def start(cls, encoder: PromptEncoder, inputs: SampleInputs, *, guided: bool) -> "PromptState":
+        """Encodes the prompts of a checked call; the negative ones only if it is guided."""
+        prompt, negative = inputs.prompt, None
+        if inputs.prompt_embeds is not None:
+            timeline = EmbeddingTimeline(encoder.embeds(inputs.prompt_embeds))
+        elif isinstance(prompt, PromptSchedule):
+            timeline = prompt.timeline([encoder.texts(text) for text in prompt.prompts])
+        else:
+            timeline = EmbeddingTimeline(encoder.texts(prompt))
+        if guided and inputs.negative_prompt_embeds is not None:
+            negative = encoder.embeds(inputs.negative_prompt_embeds)
+        elif guided:
+            negative = encoder.texts(inputs.negative_prompt)
+        return cls(encoder=encoder, timeline=timeline, negative=negative)
+
+    def change(self, prompt: str | Sequence[str] | AnyArray, blend_chunks: int) -> None:
+        """Changes the prompt from the timeline's next chunk on; see ``Stream.set_prompt``."""
+        if isinstance(prompt, jax.Array | np.ndarray):
+            embeds = self.encoder.embeds(prompt)
+        elif self.encoder.text_encoder is None:
+            raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
+        else:
+            if not isinstance(prompt, str) and len(prompt) != self.encoder.batch:
+                raise ValueError(f"set_prompt got {len(prompt)} texts for a batch of {self.encoder.batch}")
+            embeds = self.encoder.texts(prompt)
+        self.timeline.set(embeds, blend_chunks)

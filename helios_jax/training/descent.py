@@ -1,0 +1,154 @@
+"""Descent: one player that follows the gradient of one loss (a ``Method``).
+
+    batch -> microbatches -> mean gradient of method.loss -> optimizer step -> moving average
+
+is one compiled program, whose state is donated. The draws of sample i of step n follow from
+fold_in(fold_in(seed, n), i), whatever the devices, processes and microbatches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from helios_jax.parallel.memory import compiler_options
+from helios_jax.training.experiment import Experiment
+from helios_jax.training.flops import training_flops
+from helios_jax.training.log import report
+from helios_jax.training.methods import Method
+from helios_jax.training.metrics import Metrics
+from helios_jax.training.params import Params, unflatten
+from helios_jax.training.procedure import Procedure
+from helios_jax.training.sharding import microbatches, partition_specs
+from helios_jax.training.state import Items, Restore, TrainState, split_params, start_state, state_items
+from helios_jax.training.updates import Updater
+from helios_jax.typing import Array, Int, Key
+
+PLAYER = "networks"
+"""The only player: all that is trained of the networks."""
+
+Step = Callable[[TrainState, Params, Any], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Descends the loss of a method.
+
+    Attributes:
+        method: The loss.
+    """
+
+    method: Method
+
+    def start(self, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> "Descending":
+        """See ``Procedure``."""
+        return Descending(experiment, self.method, mesh, restore)
+
+
+def procedure_of(experiment: Experiment) -> Procedure:
+    """How an experiment is trained: its method if that is a procedure, else by descending the method's loss."""
+    method = experiment.method
+    return method if isinstance(method, Procedure) else Descent(method=method)
+
+
+class Descending:
+    """``Descent`` under way, see ``Running``."""
+
+    def __init__(self, experiment: Experiment, method: Method, mesh: Mesh, restore: Restore | None) -> None:
+        networks = experiment.initial_networks(mesh)
+        self._graph, trainable, self._frozen = split_params(networks, experiment.trainable, mesh)
+        # Else the parameters would stay in the dtype that they were loaded in next to their fp32 copies.
+        del networks
+        counts = f"{_count(trainable)} parameters are trained and {_count(self._frozen)} are frozen"
+        report(f"{counts}, on {dict(mesh.shape)}")
+        updater = Updater(
+            optimizer=experiment.optimizer.build(trainable, experiment.steps),
+            learning_rates=experiment.optimizer.learning_rates(experiment.steps),
+            ema=experiment.ema,
+        )
+        self._method = method
+        self._state = start_state({PLAYER: updater}, {PLAYER: trainable}, mesh, restore)
+        # The state is donated: parameters, moments and averages are updated in place, where a second copy of them would
+        # not fit. That holds only if outputs are laid out as inputs are, which the compiler would not choose by itself.
+        # Frozen parameters are read only, hence neither donated nor returned.
+        self._step = jax.jit(
+            make_step(experiment, method, self._graph, updater, mesh),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda array: array.sharding, self._state), None),
+            compiler_options=compiler_options(experiment.remat),
+        )
+
+    def step(self, batch: Any, number: int) -> Metrics:
+        """See ``Running``. The device counts steps itself, so that nothing is copied to it."""
+        self._state, metrics = self._step(self._state, self._frozen, batch)
+        return metrics
+
+    def items(self) -> Items:
+        """See ``Running``."""
+        return state_items(self._state)
+
+    def networks(self) -> nnx.Module:
+        """See ``Running``."""
+        return unflatten(self._graph, self._state.players[PLAYER].averaged | self._frozen)
+
+    def flops(self, batch: Any) -> float | None:
+        """See ``Running``."""
+        trainable = self._state.players[PLAYER].trainable
+        networks = unflatten(self._graph, trainable | self._frozen)
+        return training_flops(self._method, networks, batch, trainable, self._frozen)
+
+
+def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updater: Updater, mesh: Mesh) -> Step:
+    """The training step: gradients of all microbatches, one update.
+
+    Where loss or gradient is not finite the update is skipped, and the metric "skipped" is 1.
+    """
+    count = experiment.accumulation
+
+    def loss(trainable: Params, frozen: Params, batch: Any, keys: Key[Array, " B"]) -> tuple[Array, Metrics]:
+        value, metrics = method.loss(unflatten(graph, trainable | frozen), batch, keys, experiment.execution)
+        return value, {"loss": value, **metrics}
+
+    def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
+        player = state.players[PLAYER]
+        gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen)
+        keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
+        # Keys belong to samples, so that they are cut with the batch: microbatches change memory, not draws.
+        leaves, structure = jax.tree.flatten((batch, keys))
+        pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
+
+        def accumulate(sums: Any, piece: list[Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient(*structure.unflatten(piece))), None
+
+        first = structure.unflatten([leaf[0] for leaf in pieces])
+        if count == 1:
+            # Without a loop of one iteration: XLA compiles the body of a loop to slower code, on CPUs by far.
+            gradients, metrics = gradient(*first)
+        else:
+            # A scan, not an unrolled loop: activations of only one microbatch exist at a time. The sums of gradients
+            # and metrics are means of equal parts in the end, because losses are means over samples.
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *first))
+            sums, _ = jax.lax.scan(accumulate, zeros, pieces)
+            gradients, metrics = jax.tree.map(lambda total: total / count, sums)
+
+        player, applied = updater.apply(player, gradients, metrics["loss"], average=True)
+        return TrainState(step=state.step + 1, players={PLAYER: player}), metrics | applied
+
+    return step
+
+
+def sample_keys(seed: int, step: Int[Array, ""] | int, batch_size: int) -> Key[Array, " {batch_size}"]:
+    """The key of every sample of a global batch."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+
+
+def _count(params: Params) -> str:
+    """Number of parameters, readable."""
+    count = sum(array.size for array in params.values())
+    return f"{count / 1e6:,.1f}M" if count >= 10**5 else f"{count:,}"

@@ -1,0 +1,66 @@
+"""Procedures: how networks are trained. The trainer's loop knows these two roles, and neither losses nor optimizers.
+
+    Procedure   settings; ``start`` loads the networks and returns a
+    Running     the players' state on the devices, which ``step`` advances by one batch
+
+A player is a set of parameters with an optimizer of its own (``state.Player``). ``descent.Descent`` has one player and
+one loss. A procedure with several players, such as a generator and a critic, decides on the host which of them a step
+updates; its metrics are then keyed by player ("critic/loss") and need not be the same at every step.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from helios_jax.training.metrics import Metrics
+from helios_jax.training.state import Restore
+
+if TYPE_CHECKING:
+    from helios_jax.training.experiment import Experiment
+
+
+@runtime_checkable
+class Running(Protocol):
+    """A procedure under way."""
+
+    def step(self, batch: Any, number: int) -> Metrics:
+        """Advances the state by one batch; returns as soon as the work is dispatched.
+
+        Args:
+            batch: A global batch, on the devices.
+            number: Which step of the run this is, from 1. Decisions of the host depend on it alone, so that a resumed
+                run takes the same ones.
+
+        Returns:
+            Scalars by name. For every player that was updated: its "loss", and what ``Updater.apply`` returns. The
+            names begin with "<player>/" if there are several players.
+        """
+        ...
+
+    def items(self) -> Mapping[str, Any]:
+        """What a checkpoint holds, by player: all that changes while the procedure runs."""
+        ...
+
+    def networks(self) -> nnx.Module:
+        """The networks to validate and to export, with moving averages where there are any."""
+        ...
+
+    def flops(self, batch: Any) -> float | None:
+        """Operations of a step per sample, for the utilisation of the hardware; ``None`` if unknown."""
+        ...
+
+
+@runtime_checkable
+class Procedure(Protocol):
+    """Settings of a way to train. Implementations are frozen dataclasses."""
+
+    def start(self, experiment: "Experiment", mesh: Mesh, restore: Restore | None) -> Running:
+        """Loads the networks; the state is read by ``restore`` if there is a checkpoint, and fresh otherwise.
+
+        Raises:
+            ValueError: Settings that cannot work, or a checkpoint that does not fit them.
+            FileNotFoundError: Weights are missing.
+        """
+        ...

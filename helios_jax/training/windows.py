@@ -1,0 +1,52 @@
+"""Windows: the part of a clip that one sample shows.
+
+A window around chunk k of a clip with latent frames z (9 per chunk), as Helios is trained (arXiv 2603.04379):
+
+    target = z[9k : 9k + 9],   history = z[9k - 19 : 9k],   anchor = z[0]                  (1)
+
+with zeros before the start of the clip, and a zero anchor for k = 0. That is what sampling gives the network for its
+chunk k, so a model that is trained on all k has seen every state of the context that it meets later.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.training.batch import LatentBatch
+from helios_jax.training.text_formats import TextFormat
+from helios_jax.typing import Float
+
+
+def cut_window(
+    latents: Float[np.ndarray, "S T h w C"], anchor: Float[np.ndarray, "h w C"], chunk: int, history_frames: int
+) -> tuple[Float[np.ndarray, "T h w C"], Float[np.ndarray, "{history_frames} h w C"], Float[np.ndarray, "1 h w C"]]:
+    """Target, history and anchor of a clip's chunk, by (1)."""
+    frames = latents.reshape(-1, *latents.shape[2:])
+    first = chunk * latents.shape[1]
+    past = frames[max(0, first - history_frames) : first]
+    history = np.zeros((history_frames, *past.shape[1:]), latents.dtype)
+    history[history_frames - len(past) :] = past
+    return latents[chunk], history, (anchor if chunk else np.zeros_like(anchor))[None]
+
+
+def window_batch(
+    records: Sequence[LatentRecord], draws: Sequence[float], *, history_frames: int, text: TextFormat
+) -> LatentBatch:
+    """A batch with one window of each record.
+
+    Args:
+        records: Clips of one latent size.
+        draws: A number in [0, 1) for each, which decides its chunk, and what of its text is used.
+        history_frames: Latent frames of history.
+        text: How captions become arrays.
+    """
+    # The whole part of a scaled draw is the chunk, uniform among the clip's. The fraction that is left is uniform
+    # again and independent of the chunk, so that the text can use it: one draw per sample serves both.
+    places = [divmod(draw * len(record.latents), 1.0) for record, draw in zip(records, draws, strict=True)]
+    windows = [
+        cut_window(record.latents, record.anchor, int(chunk), history_frames)
+        for record, (chunk, _) in zip(records, places, strict=True)
+    ]
+    target, history, anchor = (np.stack(parts) for parts in zip(*windows, strict=True))
+    return LatentBatch(target=target, history=history, anchor=anchor, text=text(records, [rest for _, rest in places]))
