@@ -62,6 +62,7 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(keep_every))
         preservation: Any = policies.AnyPreservationPolicy(kept)
         self.folder = pathlib.Path(folder).resolve()
+        self._failed = False
         # Orbax logs the traceback of every background thread that fails; the error itself comes back from wait().
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
@@ -149,18 +150,25 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            # Threads that were still writing when another one failed have put files back since.
+            if self._failed:
+                self._remove_partial()
             # That of a run that could not begin.
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
             logging.getLogger("absl").removeFilter(_not_from_orbax)
+
+    def _remove_partial(self) -> None:
+        for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     @contextlib.contextmanager
     def _explaining_failures(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # TensorStore's kinds for a full disk are ValueError and others
-            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(partial, ignore_errors=True)
+            self._failed = True
+            self._remove_partial()
             last = f"that of step {self.steps[-1]} is complete" if self.steps else "there is none yet"
             free = shutil.disk_usage(self.folder).free / 2**30
             raise OSError(
