@@ -49,7 +49,8 @@ format: env  ## ruff: mend both
 
 types: env  ## pyrefly, on all packages
 	@scripts/link_packages.sh
-	@$(BIN)/pyrefly check --min-severity=error --output-format=min-text | sed 's#^\([A-Z]* \)build/packages/#\1#'
+	@$(BIN)/pyrefly check --min-severity=error --output-format=min-text \
+	  | sed -E -e 's#^( *[A-Z]+ )build/packages/#\1#' -e 's#^( *[A-Z]+ )helios_jax/(data|experiments)/#\1\2/#'
 
 docs: env  ## the documentation, into site/; warnings are errors
 	@scripts/link_packages.sh

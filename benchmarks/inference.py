@@ -1,13 +1,15 @@
-"""Speed and memory of sampling with random weights made on the device.
+"""Speed and memory of sampling, with random weights drawn on the device.
 
     python benchmarks/inference.py --size=14b --steps=1,1,1 --steps=2,2,2 --out=inference.json
 
 Prints a table and writes JSON: milliseconds per network call at each level, per VAE decode and per text encoding;
 seconds to the first chunk; frames per second end to end (text encoded once, VAE and uint8 transfer included), median
-over chunks after the first two; compile seconds apart; peak device memory; the rate of the network's matrix products
-and attention beside that of one large matrix product repeated for a second, the ceiling of a chip at its power limit.
+over chunks after the first two; compile time separately; peak device memory; the rate of the network's matrix products
+and attention, and for comparison that of one large matrix product repeated for a second, the ceiling of a chip at its
+power limit.
 
-With torch and diffusers installed, ``peer_diffusers.py`` runs first on the same device and is shown beside.
+If torch and diffusers are installed, ``peer_diffusers.py`` runs first on the same device and its figures are shown next
+to these.
 """
 
 import argparse
@@ -93,7 +95,7 @@ class Report:
 
 
 def call_flop(config: TransformerConfig, history: int, current: int, text: int) -> float:
-    """Floating-point operations of the products and the attention of one network call, text projected before."""
+    """Floating-point operations of the products and the attention of one network call, without projecting the text."""
     tokens, dim = history + current, config.dim
     linear = tokens * (4 * dim + 2 * config.ffn_dim) + current * 2 * dim
     attention = 2 * tokens * tokens + 2 * current * text
@@ -132,8 +134,8 @@ def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int
     times: dict[int, list[float]] = collections.defaultdict(list)
 
     def on_step(info: StepInfo) -> None:
-        # Calls follow each other without the host in between, as they do in a chunk; the first one includes the
-        # transition into the level.
+        # Wait after the first and the last call only: between them calls follow each other without the host, as they do
+        # in a chunk. The first call includes the transition into the level and is not counted.
         if info.step in (0, info.steps - 1):
             jax.block_until_ready(info.latents)
             times[info.level].append(time.perf_counter())

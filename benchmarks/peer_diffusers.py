@@ -2,9 +2,9 @@
 
     python benchmarks/peer_diffusers.py --out=peer.json
 
-Needs torch and diffusers. This is the fastest of the configurations of diffusers that were tried: per-block
-``torch.compile``, PyTorch's own attention (cuDNN or FlashAttention by its choice), the VAE in bf16 and channels-last.
-Figures have the names of ``inference.py``.
+Needs torch and diffusers. This is the fastest configuration of diffusers that we found: per-block ``torch.compile``,
+PyTorch's own attention (it chooses cuDNN or FlashAttention), the VAE in bf16 and channels-last. Figures have the same
+names as in ``inference.py``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ DTYPE = torch.bfloat16
 
 
 def empty_transformer() -> HeliosTransformer3DModel:
-    """The 14B model on the GPU, its parameters not filled, in the published dtypes."""
+    """The 14B model on the GPU in the published dtypes, with uninitialised parameters."""
     with torch.device("meta"):
         model = HeliosTransformer3DModel()
     for name, parameter in model.named_parameters():

@@ -1,9 +1,9 @@
-"""How long a process takes from weights on the device to its first chunk, without and with compiled programs on disk.
+"""Time from weights on the device to the first chunk, without and with compiled programs on disk.
 
     python benchmarks/startup.py --out=startup.json
 
-Two processes, one after the other, share a fresh cache folder; 14B, bf16, 384x640, random weights, one step a level.
-Importing packages and making the weights is not counted.
+Two processes, one after the other, share a new cache folder; 14B, bf16, 384x640, random weights, one step per level.
+Importing packages and drawing the weights is not counted.
 """
 
 import argparse

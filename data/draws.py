@@ -1,7 +1,7 @@
 """Random draws that are the same on every platform and in every version of numpy.
 
 numpy promises the bit stream of Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
-but not what ``Generator`` methods make of it. Numbers are therefore made from the raw 64-bit words w by
+but not what ``Generator`` methods compute from it. Numbers are therefore computed from the raw 64-bit words w by
 
     below(n) = floor(n * floor(w / 2^32) / 2^32).                                        (1)
 """
@@ -28,7 +28,7 @@ class Draws:
         """An integer in [0, n) by (1), for 0 < n < 2^32."""
         if not 0 < n < 2**32:
             raise ValueError(f"need 0 < n < 2^32, got {n}")
-        return n * (int(self._words.random_raw()) >> 32) >> 32
+        return n * (self._words.random_raw() >> 32) >> 32
 
     def choice[T](self, options: Sequence[T]) -> T:
         """One of ``options``."""

@@ -3,17 +3,21 @@
     helios-prepare --model=Wan-AI/Wan2.1-T2V-14B-Diffusers --clips=clips.json --out=latents
     helios-train --config=stage1_init.py:14b --workdir=runs/stage1_init
 
-Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (fresh weights on moving shapes, see train_tiny.py). The tiny
-ones need a VAE and data, which python -m helios_jax.experiments.train_tiny --until=latents writes to runs/tiny.
+Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (random weights on moving shapes, see train_tiny.py). The
+tiny sizes need a VAE and data, which python -m helios_jax.experiments.train_tiny --until=latents writes to runs/tiny.
+On several hosts add --config.validation=none, because validation runs in one process.
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
 in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43. The number of GPUs is not published; the number
 of steps is about 5,500 as quoted from the technical report, two to three days for both parts of stage 1.
 
-Differences from the published run: the history patchers start as pooling copies of Wan's patch embedding (there, of
-random weights), and every sample draws its own timestep, context and corruption (there, one draw per batch).
+As in the published run, one draw decides the form of the context and the kind of its corruption for the whole batch
+(with accumulation: for each microbatch). Differences from the published run: the history patchers start as pooling
+copies of Wan's patch embedding (there, with random weights), and every sample draws its own timestep (there, one draw
+per batch).
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see train_tiny.py.
+Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
+random weights. For tiny and tiny_gpu see train_tiny.py.
 """
 
 import dataclasses
@@ -67,11 +71,11 @@ def get_config(size: str = "14b"):
 
 
 def tiny() -> Experiment:
-    """A small transformer and text encoder from fresh weights, in full, on moving shapes of 64 x 64.
+    """A small transformer and text encoder with random weights, trained in full on moving shapes of 64 x 64 pixels.
 
-    Captions of that world state how a video begins, so that only its first chunk is learnt without context, and every
-    sample has corruptions of its own. Most noise levels are near 1: nine frames that show the same scene give it away
-    at low ones, and what the caption is needed for is decided before.
+    Captions of that world describe how a video begins. Therefore only first chunks are learnt without context. Every
+    sample has its own corruption. Most noise levels are near 1: at low levels the nine noisy frames already show the
+    scene, so that the caption matters only at high ones.
     """
     return Experiment(
         start=Random(
@@ -119,11 +123,11 @@ def tiny() -> Experiment:
 
 
 def tiny_gpu() -> Experiment:
-    """The same, fifteen times as large and in bfloat16.
+    """``tiny``, fifteen times as large and in bfloat16.
 
-    Of the batch sizes and learning rates in train_tiny.py, these end lowest; in short runs others do.
+    Of the batch sizes and learning rates in train_tiny.py these reach the lowest loss; in short runs others do.
 
-    Such narrow layers are limited by memory traffic, so that computing blocks again costs less than keeping them.
+    Such narrow layers are limited by memory traffic, so that recomputing blocks costs less than storing activations.
     """
     small = tiny()
     assert isinstance(small.method, Base)

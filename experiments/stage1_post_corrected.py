@@ -2,13 +2,13 @@
 
     helios-train --config=stage1_post_corrected.py:14b --workdir=runs/stage1_post_corrected
 
-As ``stage1_post``, but the context is made as sampling meets it. The image-to-video form (anchor and newest frame
+As ``stage1_post``, but with the contexts that occur in sampling. The image-to-video form (anchor and newest frame
 alone) has probability 0.1 after the text-to-video test; absent frames stay exactly zero; 0.1 of the samples are blurred
-(to 0.9 ... 1.0 of the size) where the others are noised; segments are saturated by 0.3 ... 1.7 with probability 0.9;
-and every sample draws its own form. The published models were trained without: videos from images start almost still.
-The authors call the numbers to be tuned. Sizes: 14b, 1_3b.
+(to 0.9 ... 1.0 of the size) where the others get noise; segments are saturated by 0.3 ... 1.7 with probability 0.9;
+and every sample draws its own form. The published models were trained without these corrections: their videos from
+images start almost still. The authors say that the numbers need tuning. Sizes: 14b, 1_3b.
 
-Hardware, cost and result: not measured.
+Cost and result: not yet measured.
 """
 
 import dataclasses

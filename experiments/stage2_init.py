@@ -7,10 +7,11 @@ Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and t
 
 Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
 that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
-not published; both parts of stage 2 took three to four days. The authors advise a lower learning rate for small
-batches; at first samples are coloured noise.
+not published; both parts of stage 2 took three to four days. The authors recommend a lower learning rate for small
+batches. Samples are coloured noise at first.
 
-Hardware, cost and result: 14b and 1_3b have not been run. tiny, tiny_gpu: see train_tiny.py.
+Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
+random weights. For tiny and tiny_gpu see train_tiny.py.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ def experiment(size: str) -> Experiment:
 
 
 def tiny(base: Experiment) -> Experiment:
-    """What the stage 1 of ``base`` trained, in full; twice as many chunks a step, with one sample of each level."""
+    """Trains the networks of stage 1 (``base``) in full; twice as many chunks a step, one sample of each level."""
     assert isinstance(base.method, Base)
     assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype

@@ -1,4 +1,4 @@
-"""Losses of several runs as one small table and one picture.
+"""Losses of several runs as a small table and a picture.
 
 python -m helios_jax.experiments.tiny_curves runs/tiny/vae runs/tiny/stage1 runs/tiny/stage2 --out=runs/tiny/artefacts
 """
@@ -25,7 +25,7 @@ Curve = list[tuple[int, float]]
 
 
 def write_curves(runs: Sequence[Path], out: Path) -> None:
-    """Writes curves.csv (run and step, and whatever was logged) and curves.png (a panel per run, losses in decades)."""
+    """Writes curves.csv (run, step and all logged values) and curves.png (a panel per run, losses on a log scale)."""
     rows, curves = [], {}
     for run in runs:
         records = sorted(read_metrics(run / "metrics.jsonl").items())
@@ -44,7 +44,7 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
 
 
 def draw_curves(curves: dict[str, Curve], file: Path) -> None:
-    """Draws every run in a panel of its own; losses that are not positive are left out."""
+    """Draws each run in its own panel; losses that are not positive are left out."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (WIDTH * len(curves), HEIGHT), "white")

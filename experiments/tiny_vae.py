@@ -4,12 +4,13 @@
     helios-train --config=tiny_vae.py:clips --workdir=runs/tiny/vae \
         --config.start.folder=runs/tiny/vae_images/product/1200
 
-4x time and 8x space, 16 channels, as published; 64 x 64 pixels. It learns from still images first, which show more
-scenes in the same time: its convolutions start without a view of the past, so that it then repeats every fourth frame
-of a clip, of any length. From a few clips it learns what moves between. The product is ``vae/`` with the statistics
-of its latents, which helios-prepare uses. gpu_images and gpu_clips are the same for a wider one, in bfloat16.
+It compresses 4x in time and 8x in space into 16 channels, as published, at 64 x 64 pixels. It learns from still images
+first, which show more scenes in the same time. Its convolutions start without a view of the past, so that after the
+stills it encodes every fourth frame of a clip of any length, and decodes each as four equal frames. From short clips it
+then learns what moves in between. The product is ``vae/`` with the statistics of its latents, which helios-prepare
+uses. gpu_images and gpu_clips train a wider VAE in bfloat16.
 
-Hardware, cost and result: see train_tiny.py.
+Cost and result: see train_tiny.py.
 """
 
 import dataclasses

@@ -4,22 +4,21 @@
     python -m helios_jax.experiments.train_tiny --size=gpu --out=runs/tiny_gpu    # 15 times the size
 
     1  a small VAE is trained on the world of moving shapes         <out>/vae_images, <out>/vae
-    2  scenes are encoded by helios-prepare, most of them up to     <out>/parts, <out>/latents
+    2  helios-prepare encodes scenes, most of them only up to       <out>/parts, <out>/latents
        the first chunk, which is the hardest to learn
     3  stage 1: a small transformer and text encoder learn them     <out>/stage1
     4  stage 2: they learn the pyramid                              <out>/stage2
-    5  captions of new scenes become videos, which are scored       <out>/artefacts: scores, videos, curves
+    5  videos are sampled from captions of new scenes and scored    <out>/artefacts: scores, videos, curves
 
-Hardware, cost and result. A CPU, one core, with --num_shapes=1, 1500 steps on images, two sets of 512 scenes and 3000
-and 600 steps of the stages: 8 + 2 minutes for the VAE, 3 for the data, 28 and 14 for the stages, 1 for 32 videos.
-Through the VAE 81 % of the colours, 72 % of the directions and 28 % of the kinds are recovered; the transformer
-follows light (30 of 32) and background (16 of 32), and rarely draws the shape (colour: 3 of 32). The defaults take a
-third of that.
+Cost and result on one CPU core, with --num_shapes=1, 1500 steps on images, two sets of 512 scenes and 3000 and 600
+steps of the stages: 8 + 2 minutes for the VAE, 3 for the data, 28 and 14 for the stages, 1 for 32 videos. Through the
+VAE 81 % of the colours, 72 % of the directions and 28 % of the kinds are recovered; the transformer follows light (30
+of 32) and background (16 of 32), and rarely draws the shape (colour: 3 of 32). The defaults take a third of that time.
 
-One H100, with --guidance=2,3,4 and XLA_FLAGS=--xla_gpu_enable_triton_gemm=false (fewer kernels to try) at commit
-5f36bde: 4.0 minutes for the VAE (39.4 dB on its last batches), 2.0 for the data, 8.9 and 13.0 for the stages (7.8 and
-11.0 of them in steps, the rest in compiling, reading and writing), 1.4 for the first 256 videos and 2 s for as many
-again; 31.3 minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new captions:
+Cost and result on one H100, with --guidance=2,3,4 and XLA_FLAGS=--xla_gpu_enable_triton_gemm=false (fewer kernels to
+autotune) at commit 5f36bde: 4.0 minutes for the VAE (39.4 dB on its last batches), 2.0 for the data, 8.9 and 13.0 for
+the stages (7.8 and 11.0 of them in steps, the rest in compiling, reading and writing), 1.4 for the first 256 videos and
+2 s for 256 more; 31.3 minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, from new captions:
 
     model     steps a level  guidance  of 256   1 shape, of 85   2 shapes, of 80   3 shapes, of 91
     the VAE, given the scene           255      85               80                90
@@ -30,14 +29,14 @@ again; 31.3 minutes in all. Peak memory 6.9 GiB. Recovered videos of 99 frames, 
     stage 2   10             4         212      75               69                68
     stage 1   30             2         239      85               75                79
 
-The rows with 20 and 6 steps, and what an H200 sampled, come from
+The rows with 20 and 6 steps, and the videos sampled on an H200, come from
 
     python -m helios_jax.evaluation.moving_shapes --pipeline=runs/tiny_gpu/stage2/product/4000 \
         --out=runs/tiny_gpu/more_steps --videos=256 --batch=128 --steps=20,20,20 --guidance=2
 
-With a guidance of 3 all 518 colours are right, 517 kinds, 512 directions; whether shapes bounce or pass through the
-border is right for 473. Sampled on an H200 with 10 steps the same product gives the same 249 and 241. An earlier run
-with --num_shapes=1, half the VAE and 5000 and 2000 steps (commit 4913285, H200, guidance 2) had 245 of 256.
+With guidance 3 all 518 colours are right, 517 kinds and 512 directions; whether shapes bounce off the border or pass
+through it is right for 473. On an H200 with 10 steps the same product gives the same 249 and 241. An earlier run with
+--num_shapes=1, half the VAE and 5000 and 2000 steps (commit 4913285, H200, guidance 2) had 245 of 256.
 
 Stage 1 by samples per step and learning rate, on H200s:
 
@@ -50,9 +49,9 @@ Stage 1 by samples per step and learning rate, on H200s:
     256             1e-3            9 000    2.30M    0.086  (the default; on an H100)
     256             1e-3           10 000    2.56M    0.085  (0.099 after 1.54M)
 
-Each step is one of the commands that the large models are trained with, printed before it runs; what is done already is
-not done again, so that an interrupted run goes on when it is started again. What the scores mean: see
-evaluation/moving_shapes.py.
+Each step is one of the commands that the large models are trained with, and is printed before it runs. Steps that are
+done are not repeated: after an interruption the same command resumes. For the meaning of the scores see
+helios_jax/evaluation/moving_shapes.py.
 """
 
 import argparse
@@ -95,7 +94,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "encode_batch": 64,
     },
 }
-"""What differs between the sizes, beside the experiments."""
+"""Settings by size, in addition to those of the experiments."""
 
 
 def command(program: str, main: Callable[[Any], int], *arguments: str, parse: Callable | None = None) -> None:
@@ -114,7 +113,7 @@ def newest(run: Path) -> Path:
 
 
 def write_parts(vae: Path, parts: Path) -> None:
-    """A checkpoint with what stages 1 and 2 do not train: the VAE, and a tokenizer of the world's words."""
+    """Writes a checkpoint of the parts that stages 1 and 2 do not train: the VAE, and a tokenizer for captions."""
     from helios_jax.checkpoints.random import write_word_tokenizer
     from helios_jax.data.moving_shapes import vocabulary
 
@@ -170,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
         )
     size = "tiny_gpu" if gpu else "tiny"
     folders = tuple(str(out / "latents" / name) for name, *_ in sets)
-    # Half of the samples are of whole videos, so that a third has a past.
+    # Half of the samples come from whole videos; a third of all samples then has a past.
     ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
     data = (f"--config.data.folders={folders}", ratios, f"--config.data.tokenizer={parts}")
     data += (f"--config.product.parts={parts}",)
@@ -183,7 +182,7 @@ def main(args: argparse.Namespace) -> int:
     runs = [out / name for name in ("vae_images", "vae", "stage1", "stage2")]
     write_curves([run for run in runs if (run / "metrics.jsonl").exists()], results)
     if "videos" in wanted:
-        # Any guidance costs seconds once another has been compiled.
+        # Guidance is an argument of the compiled programs: a further one takes seconds.
         cases = [("stage2", args.steps, guidance) for guidance in args.guidance]
         for stage, steps, guidance in [*cases, ("stage1", (sum(args.steps),), args.guidance[0])]:
             evaluation = Evaluation(

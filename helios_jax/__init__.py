@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from helios_jax.sampling.noise import KeyNoise, NoiseSource, RecordedNoise
     from helios_jax.sampling.pipeline import HeliosPipeline
     from helios_jax.sampling.prompts import PromptSchedule
+    from helios_jax.sampling.settings import SampleSettings
 
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NoiseSource",
     "PromptSchedule",
     "RecordedNoise",
+    "SampleSettings",
     "checkpoints",
     "config",
     "context",
@@ -43,6 +45,7 @@ __getattr__, __dir__ = lazy_exports(
         "NoiseSource": "helios_jax.sampling.noise",
         "PromptSchedule": "helios_jax.sampling.prompts",
         "RecordedNoise": "helios_jax.sampling.noise",
+        "SampleSettings": "helios_jax.sampling.settings",
         "load_diffusers": "helios_jax.checkpoints.diffusers",
         "save_diffusers": "helios_jax.checkpoints.diffusers",
         "use_compilation_caches": "helios_jax.compilation",

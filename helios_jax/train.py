@@ -55,7 +55,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Reads the command line; ``argv[0]`` is the program.
 
     Raises:
-        ValueError: Anything wrong with it.
+        FileNotFoundError: There is no such experiment.
+        ValueError: Anything else is wrong with it, or the packages for training are not installed.
     """
     argv, values = list(argv), flags.FlagValues()
     into = {"flag_values": values}

@@ -1,64 +1,90 @@
-"""What calls a kernel is lowered once: within a program, and with a cache folder on disk once for all processes.
+"""Lowers each kernel call once: once within a program and, with a cache folder on disk, once for all processes.
 
-Pallas takes between a tenth of a second and a second of the host to lower a kernel. A 14B network with its decoder has
-56 of them, and XLA's cache of compiled programs does not help: its key is the lowered program. So beside it, in the
-folder ``kernels`` of JAX's compilation cache, the lowered code of each call is kept as ``jax.export`` writes it. Its
-name is a digest of all that it depends on: shapes and settings, the sources of this package, the versions of JAX, and
-the device.
+Pallas takes a tenth of a second to a second of host time to lower a kernel, and a 14B network with its decoder has 56
+of them. JAX's cache of compiled programs does not help, since its key is the lowered program. So the lowered code of
+each call is kept as ``jax.export`` writes it, in the folder ``kernels`` of that cache. The name of a file is a digest
+of everything that its code depends on: shapes and settings, the sources of this package, the versions of JAX, and the
+device.
+
+The mesh is not part of the name. A kernel is the code of one device, so that the code is the same without a mesh, on a
+mesh of one device, and for each device inside ``jax.shard_map``.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jaxlib
 from jax.extend import backend
 
+from pallas_kernels import compat, devices
+
 _FOLDER = "kernels"
 
 _KERNEL_CALL = "mosaic_gpu_v2"
 """Name of the custom call that Mosaic lowers kernels to. JAX does not promise that later versions can read its code;
-the names of the files hold the version."""
+the names of the files contain the version."""
 
 
-def lowered_once[F: Callable](*static: str) -> Callable[[F], F]:
-    """Decorates what calls a kernel, so that equal calls are lowered once. XLA inlines the calls first of all.
+def lowered_once[**Arguments, Result](
+    *static: str,
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Decorates a function that calls a kernel, so that equal calls are lowered once.
+
+    XLA inlines the resulting calls before it does anything else with a program.
 
     Args:
-        static: The keyword arguments that are not arrays.
+        static: The keyword arguments that are not arrays. They must be hashable, with a ``repr`` that tells them apart.
     """
 
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         jitted = jax.jit(function, static_argnames=static)
 
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            folder = None if kwargs.get("interpret") else _cache_folder()
-            if folder is None:
-                return jitted(*args, **kwargs)
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            compat.drop_module_numbers()
             settings = {name: value for name, value in kwargs.items() if name in static}
             arrays = args, {name: value for name, value in kwargs.items() if name not in static}
             leaves, structure = jax.tree.flatten(arrays)
-            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-            return _from_disk(folder, function, structure, shapes, tuple(sorted(settings.items())))(*leaves)
+            folder = None if kwargs.get("interpret") else _cache_folder()
+            if folder is None:
+                out = jitted(*args, **kwargs)
+            else:
+                shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+                out = _from_disk(folder, function, structure, shapes, tuple(sorted(settings.items())))(*leaves)
+            return _vary_as(leaves, out)
 
         return call
 
     return decorate
 
 
+def _vary_as(operands: Sequence[jax.Array], results: Any) -> Any:
+    """Gives results the type that they have inside ``jax.shard_map``: different where an operand is.
+
+    Kernels and exported code know nothing of the mesh, and JAX would take their results for equal on all devices.
+    """
+    axes = tuple(sorted(frozenset().union(*map(compat.varying_axes, operands))))
+    return jax.tree.map(lambda result: jax.lax.pcast(result, axes, to="varying"), results) if axes else results
+
+
 def _cache_folder() -> pathlib.Path | None:
-    """Where lowered kernels are kept: ``None`` without a cache, on other devices than GPUs, and on meshes."""
+    """The folder of lowered kernels; ``None`` where lowered code cannot be kept."""
     cache = jax.config.jax_compilation_cache_dir
     if cache is None or "://" in cache or not jax.config.jax_enable_compilation_cache:
         return None
-    if jax.default_backend() != "gpu" or not jax.sharding.get_abstract_mesh().empty:
+    if jax.default_backend() != "gpu":
+        return None
+    # On a mesh of several devices with an axis that is not manual, the compiler would have to divide the kernel among
+    # them, which it cannot. Ops take their references there. Whoever calls a kernel anyway gets JAX's own behaviour.
+    if devices.compiler_splits_work():
         return None
     return pathlib.Path(cache) / _FOLDER
 
@@ -66,12 +92,12 @@ def _cache_folder() -> pathlib.Path | None:
 @functools.lru_cache(maxsize=1024)
 def _from_disk(
     folder: pathlib.Path,
-    function: Callable,
+    function: Callable[..., Any],
     structure: jax.tree_util.PyTreeDef,
     shapes: tuple[jax.ShapeDtypeStruct, ...],
     settings: tuple[tuple[str, Any], ...],
 ) -> Callable[..., Any]:
-    """The function of the flat arrays, out of its file, which is written if need be."""
+    """The function of the flat arrays, read from its file, which is written first if it is missing or damaged."""
     described = [f"{function.__module__}.{function.__qualname__}", str(structure), str(shapes), repr(settings)]
     digest = hashlib.sha256(json.dumps([*described, *_surroundings()]).encode()).hexdigest()
     file = folder / f"{function.__name__}-{digest[:32]}"
@@ -80,19 +106,26 @@ def _from_disk(
         args, kwargs = jax.tree.unflatten(structure, leaves)
         return function(*args, **kwargs, **dict(settings))
 
+    # deserialize does not document what it raises for damaged code, nor do all file systems for reading: whatever it
+    # is, the code can be lowered again.
     try:
         exported = jax.export.deserialize(bytearray(file.read_bytes()))
-    except Exception:  # there is none, or one that cannot be read: what reading raises then is not said anywhere
+    except Exception:
         allowed = [jax.export.DisabledSafetyCheck.custom_call(_KERNEL_CALL)]
-        code = jax.export.export(jax.jit(of_leaves), platforms=("cuda",), disabled_checks=allowed)(*shapes).serialize()
+        export = jax.export.export(jax.jit(of_leaves), platforms=("cuda",), disabled_checks=allowed)
+        # Exported under a mesh, code states the mesh's number of devices and can be called with that number only. JAX
+        # keeps the mesh per thread, and inside a trace has no public way to leave it: hence a thread without one.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+            code = thread.submit(lambda: export(*shapes).serialize()).result()
         _write(file, code)
-        exported = jax.export.deserialize(code)  # so that this process and the next lower the same program
+        # Not the export itself, so that this process and the next one compile the same program.
+        exported = jax.export.deserialize(code)
 
     call = jax.custom_batching.custom_vmap(jax.jit(exported.call))
 
     @call.def_vmap
     def call_batched(size: int, is_batched: list[bool], *leaves: Any) -> tuple[Any, Any]:
-        """Pallas can put an axis in front of a kernel; lowered code is what it is."""
+        """Lowers the kernel anew, with an axis more: Pallas can batch a kernel, but not its lowered code."""
         out = jax.vmap(of_leaves, [0 if batched else None for batched in is_batched])(*leaves)
         return out, jax.tree.map(lambda _: True, out)
 
@@ -100,7 +133,7 @@ def _from_disk(
 
 
 def _write(file: pathlib.Path, code: bytes | bytearray) -> None:
-    """Writes a whole file or none; a full disk or a folder that may not be written to costs time only."""
+    """Writes the whole file or none of it. A full disk or a read-only folder costs time only, so errors are dropped."""
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +146,7 @@ def _write(file: pathlib.Path, code: bytes | bytearray) -> None:
 
 @functools.cache
 def _surroundings() -> tuple[str, ...]:
-    """What else decides how a kernel is lowered."""
+    """What decides how a kernel is lowered, apart from the call: sources, versions, number types and device."""
     sources = hashlib.sha256()
     for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
         sources.update(path.read_bytes())

@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tree=build/packages
-rm -rf "$tree"
 mkdir -p "$tree/helios_jax"
-ln -s "$PWD"/helios_jax/* "$PWD/data" "$PWD/experiments" "$tree/helios_jax/"
-ln -s "$PWD/pallas_kernels" "$PWD/benchmarks" "$tree/"
+# Links are mended and never all removed, so that a check and a build of the docs can run at the same time.
+ln -sfn -t "$tree/helios_jax" "$PWD"/helios_jax/* "$PWD/data" "$PWD/experiments"
+ln -sfn -t "$tree" "$PWD/pallas_kernels" "$PWD/benchmarks"
+find "$tree" -xtype l -delete  # Of modules that were renamed or removed.

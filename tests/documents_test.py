@@ -1,12 +1,16 @@
 """The documents: paths and names exist, links resolve, and figures are those of benchmarks/results."""
 
 import functools
+import inspect
 import json
 import pathlib
 import pkgutil
 import re
+import runpy
 
 import pytest
+
+from helios_jax import HeliosPipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -102,6 +106,16 @@ def test_paths_exist(document):
     assert not missing, missing
 
 
+def test_floors_are_those_of_the_layers_test():
+    rooms = runpy.run_path(str(ROOT / "tests" / "layers_test.py"))["ROOMS"]
+    floors = re.findall(r"^\| (\d) \| ([^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    stated = {path: int(floor) for floor, cell in floors for path in re.findall(r"`([^`]+)`", cell)}
+    assert len(stated) > 20
+    for path, floor in stated.items():
+        name = path.removesuffix("/").removesuffix(".py").replace("/", ".")
+        assert rooms[f"helios_jax.{name}" if name.startswith(("data", "experiments")) else name] == floor, path
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
 def test_names_exist(document):
     missing = []
@@ -127,10 +141,19 @@ def test_links_resolve(document):
         file = (document.parent / path).resolve() if path else document
         assert file.exists(), target
         if document.parent == ROOT / "docs":
-            assert file.parent == document.parent, f"{target} leads out of docs/"
+            assert file.is_relative_to(document.parent), f"{target} leads out of docs/"
         if anchor:
             headings = [heading.lower() for heading in re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)]
             assert anchor in [re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings], target
+
+
+def test_arguments_for_users_of_diffusers_exist():
+    page = (ROOT / "docs" / "from_diffusers.md").read_text()
+    table = page[page.index("## Arguments of the call") : page.index("## Classes")]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    ours = {name for theirs, cell in rows for name in re.findall(r"`(\w+)", theirs if "same" in cell else cell)}
+    assert len(rows) > 20
+    assert ours - {"HistoryConfig"} <= set(inspect.signature(HeliosPipeline.stream).parameters)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)

@@ -5,6 +5,7 @@ import runpy
 
 import jupytext
 import numpy as np
+import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 
@@ -15,6 +16,7 @@ def test_script_and_notebook_hold_the_same_cells():
     assert cells[0] == cells[1]
 
 
+@pytest.mark.slow
 def test_sampling_by_hand_equals_the_pipeline(monkeypatch):
     monkeypatch.delenv("HELIOS_CHECKPOINT", raising=False)
     names = runpy.run_path(str(NOTEBOOKS / "sampling.py"))

@@ -73,13 +73,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_ends_as_a_pipeline_and_can_be_prolonged(folder, capsys):
     command = ["helios-train", f"--config={folder}/experiment.py:{folder}", f"--workdir={folder}/run"]
     assert train.main(command) == 0
     assert "3 parameters" not in capsys.readouterr().out
     assert train.main([*command, "--config.steps=3"]) == 0
     output = capsys.readouterr().out
-    assert "going on from step 2 of 3" in output
+    assert "resuming from step 2 of 3" in output
     assert sorted(read_metrics(folder / "run" / "metrics.jsonl")) == [1, 2, 3]
     products = {path.name for path in (folder / "run" / "product").iterdir()}
     assert products == {"2", "3"}

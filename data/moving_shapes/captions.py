@@ -63,7 +63,7 @@ _KIND_STEMS = {"circle": "circle|disc|disk|ball", "square": "square", "triangle"
 _UP_DOWN = {"up": "up|upwards?|upper", "down": "down|downwards?|lower"}
 _LEFT_RIGHT = {"left": "left(?:wards?)?", "right": "right(?:wards?)?"}
 
-_PLAIN = "|".join(sorted(PLAIN, key=len, reverse=True))
+_PLAIN = "|".join(sorted(PLAIN, key=lambda name: len(name), reverse=True))
 _BACKGROUND_PATTERNS = (
     rf"background\b[^.;:]*?\bfrom ({_PLAIN})(?: at the top)? to ({_PLAIN})(?: at the bottom)?",
     rf"({_PLAIN}) to ({_PLAIN}) background",

@@ -68,7 +68,7 @@ def observe(frames: UInt8[np.ndarray, "F H W 3"]) -> Observation:
 
 
 def _see(scene: Segmentation, label: int) -> SeenShape | None:
-    """The shape of that label; None if there are only crumbs."""
+    """The shape of that label; None if only specks below the size limit remain."""
     height, width = scene.labels.shape[1:]
     regions, copies = _largest_regions(scene.labels == label, min(height, width))
     if not regions.any():

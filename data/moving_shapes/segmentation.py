@@ -58,10 +58,10 @@ def segment(frames: UInt8[np.ndarray, "F H W 3"]) -> Segmentation | None:
     if found is None:
         return None
     background, lighting = found
-    behind = backdrop(background, height, width).astype(np.float32) / 255
+    ground = backdrop(background, height, width).astype(np.float32) / 255
     surface = frames.astype(np.float32) / (255 / 256 * light(lighting, height, width).astype(np.float32))
     smooth = ndimage.uniform_filter(surface, (0, 3, 3, 0))  # for noise
-    labels = _labels(smooth, behind, _PALETTE)
+    labels = _labels(smooth, ground, _PALETTE)
     least = MIN_AREA * min(height, width) ** 2
     present = []
     for number in range(len(COLOURS)):
@@ -74,8 +74,8 @@ def segment(frames: UInt8[np.ndarray, "F H W 3"]) -> Segmentation | None:
         background=background,
         lighting=lighting,
         surface=surface,
-        backdrop=behind,
-        labels=_labels(smooth, behind, _PALETTE[present]),
+        backdrop=ground,
+        labels=_labels(smooth, ground, _PALETTE[present]),
         colours=tuple(names[number] for number in present),
     )
 
@@ -126,14 +126,14 @@ def _surroundings_table(height: int, width: int, step: int) -> Float[np.ndarray,
 
 
 def _labels(
-    surface: Float[np.ndarray, "F H W 3"], behind: Float[np.ndarray, "H W 3"], palette: Float[np.ndarray, "colours 3"]
+    surface: Float[np.ndarray, "F H W 3"], ground: Float[np.ndarray, "H W 3"], palette: Float[np.ndarray, "colours 3"]
 ) -> UInt8[np.ndarray, "F H W"]:
     """By (1): k where ``palette[k - 1]`` explains a pixel best and covers at least half of it, else 0."""
-    offset = surface - behind
+    offset = surface - ground
     best = np.full(surface.shape[:3], np.inf, np.float32)
     labels = np.zeros(surface.shape[:3], np.uint8)
     for number, colour in enumerate(palette):
-        change = colour - behind
+        change = colour - ground
         along, length = np.einsum("fhwc,hwc->fhw", offset, change), (change**2).sum(-1)
         part = np.clip(along / length, 0, 1)
         error = part * (part * length - 2 * along)  # less |offset|^2, which all colours share

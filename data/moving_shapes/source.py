@@ -62,11 +62,8 @@ class MovingShapes:
             processes: Processes that share the work; 1: this one.
         """
         frames = np.empty((self.size, self.frames, self.height, self.width, 3), np.uint8)
-        items = map(self.__getitem__, range(self.size))
-        if processes > 1:
-            items = ahead_of_time(
-                self.__getitem__, range(self.size), processes, processes=True, ahead=_AHEAD * processes
-            )
+        ahead, apart = _AHEAD * processes, processes > 1
+        items = ahead_of_time(self.__getitem__, range(self.size), processes, processes=apart, ahead=ahead)
         for target, item in zip(frames, items, strict=True):
             target[...] = item["frames"]
         return frames

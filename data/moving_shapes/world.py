@@ -193,7 +193,9 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
     lighting, phrasing = draws.choice(tuple(LIGHTS)), draws.below(NUM_PHRASINGS)
     order = sorted(range(count), key=lambda i: KINDS[kinds[i]] * SIZES[sizes[i]] ** 2)
 
-    for _ in range(_ROUNDS):
+    rounds = 0
+    while True:
+        rounds += 1
         directions = [draws.choice(tuple(DIRECTIONS)) for _ in range(count)]
         shapes = tuple(
             Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
@@ -202,7 +204,7 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
         tries = [tuple(_start(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
         overlaps = _overlaps(shapes, np.array(tries, np.int64))
         best = min(range(len(tries)), key=overlaps.__getitem__)  # the first of equals
-        if overlaps[best][0] == 0:
+        if overlaps[best][0] == 0 or rounds == _ROUNDS:
             break
     description = Description(shapes=shapes, background=background, lighting=lighting)
     return Scene(description=description, starts=tries[best], phrasing=phrasing)

@@ -1,4 +1,4 @@
-"""The three networks of a checkpoint: their configuration, module and key table; what both layouts share."""
+"""The three networks of a checkpoint (configuration, module and key table), and helpers of both layouts."""
 
 import dataclasses
 import importlib
@@ -24,7 +24,7 @@ ComponentName = Literal["transformer", "vae", "text_encoder"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Component:
-    """What is needed to build and to convert one network.
+    """Everything needed to build and to convert one network.
 
     Attributes:
         config: Its configuration class (``from_diffusers``, ``to_diffusers``).
@@ -42,7 +42,7 @@ class Component:
         """The network with shapes and dtypes but no arrays."""
         module, name = self.module
         network = getattr(importlib.import_module(module), name)
-        # One spelling of the dtype: it is part of the static structure that compiled programs are shared by.
+        # One spelling of the dtype: it is part of the static structure, which decides whether networks share programs.
         return nnx.eval_shape(lambda: network(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
 
 
@@ -83,7 +83,7 @@ def with_parameters(abstract: ConfiguredModule, arrays: Mapping[ParamPath, Array
 
 
 def component_folder(folder: Path, component: str) -> FilePath:
-    """The component's own folder, given it or the checkpoint that holds it."""
+    """The component's own folder, from it or from the checkpoint that contains it."""
     path = FilePath(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")

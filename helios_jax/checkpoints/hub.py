@@ -1,4 +1,4 @@
-"""From what a user names to a folder on disk, or to the headers of files on the hub."""
+"""Folders and hub ids: the folder on disk, or the headers of the files on the hub."""
 
 import contextlib
 import re
@@ -9,8 +9,8 @@ from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
 
 NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*")
-"""Files of a published repository that inference reads. Repositories also hold initial and intermediate transformers
-of up to 57 GB (transformer_init, transformer_ode) that it does not."""
+"""Files of a published repository that inference reads. Repositories also contain initial and intermediate transformers
+of up to 57 GB (transformer_init, transformer_ode), which it does not need."""
 
 
 def local_folder(path: Path, *, weights: bool = True) -> FilePath:
@@ -18,7 +18,7 @@ def local_folder(path: Path, *, weights: bool = True) -> FilePath:
 
     Args:
         path: Folder or hub id.
-        weights: Download the weights too; without them a few hundred kB of settings.
+        weights: Download the weights too; the settings alone are a few hundred kB.
 
     Raises:
         FileNotFoundError: Neither a folder nor a hub id, or the download failed.
@@ -36,7 +36,7 @@ def local_folder(path: Path, *, weights: bool = True) -> FilePath:
 
 
 def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
-    """What the weight files of a component on the hub hold; only their headers are fetched.
+    """The tensors in the weight files of a component on the hub; only the files' headers are fetched.
 
     Raises:
         FileNotFoundError: The repository or the component's weights could not be reached.
@@ -57,7 +57,7 @@ def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
 
 @contextlib.contextmanager
 def _as_missing(repo: Path) -> Iterator[None]:
-    """Turns the hub's errors, all of them ``OSError``, into one that names what was asked for."""
+    """Turns the hub's errors, all of them ``OSError``, into one that names the requested repository."""
     try:
         yield
     except OSError as error:

@@ -41,12 +41,12 @@ def merge_lora_file[M: ConfiguredModule](
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: What ``read_lora`` raises; updates of tensors that this transformer does not have, or has in
+        ValueError: The errors of ``read_lora``; updates of tensors that this transformer does not have, or has in
             another shape (all listed).
     """
     deltas = read_lora(path)
     entries = published_entries(transformer.module, TRANSFORMER)
-    check_fit(path, deltas, entries)
+    _check_fit(path, deltas, entries)
     updates = collections.defaultdict(list)
     for name, delta in deltas.items():
         updates[entries[name].path].append((entries[name], delta))
@@ -92,7 +92,7 @@ def _product(up: AnyArray, down: AnyArray | None = None) -> Float[Array, "..."]:
     return product.reshape(up.shape[0], *down.shape[1:])
 
 
-def check_fit(path: Path, deltas: Mapping[str, LoraDelta], entries: Mapping[str, Entry]) -> None:
+def _check_fit(path: Path, deltas: Mapping[str, LoraDelta], entries: Mapping[str, Entry]) -> None:
     """Raises ValueError unless every update has its tensor."""
     blocks = 1 + max(entry.layer for entry in entries.values() if entry.layer is not None)
     raise_problems(

@@ -1,7 +1,7 @@
-"""Orbax folders: one component as ``config.json`` and ``weights/``, parameters named and laid out as ours.
+"""Orbax folders: one component as ``config.json`` and ``weights/``, with our names and layouts of parameters.
 
 Nothing is transposed or stacked on loading: every device reads its own part of each stack. Weights are written
-under a temporary name and renamed when complete, so that an interrupted save leaves nothing that loads.
+under a temporary name and renamed when complete, so that the result of an interrupted save does not load.
 """
 
 import math
@@ -31,10 +31,10 @@ _ITEM = "state"
 """Name of the parameters inside the Orbax checkpoint."""
 
 _CHUNK_BYTES = 2**27
-"""Largest piece that is stored, and read, as one: a device that needs a part of a stack reads little more."""
+"""Largest piece that is stored and read as one, so that a device that needs part of a stack reads little more."""
 
 _IN_FLIGHT_BYTES = 2**33
-"""Host memory for reads under way; without a limit a restore holds all the weights at once."""
+"""Host memory for reads in flight; without a limit a restore holds all the weights at once."""
 
 
 def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
@@ -73,7 +73,7 @@ def load_orbax(
         mesh: Mesh to shard the parameters over; ``None`` for one device.
 
     Returns:
-        The network, an ``ConfiguredModule`` with its parameters on the device(s).
+        The network, a ``ConfiguredModule`` with its parameters on the device(s).
 
     Raises:
         FileNotFoundError: Folder, configuration or weights are missing.
@@ -136,5 +136,5 @@ def stored_parameters(folder: pathlib.Path) -> Mapping[str, jax.ShapeDtypeStruct
 
 
 def _dotted(path: ParamPath) -> str:
-    # One flat mapping of names: integers in paths stay what they are, and the folder reads like a table.
+    # One flat mapping of dotted names: integers in paths are kept, and the folder reads like a table.
     return ".".join(map(str, path))

@@ -17,7 +17,7 @@ DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """What a file's header says about one tensor."""
+    """The header's entry for one tensor."""
 
     file: Path
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class TensorFolder:
     """Read access to all tensors of a folder, or of one file, by name and by slice, without loading whole files.
 
     Attributes:
-        tensors: What the headers say about every tensor, by name.
+        tensors: The headers' entries, by name of the tensor.
         metadata: The text entries of the headers.
 
     Raises:

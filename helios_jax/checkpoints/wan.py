@@ -1,4 +1,4 @@
-"""Helios from the weights of Wan2.1: everything but the history patchers is Wan's, under the same published names.
+"""Helios from the weights of Wan2.1: all parameters except the history patchers are Wan's, under the same names.
 
 With W the patch embedding of one frame's 2x2 positions, the patchers of the tiers start as
 
@@ -34,7 +34,7 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
 
     Raises:
         FileNotFoundError: Folder, configuration or weights are missing.
-        ValueError: Not a text-to-video transformer of Wan2.1, or what ``load_diffusers`` raises.
+        ValueError: Not a text-to-video transformer of Wan2.1, or an error of ``load_diffusers``.
     """
     folder = component_folder(folder, "transformer")
     json = read_json(folder / "config.json")
@@ -43,7 +43,7 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
             f"{folder} holds a {json.get('_class_name')} (image_dim={json.get('image_dim')}); the text-to-video "
             "transformer of Wan2.1 is needed, WanTransformer3DModel without image_dim"
         )
-    # Wan's configuration says nothing of Helios' parts; its rotary channels follow from the head dimension.
+    # Wan's configuration lacks Helios' settings; its rotary channels follow from the head dimension.
     head_dim = json["attention_head_dim"]
     side = 2 * (head_dim // 6)
     config = TransformerConfig.from_diffusers({**json, "rope_dim": [head_dim - 2 * side, side, side]})

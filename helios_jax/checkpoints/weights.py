@@ -1,4 +1,4 @@
-"""The weights of one network in either layout: diffusers' folders and Orbax' are told apart by what they hold."""
+"""The weights of one network in either layout, which is recognised by the files in the folder."""
 
 from pathlib import Path as FilePath
 from typing import Literal, get_args
@@ -22,7 +22,7 @@ def layout_of(folder: FilePath) -> Layout:
 def load_weights(
     folder: Path, component: str, *, dtype: DType | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> ConfiguredModule:
-    """Loads one network, whatever its layout; see ``load_diffusers`` for arguments and errors."""
+    """Loads one network in either layout; see ``load_diffusers`` for arguments and errors."""
     load = load_orbax if layout_of(component_folder(folder, component)) == "orbax" else load_diffusers
     return load(folder, component, dtype=dtype, mesh=mesh)
 

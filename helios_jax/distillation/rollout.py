@@ -108,7 +108,7 @@ def rollout[M](
         if level <= lowest:
             exit_step = exits[level]
             state = _before_exit(solver, velocity, frozen, plan, level, state, exit_step)
-        # With sigma_(k+1) = 0 the step (3) ends at m_k, whatever step the exit is.
+        # With sigma_(k+1) = 0 the step (3) ends at m_k for every exit.
         to_end_point = plan.step_scalars * np.array([1, 0], np.float32)
         trained = network if level >= lowest else frozen
         state = _step(solver, velocity, trained, to_end_point, plan.timesteps, level, state, exit_step)

@@ -26,7 +26,8 @@ from absl.flags import argparse_flags
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
-from helios_jax.data.moving_shapes.source import MovingShapes, in_processes
+from helios_jax.data.moving_shapes.source import MovingShapes
+from helios_jax.data.workers import ahead_of_time
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.typing import UInt8
 
@@ -113,8 +114,10 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     videos = in_batches(lambda part: sample(pipe, captions[part], part.start, evaluation.settings), evaluation)
     print(f"{len(videos)} videos of {FRAMES} frames in {time.perf_counter() - start:.1f} s", flush=True)
     again = in_batches(lambda part: through_vae(pipe, frames[part]), evaluation)
+    workers, apart = evaluation.processes, evaluation.processes > 1
     sampled, bound = (
-        list(in_processes(judge, zip(clips, captions, strict=True), evaluation.processes)) for clips in (videos, again)
+        list(ahead_of_time(judge, zip(clips, captions, strict=True), workers, processes=apart))
+        for clips in (videos, again)
     )
     result = {"settings": dataclasses.asdict(evaluation), "sampled": rates(sampled), "vae": rates(bound)}
     rows = [{"caption": caption, **row} for caption, row in zip(captions, sampled, strict=True)]

@@ -66,13 +66,21 @@ def read_frames(
 
 def _decode_from(path: pathlib.Path, start: int) -> Iterator[Any]:
     """Decoded frames from number ``start`` on, not yet converted to RGB, which takes longer than decoding."""
-    timeline = read_timeline(path) if start else None
+    if start:
+        yield from _sought(path, start, read_timeline(path))
+        return
+    with open_video(path) as (container, stream):
+        yield from _counted(_decode(container, stream), path, 0)
+
+
+def _sought(path: pathlib.Path, start: int, timeline: Timeline) -> Iterator[Any]:
+    """``_decode_from`` for a cut that does not begin with the film."""
     # A key frame is a promise of the container. If the frame cannot be had from there (a demuxer that seeks by
     # decoding time may land too late, an open group of pictures may lack a reference), the key frame before is tried.
-    for key in timeline.keys_before(start) if timeline else ():
+    for key in timeline.keys_before(start):
         with open_video(path) as (container, stream):
             container.seek(key, stream=stream)
-            frames = _decode(container, stream)
+            frames = _decode(container, stream, before=timeline.time(start))
             found = _search(frames, timeline, start)
             if found is not None:
                 yield from _counted(itertools.chain([found], frames), path, start)
@@ -97,20 +105,29 @@ def _search(frames: Iterator[Any], timeline: Timeline, start: int) -> Any:
     return None
 
 
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
+def _decode(container: Any, stream: Any, before: int | None = None) -> Iterator[Any]:
     """Yields every intact frame from where the container stands; then raises _DamageError if the file is damaged.
 
     The codec keeps FFmpeg's default of threads within a frame. With threads for whole frames, errors would show up some
     frames late, and the number of intact frames would be wrong; helios-prepare reads several clips at once instead.
+
+    Args:
+        container: The open file.
+        stream: Its video stream.
+        before: Leave out frames shown before this time if no other frame refers to them. On the way from a key frame to
+            a cut, that is up to half of the work.
     """
     import av
 
     for packet in container.demux(stream):
+        if before is not None:
+            needed = packet.pts is None or packet.pts >= before
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             broken = packet.is_corrupt
             decoded = [] if broken else packet.decode()
         except av.error.InvalidDataError:
-            broken = True
+            broken, decoded = True, []
         if broken:
             decoded = stream.codec_context.decode(None)  # frames held back for reordering are intact
         for frame in decoded:

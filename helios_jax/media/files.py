@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from helios_jax.typing import Path
@@ -28,7 +28,7 @@ def existing_file(path: Path, kind: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def open_video(path: pathlib.Path) -> Iterator[tuple[Any, Any]]:
+def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
     """Opens a video file: PyAV's container and its first video stream.
 
     Raises:

@@ -49,6 +49,10 @@ class Timeline:
         count = int(np.searchsorted(self.keys, self.times[frame], side="right"))
         return self.keys[1:count][: -_KEYS_TRIED - 1 : -1].tolist()
 
+    def time(self, frame: int) -> int | None:
+        """When a frame appears, if that is known."""
+        return None if self.times is None else int(self.times[frame])
+
     def number(self, time: int | None) -> int | None:
         """The number of the frame that appears at ``time``; ``None`` if none does."""
         if self.times is None or time is None:

@@ -1,16 +1,17 @@
 """Videos out: an mp4 that can be watched while it grows and survives an interruption at any time.
 
-Every ``write`` encodes its frames by themselves (they begin with a key frame) into fragments of a
-fragmented mp4 (ISO/IEC 14496-12: ``moof`` + ``mdat`` boxes) in memory and appends them to the file at
-once. The file is therefore complete after each write, whatever happens next. A clean close then copies
-the packets into an ordinary mp4 whose index (``moov``) comes first, which every player can seek in.
+Every ``write`` encodes its frames on their own (they begin with a key frame) into fragments of a
+fragmented mp4 (ISO/IEC 14496-12: ``moof`` + ``mdat`` boxes) in memory and appends them to the file in one
+step. The file is therefore complete after each write, whatever happens next. A clean close then copies
+the packets into an ordinary mp4 whose index (``moov``) comes first, in which every player can seek.
 """
 
+import dataclasses
 import io
 import os
 import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -49,7 +50,7 @@ class VideoWriter:
         self.path = new_file(path, ".mp4", overwrite)
         self.fps = fps
         self.num_frames = 0
-        self._codec, self._options = _encoder(crf)
+        self._encoder = FragmentEncoder.create(fps=fps, crf=crf)
         self._size: tuple[int, ...] | None = None
         self._num_fragments = 0
         self._closed = False
@@ -71,12 +72,17 @@ class VideoWriter:
             raise ValueError(f"yuv420p video needs even sides, got height x width {size[0]} x {size[1]}")
         if self._size not in (None, size):
             raise ValueError(f"all frames of {self.path} must have one size: it has {self._size}, got {size}")
-        boxes = list(_boxes(self._encode(frames)))
+        encoded = self._encoder.encode(frames, first_frame=self.num_frames, first_fragment=self._num_fragments)
+        boxes = list(_boxes(encoded))
+        # The header (ftyp, moov) is written once: every write encodes alike, so the first one's holds for all.
         wanted = (b"moof", b"mdat") if self._size else (b"ftyp", b"moov", b"moof", b"mdat")
+        # The file is opened anew and appended to in one go. Nothing stays open between writes, which may be minutes
+        # apart, and a player sees whole fragments only. After fsync they survive a power failure as well.
         with open(self.path, "ab") as file:
             file.write(b"".join(box for kind, box in boxes if kind in wanted))
             file.flush()
             os.fsync(file.fileno())
+        # Counted last: if encoding or writing fails, the next write continues from what the file holds.
         self._size = size
         self._num_fragments += sum(kind == b"moof" for kind, _ in boxes)
         self.num_frames += len(frames)
@@ -97,34 +103,76 @@ class VideoWriter:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.close(seekable=error is None)
 
-    def _encode(self, frames: UInt8[np.ndarray, "F H W 3"]) -> bytes:
-        """The frames as a complete fragmented mp4 whose clock and numbering continue those of the file."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FragmentEncoder:
+    """Encodes frames into pieces of one fragmented mp4; it keeps no state between them and touches no file.
+
+    Attributes:
+        fps: Frames per second.
+        codec: Name of the encoder.
+        options: Its options.
+    """
+
+    fps: int | Fraction
+    codec: str
+    options: Mapping[str, str]
+
+    @classmethod
+    def create(cls, *, fps: int | Fraction, crf: int) -> "FragmentEncoder":
+        """H.264 with a constant rate factor, or MPEG-4 Part 2, with a warning, where there is no encoder for it."""
+        import av
+
+        if "libx264" in av.codecs_available:
+            # Without B-frames packets leave in display order, so that pieces of any length join exactly.
+            return cls(fps=fps, codec="libx264", options={"crf": str(crf), "bf": "0", **_COLOUR})
+        warn_user("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264")
+        quality = str(118 * 3)  # 118 = FF_QP2LAMBDA
+        return cls(fps=fps, codec="mpeg4", options={"flags": "+qscale", "global_quality": quality, **_COLOUR})
+
+    def encode(self, frames: UInt8[np.ndarray, "F H W 3"], *, first_frame: int, first_fragment: int) -> bytes:
+        """The frames as a complete fragmented mp4: ftyp, moov, then moof and mdat for each fragment.
+
+        An encoder of its own for each piece makes its first frame a key frame and leaves nothing behind in a queue: the
+        piece holds all its frames, and depends on no other. The price is the encoder's start-up and a key frame per
+        piece, a few per cent of a chunk of 33 frames.
+
+        Args:
+            frames: RGB with even sides.
+            first_frame: Frames of the film before these; they set the clock.
+            first_fragment: Fragments before these. ISO/IEC 14496-12 wants their numbers to rise through the file.
+        """
         import av
 
         options = {
-            # A discontinuous fragment states its own start time, that of its first packet.
+            # delay_moov: the header waits for the first packet, from which it takes the codec's parameters.
+            # default_base_moof: positions count from the fragment itself, which may then be moved within a file.
+            # frag_discont: a fragment states its own start time, that of its first packet. Otherwise every piece
+            # would begin at zero, since the muxer does not know of those before.
             "movflags": "delay_moov+default_base_moof+frag_discont",
-            "fragment_index": str(self._num_fragments + 1),
+            "fragment_index": str(first_fragment + 1),  # they count from 1
         }
         buffer = io.BytesIO()
         with av.open(buffer, "w", format="mp4", options=options) as container:
-            stream: Any = container.add_stream(self._codec, rate=self.fps, options=self._options)
+            stream: Any = container.add_stream(self.codec, rate=self.fps, options=dict(self.options))
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            for number, pixels in enumerate(frames, start=self.num_frames):
+            for number, pixels in enumerate(frames, start=first_frame):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
                 frame = frame.reformat(format="yuv420p", interpolation=SWSCALE_FLAGS)
+                # In units of one frame, whatever the rate: no rounding, however long the film is.
                 frame.pts, frame.time_base = number, 1 / Fraction(self.fps)
                 container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+            container.mux(stream.encode(None))  # frames that the encoder looked ahead to
+        # Leaving the block has written the last fragment into the buffer.
         return buffer.getvalue()
 
 
 def make_seekable(path: Path) -> None:
     """Replaces the mp4 at ``path`` by one with its index at the front, copying the encoded frames.
 
-    The copy is made beside the file and takes its place at once, so that an interruption leaves the
-    original. Use it on what an interrupted ``VideoWriter`` left behind; sound is not copied.
+    The copy is written next to the file and replaces it in one step, so that an interruption leaves the original. Use
+    it on the file of an interrupted ``VideoWriter``; sound is not copied.
     """
     import av
 
@@ -138,7 +186,7 @@ def make_seekable(path: Path) -> None:
             stream = source.streams.video[0]
             out = target.add_stream_from_template(stream)
             for packet in source.demux(stream):
-                if packet.is_corrupt:  # the fragment during which the writer was stopped
+                if packet.is_corrupt:  # the fragment that the writer could not finish
                     break
                 if packet.dts is not None:  # the last packet is empty
                     packet.stream = out
@@ -157,17 +205,6 @@ def new_file(path: Path, suffix: str, overwrite: bool) -> pathlib.Path:
         raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _encoder(crf: int) -> tuple[str, dict[str, Any]]:
-    """Name and options of the encoder."""
-    import av
-
-    if "libx264" in av.codecs_available:
-        # Without B-frames packets leave in display order, so that writes of any length join exactly.
-        return "libx264", {"crf": str(crf), "bf": "0", **_COLOUR}
-    warn_user("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264")
-    return "mpeg4", {"flags": "+qscale", "global_quality": str(118 * 3), **_COLOUR}  # 118 = FF_QP2LAMBDA
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -3,7 +3,7 @@
     noise [B,9,h,w,C] -- halve -- level 0 -- up + renoise -- level 1 -- up + renoise -- level 2 -- latents [B,9,h,w,C]
 
 Each level is one compiled step program, dispatched once per network call with a donated state. The schedule enters as
-the scalars of each step, so that neither the number of steps nor the chunk nor the prompt compiles anything anew; only
+the scalars of each step, so that another number of steps, chunk or prompt compiles nothing new; only
 texts of more than 127 tokens have programs of their own (``needed_keys``). The functions below the sampler are pure:
 arrays in, arrays out.
 """
@@ -41,7 +41,7 @@ class StepInfo:
         step: Index of the step within the level, from 0.
         steps: Steps of the level.
         timestep: Timestep input of the network.
-        latents: The sample after the step. Its buffer is reused by the next step: copy what you keep.
+        latents: The sample after the step. Its buffer is reused by the next step: copy it to keep it.
     """
 
     chunk: int
@@ -102,9 +102,8 @@ class ChunkSampler:
         Returns:
             Clean latents in model space, in the dtype that the solver ends in.
 
-        Every draw is named after the chunk, and block noise after the level it enters. So chunk 7 gets the same noise
-        whatever was sampled before it, a chunk that an exception interrupted is sampled again with the same noise,
-        and a test can replay the draws of another implementation.
+        Every draw is named after the chunk, and block noise after the level it enters. So a chunk that is sampled again
+        after an interruption gets the same noise, and a test can replay the draws of another implementation.
         """
         solver = make_solver(self.scheduler)
         dtype, placement = self.transformer.dtype, self.placement

@@ -20,7 +20,7 @@ Prompt = str | Sequence[str] | PromptSchedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SampleInputs:
-    """What a video is made from, as the user gave it.
+    """The inputs of a video, as the user gave them.
 
     Attributes:
         prompt: A text, a list of texts (one video each), or a ``PromptSchedule``.
@@ -181,7 +181,7 @@ class RequestDefaults:
     def _check_texts(self, inputs: SampleInputs, batch: int, has_text_encoder: bool, guided_tokens: int | None) -> None:
         """Checks the prompt, and the negative one of a guided call: texts have ``guided_tokens`` tokens there."""
         self._check_text(inputs.prompt, inputs.prompt_embeds, "prompt", batch, has_text_encoder)
-        # Without guidance nobody reads the negative prompt: whatever it is, the call works.
+        # Without guidance the negative prompt is not used, so it need not fit.
         if guided_tokens is None:
             return
         negative, negative_embeds = inputs.negative_prompt, inputs.negative_prompt_embeds

@@ -18,7 +18,7 @@ SigmaRange = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """How a video is sampled, whatever it is made from.
+    """How a video is sampled, from any inputs.
 
     Attributes:
         num_frames: Frames wanted, rounded up to whole chunks; ``None`` streams without end.
@@ -78,7 +78,7 @@ def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
 
 
 def shows_keywords[F: Callable](function: F) -> F:
-    """Lists the keywords behind ``**name: Unpack[...]`` in the function's signature, for ``help`` and editors.
+    """Lists the keywords of ``**name: Unpack[...]`` in the function's signature, for ``help`` and editors.
 
     Settings are shown with their defaults, other keywords with ``None``.
     """

@@ -167,7 +167,7 @@ class Stream:
         # ``remember`` donates the old history. It and the index change together, with no callback in between.
         self._history = remember(self._history, latents, self._anchors(index))
         self.index += 1
-        # The copies are queued behind the work now; ``device_get`` then only waits for them.
+        # Start the copies now, to follow the work without the host; ``device_get`` only waits for them.
         pixels.copy_to_host_async()
         latents.copy_to_host_async()
         return _Pending(index=index, pixels=pixels, latents=latents, started=started)

@@ -2,19 +2,40 @@
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from helios_jax.models.tokenization import possible_keys
+from helios_jax.config import SchedulerConfig
+from helios_jax.models.network import Network
+from helios_jax.models.tokenization import TextEncoder, possible_keys
+from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.sampling.settings import SampleSettings
+from helios_jax.sampling.stream import Stream
 
-if TYPE_CHECKING:
-    from helios_jax.sampling.pipeline import HeliosPipeline
+
+@runtime_checkable
+class Streams(Protocol):
+    """The part of a pipeline that is needed here."""
+
+    scheduler: SchedulerConfig
+    transformer: Network[HeliosTransformer]
+    text_encoder: TextEncoder | None
+
+    @property
+    def chunk_frames(self) -> int:
+        """Pixel frames of one chunk."""
+        ...
+
+    @property
+    def stream(self) -> Callable[..., Stream]:
+        """See ``HeliosPipeline.stream``."""
+        ...
 
 
 def compile_programs(
-    pipe: "HeliosPipeline",
+    pipe: Streams,
     settings: SampleSettings,
     *,
     batch: int,
@@ -37,7 +58,7 @@ def compile_programs(
     settings = dataclasses.replace(
         settings,
         num_frames=frames * (1 + len(lengths)),
-        # One step per level is enough, but zero-init skips the network in the first two steps of the first level.
+        # One step per level would do, but zero-init skips the network in the first two steps of the first level.
         steps=(3,) + (1,) * (levels - 1) if levels > 1 else 3,
         amplify_first_chunk=False,
     )

@@ -121,7 +121,7 @@ class Checkpoints:
         try:
             items, progress = read(step, abstract)
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            before = f"; remove that folder to go on from step {self.steps[-2]}" if len(self.steps) > 1 else ""
+            before = f"; remove that folder to resume from step {self.steps[-2]}" if len(self.steps) > 1 else ""
             raise ValueError(f"{folder} is damaged or of another run ({error}){before}") from error
         data.set_state(json.loads(_of_this_process(json.loads(progress["data"]))))
         return int(progress["step"]), items

@@ -136,8 +136,7 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
             sums, _ = jax.lax.scan(accumulate, zeros, pieces)
             gradients, metrics = jax.tree.map(lambda total: total / count, sums)
 
-        player, applied = updater.apply(player, gradients, metrics["loss"])
-        player = updater.average(player, changed=applied["skipped"] == 0)
+        player, applied = updater.apply(player, gradients, metrics["loss"], average=True)
         return TrainState(step=state.step + 1, players={PLAYER: player}), metrics | applied
 
     return step

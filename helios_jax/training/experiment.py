@@ -8,7 +8,7 @@ result is saved as, in ``products``) and ``Validation``.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -60,11 +60,14 @@ class Data(Protocol):
         ...
 
 
+# Networks are Any in the following roles, since each player takes only the networks that it knows how to use.
+
+
 @runtime_checkable
 class Product(Protocol):
     """What trained networks are saved as."""
 
-    def export(self, networks: nnx.Module, folder: pathlib.Path) -> None:
+    def export(self, networks: Any, folder: pathlib.Path) -> None:
         """Merges adapters and saves the networks to ``folder``, which is new and empty."""
         ...
 
@@ -78,7 +81,7 @@ class Validation(Protocol):
         """Steps between validations."""
         ...
 
-    def prepare(self, product: Product, networks: nnx.Module, mesh: Mesh) -> "Validator":
+    def prepare(self, product: Product, networks: Any, mesh: Mesh) -> "Validator":
         """Loads what validation needs in addition to networks of this kind, and keeps no reference to their arrays."""
         ...
 
@@ -87,7 +90,7 @@ class Validation(Protocol):
 class Validator(Protocol):
     """A validation that has loaded what it needs."""
 
-    def __call__(self, networks: nnx.Module, folder: pathlib.Path) -> Sequence[pathlib.Path]:
+    def __call__(self, networks: Any, folder: pathlib.Path) -> Sequence[pathlib.Path]:
         """Writes files that show what the networks do to ``folder``, and returns their paths."""
         ...
 

@@ -1,4 +1,4 @@
-"""AdamW as the published recipes use it, with learning rates and weight decays that rules set by parameter.
+"""AdamW as in the published recipes, with factors of learning rate and weight decay by parameter.
 
     g <- g min(1, clip / |g|)                                  one norm over all trained parameters        (1)
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2                                                     (2)
@@ -25,14 +25,14 @@ class AdamW:
 
     Attributes:
         learning_rate: Peak learning rate.
-        schedule: What follows the warm-up.
+        schedule: The learning rate after the warm-up.
         warmup_steps: Steps over which the learning rate grows linearly from 0.
-        betas: Decay of the first and second moment.
-        eps: Added to the root of the second moment.
+        betas: b1 and b2 of (2).
+        eps: Added to the root of the second moment in (3).
         weight_decay: Decay of (3).
-        clip_norm: Limit of the gradient's norm; 0 for none.
-        lr_factors: Factors of the learning rate by parameter; 1 where no rule matches.
-        decay_factors: Factors of the weight decay by parameter; 1 where no rule matches.
+        clip_norm: Limit of the gradient's norm in (1); 0: none.
+        lr_factors: Factor of the learning rate by parameter; 1 where no rule matches.
+        decay_factors: Factor of the weight decay by parameter; 1 where no rule matches.
     """
 
     learning_rate: float

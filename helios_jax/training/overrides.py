@@ -1,8 +1,8 @@
-"""Frozen settings that a command line can change: a mutable mirror of a tree of frozen dataclasses, and the way back.
+"""Settings from the command line: a mutable mirror of a tree of frozen dataclasses, and the conversion back.
 
-``ml_collections.config_flags`` sets fields one at a time and by their declared types; our settings are frozen, check
-themselves when they are built, and declare unions, literals and protocols. So an experiment builds frozen settings, the
-flags work on the mirror, and ``frozen`` builds the settings again, with all their checks.
+``ml_collections.config_flags`` sets one field at a time and parses it by its declared type. Our settings are frozen,
+check themselves when they are built, and declare unions, literals and protocols. Therefore an experiment builds frozen
+settings, the flags change the mirror, and ``frozen`` builds the settings again, with all their checks.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ _SCALARS = (bool, int, float, str, tuple)
 
 
 def mutable(settings: Any) -> Any:
-    """The mirror of a frozen dataclass, its fields of dataclasses mirrored too."""
+    """The mirror of a frozen dataclass, in which fields that are dataclasses are mirrored too."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     values = {name: mutable(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
     declared = _declared(type(settings))
@@ -25,10 +25,10 @@ def mutable(settings: Any) -> Any:
 
 
 def frozen(mirror: Any) -> Any:
-    """The settings that a mirror stands for.
+    """The settings that a mirror represents.
 
     Raises:
-        ValueError: A value of another type than its field declares, or one that the settings refuse.
+        ValueError: The type of a value is not what its field declares, or the settings refuse it.
     """
     if not dataclasses.is_dataclass(mirror):
         return mirror
@@ -45,7 +45,7 @@ def frozen(mirror: Any) -> Any:
 
 
 def as_json(settings: Any) -> Any:
-    """Settings as JSON can hold them; a dataclass says of which class it is, since protocols have several."""
+    """Settings in types that JSON has. A dataclass gets its name as "class": protocols have several implementations."""
     if dataclasses.is_dataclass(settings):
         values = {field.name: as_json(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
         return {"class": type(settings).__name__, **values}
@@ -73,7 +73,7 @@ def _alternatives(declared: Any) -> tuple[Any, ...]:
 
 
 def _flag_type(declared: Any, value: Any) -> Any:
-    """A type for config_flags: a mirror for settings (optional ones can be set to none), a scalar, or any literal."""
+    """The type that config_flags parses a field as: a mirror (or none, if optional), a scalar, or any literal."""
     optional = types.NoneType in _alternatives(declared)
     if dataclasses.is_dataclass(value):
         return type(value) | None if optional else type(value)
@@ -84,7 +84,7 @@ def _flag_type(declared: Any, value: Any) -> Any:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a value may be in a field, as far as plain types go; settings check the rest themselves."""
+    """Whether the type of a value is among those that a field declares. Settings check everything else themselves."""
     return any(_is_a(value, kind) for kind in _alternatives(declared))
 
 

@@ -1,4 +1,4 @@
-"""What trained networks are saved as: a pipeline folder, or a VAE that knows the statistics of its latents."""
+"""What trained networks are saved as: a pipeline, or a VAE whose configuration has the statistics of its latents."""
 
 import dataclasses
 import pathlib
@@ -29,8 +29,8 @@ class Pipeline:
 
     Attributes:
         parts: Folder or hub id of the checkpoint with the networks that are not trained, and the tokenizer.
-        config: What kind of pipeline it is.
-        scheduler: How it samples.
+        config: Kind of pipeline.
+        scheduler: Settings of its sampler.
         dtype: Precision of transformer and text encoder.
         vae_dtype: Precision of the VAE.
     """
@@ -42,7 +42,7 @@ class Pipeline:
     vae_dtype: Precision = "bfloat16"
 
     def join(self, networks: Networks, mesh: Mesh | None) -> HeliosPipeline:
-        """The pipeline of these networks; others are loaded, onto the mesh or the default device."""
+        """The pipeline of these networks; the others are loaded, onto the mesh or the default device."""
         given = _parts(networks)
 
         def part(name: str, dtype: Precision) -> Any:
@@ -58,7 +58,7 @@ class Pipeline:
         )
 
     def export(self, networks: Networks, folder: pathlib.Path) -> None:
-        """See ``Product``. Adapters are also written by themselves, as ``folder/lora.safetensors``."""
+        """See ``Product``. Adapters are also saved separately, as ``folder/lora.safetensors``."""
         if adapted_layers(networks):
             save_adapters(networks.transformer, folder / "lora.safetensors")
         parts: dict[str, Any] = {
@@ -72,9 +72,9 @@ class MeasuredVae:
     """``folder/vae``, with the mean and standard deviation of its latents in its configuration.
 
     Attributes:
-        clips: Clips to measure them on.
-        num_batches: How many batches of them.
-        batch_size: Clips of a batch.
+        clips: Clips to measure the latents on.
+        num_batches: Batches of clips.
+        batch_size: Clips per batch.
         dtype: Precision of the parameters.
     """
 
@@ -92,13 +92,13 @@ class MeasuredVae:
 
 
 def released(name: str, network: ConfiguredModule, dtype: Precision, config: Any = None) -> ConfiguredModule:
-    """A trained network as it is published: adapters folded in, parameters rounded to the dtypes of checkpoints.
+    """A copy of a trained network with adapters merged and parameters cast to the dtypes of published checkpoints.
 
     Args:
         name: Its name among the networks.
-        network: The network; it stays as it is.
-        dtype: Precision to release it in; parameters that are published as fp32-only stay fp32.
-        config: Another configuration of the same sizes.
+        network: The network; it is not changed.
+        dtype: Precision to release it in; parameters that are published in fp32 only stay fp32.
+        config: A configuration of the same sizes to release it with; ``None``: its own.
     """
     abstract = find_component(name).abstract(config or network.config, dtype)
     arrays = dict(nnx.to_flat_state(nnx.state(merge_lora(network), nnx.Param)))

@@ -69,14 +69,13 @@ def train(experiment: Experiment, workdir: Path) -> int:
             every = experiment.validation.every
             validate = experiment.validation.prepare(experiment.product, running.networks(), mesh)
         if restore is not None:
-            report(f"going on from step {first} of {experiment.steps}")
+            report(f"resuming from step {first} of {experiment.steps}")
         if first >= experiment.steps:
-            report(f"{workdir} has all of its {experiment.steps} steps")
+            report(f"all {experiment.steps} steps of {workdir} are done")
 
         # The settings are written only now: a run that could not begin must not fix them.
         write_settings(workdir, settings)
 
-        # Loop.
         with _preemption() as preempted, Log(experiment, workdir) as log:
             for done in range(first + 1, experiment.steps + 1):
                 batch = put_batch(next(data), experiment.batch_size, mesh)
@@ -89,7 +88,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
                     log.flush()
                     checkpoints.save(running.items(), data, step=done, wait=stop)
                 if stop:
-                    report(f"told to stop: saved after step {done}; the same command goes on from there")
+                    report(f"stopping on SIGTERM: saved after step {done}; the same command resumes from there")
                     return PREEMPTED
                 if validate is not None and done % every == 0:
                     with log.pause():

@@ -3,8 +3,8 @@
     g  --clip, AdamW-->  p <- p + u        ``Updater.apply``       counted by ``updates``
     e <- d e + (1 - d) p                   ``Updater.average``     counted by ``ema_count``
 
-The two are separate because procedures with several players average at other times than they update; the decay d
-follows from the number of averagings (``ema``).
+``apply`` can average too. Procedures with several players also average at steps that do not update the player; the
+decay d follows from the number of averagings (``ema``).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import optax
 from helios_jax.training.ema import Ema
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.params import Params
-from helios_jax.typing import Array, Bool, Float
+from helios_jax.typing import Array, Float
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +30,7 @@ class Player:
         optimizer: State of the optimizer.
         updates: Calls of ``Updater.apply``, int32; skipped updates count.
         ema: Moving averages of ``trainable``; empty without.
-        ema_count: Calls of ``Updater.average``, int32.
+        ema_count: Steps of the moving average, int32; skipped ones count.
     """
 
     trainable: Params
@@ -69,13 +69,16 @@ class Updater:
             ema_count=jnp.zeros((), jnp.int32),
         )
 
-    def apply(self, player: Player, gradients: Params, loss: Float[Array, ""]) -> tuple[Player, Metrics]:
+    def apply(
+        self, player: Player, gradients: Params, loss: Float[Array, ""], *, average: bool
+    ) -> tuple[Player, Metrics]:
         """One optimizer step. It is skipped if loss or gradient is not finite.
 
         Args:
             player: The player.
             gradients: The gradient of its loss.
             loss: The loss.
+            average: Whether a step of the moving average follows, which is skipped with the update.
 
         Returns:
             The player, and the metrics "gradient_norm" (before clipping), "learning_rate" and "skipped" (1 or 0).
@@ -83,31 +86,28 @@ class Updater:
         norm = optax.tree.norm(gradients)
         updates, kept = self.optimizer.update(gradients, player.optimizer, player.trainable)
         trainable: Any = optax.apply_updates(player.trainable, updates)
-        # A NaN in one gradient would spread to all parameters and to the optimizer's moments, for good. The choice is
-        # made on the device, by a select rather than a branch: the host does not wait, and the memory is donated
-        # either way. The log reports the skip, and stops the run if it has to.
+        new = dataclasses.replace(player, trainable=trainable, optimizer=kept)
+        if average:
+            new = self.average(new)
+        # A NaN in one gradient would spread to all parameters, moments and averages, for good. The choice is made on
+        # the device, by a select rather than a branch: the host does not wait, and the memory is donated either way.
+        # The log reports the skip by the player's name, and stops the run if it has to.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        trainable, kept = _where(finite, (trainable, kept), (player.trainable, player.optimizer))
-        metrics = {
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, player)
+        # Counters count skipped steps too, so that the player keeps time with the run.
+        new = dataclasses.replace(
+            new, updates=player.updates + 1, ema_count=player.ema_count + (average and self.ema is not None)
+        )
+        metrics: Metrics = {
             "gradient_norm": norm,
-            "learning_rate": self.learning_rates(player.updates),
+            "learning_rate": jnp.asarray(self.learning_rates(player.updates)),
             "skipped": 1.0 - finite,
         }
-        return dataclasses.replace(player, trainable=trainable, optimizer=kept, updates=player.updates + 1), metrics
+        return new, metrics
 
-    def average(self, player: Player, changed: Bool[Array, ""] | bool = True) -> Player:
-        """One step of the moving average; without one, the player as it is.
-
-        Args:
-            player: The player.
-            changed: Whether its parameters are new. If not, the averages stay; the call counts nevertheless.
-        """
+    def average(self, player: Player) -> Player:
+        """One step of the moving average; without one, the player as it is."""
         if self.ema is None:
             return player
         count = player.ema_count + 1
-        average = _where(changed, self.ema.update(player.ema, player.trainable, count), player.ema)
-        return dataclasses.replace(player, ema=average, ema_count=count)
-
-
-def _where[T](condition: Any, new: T, old: T) -> T:
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
+        return dataclasses.replace(player, ema=self.ema.update(player.ema, player.trainable, count), ema_count=count)

@@ -5,17 +5,16 @@
 
 Sums, statistics and modulation are fp32. A sequence is  history | current,  and ``gate``, ``scale`` and ``shift``
 have one row for each of the two, chosen by position. These are the three element-wise passes of a Helios block
-(arXiv 2603.04379): in front of self-attention, of cross-attention and of the FFN.
+(arXiv 2603.04379): before self-attention, before cross-attention and before the FFN.
 """
 
-import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.adaln import reference
-from pallas_kernels.dispatch import Implementation, use_pallas
+from pallas_kernels.dispatch import Implementation, ImplementationName, Op, hopper_obstacle, with_reference_gradient
 
 _LANE_CHANNELS = 1024
 """Channels that one warpgroup moves with one 16-byte access per lane."""
@@ -34,19 +33,19 @@ def residual_norm(
     num_history: int = 0,
     norm_history: bool = True,
     eps: float = 1e-6,
-    implementation: Implementation | None = None,
+    implementation: ImplementationName | None = None,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B S3 D"]]:
     """Equations (1) and (2); differentiable in all array arguments.
 
     Args:
         x: The residual stream.
-        update: Output of the sub-layer before, for all S tokens or for the current ones only (S - num_history);
+        update: Output of the previous sub-layer, for all S tokens or for the current ones only (S - num_history);
             history then passes through equation (1) unchanged. ``None``: x is the stream already.
         gate: fp32 rows of equation (1); ``None`` adds the bare update.
         scale: fp32 rows of equation (2), the whole factor: 1 + modulation for adaLN, the weight for an affine norm.
         shift: fp32 rows of equation (2).
-        num_history: Number of history tokens in front.
-        norm_history: Whether history is normalised too; otherwise ``normed`` holds the current tokens only.
+        num_history: Number of history tokens, which come first.
+        norm_history: Whether history is normalised too; otherwise ``normed`` has the current tokens only.
         eps: Added to the variance.
         implementation: ``"pallas"`` (Hopper, bf16, D a multiple of 1024), ``"xla"``, or ``None`` for the first of
             these that can run.
@@ -58,7 +57,7 @@ def residual_norm(
 
     Raises:
         ValueError: Shapes or types do not fit together.
-        NotImplementedError: The kernel is asked for and cannot run here.
+        NotImplementedError: ``"pallas"`` was requested and cannot run here.
     """
     batch, tokens, dim = x.shape
     current = tokens - num_history
@@ -70,55 +69,40 @@ def residual_norm(
         if rows is not None and (rows.shape[0] not in (1, batch) or rows.shape[1] not in (1, 2)):
             raise ValueError(f"{name} has shape {rows.shape}; expected [1 or {batch}, 1 or 2, {dim}]")
 
-    obstacle = None
+    settings = {"num_history": num_history, "norm_history": norm_history, "eps": eps}
+    return _OP.run(implementation, x, update, gate, scale, shift, **settings)
+
+
+def _obstacle(
+    x: Array, update: Array | None, gate: Array | None, scale: Array, shift: Array, **settings: Any
+) -> str | None:
+    """Why the kernel cannot take these operands; ``None`` if it can."""
+    dim = x.shape[-1]
     if update is None:
-        obstacle = "there is no update, and XLA makes a norm alone in one pass too"
-    elif not x.dtype == update.dtype == jnp.bfloat16:
-        obstacle = f"x and update must be bfloat16, not {x.dtype} and {update.dtype}"
-    elif dim % _LANE_CHANNELS or dim > _MAX_DIM:
-        obstacle = f"D must be a multiple of {_LANE_CHANNELS} up to {_MAX_DIM}, not {dim}"
-    op = _fused if use_pallas("residual_norm", implementation, obstacle) else _plain
-    return op(num_history, norm_history, eps, x, update, gate, scale, shift)
+        return "there is no update, and XLA computes a norm alone in one pass too"
+    if not x.dtype == update.dtype == jnp.bfloat16:
+        return f"x and update must be bfloat16, not {x.dtype} and {update.dtype}"
+    if dim % _LANE_CHANNELS or dim > _MAX_DIM:
+        return f"D must be a multiple of {_LANE_CHANNELS} up to {_MAX_DIM}, not {dim}"
+    return None
 
 
-def _plain(
-    num_history: int,
-    norm_history: bool,
-    eps: float,
-    x: Array,
-    update: Array | None,
-    gate: Array | None,
-    scale: Array,
-    shift: Array,
+def _kernel(
+    x: Array, update: Array, gate: Array | None, scale: Array, shift: Array, **settings: Any
 ) -> tuple[Array, Array]:
-    options = {"num_history": num_history, "norm_history": norm_history, "eps": eps}
-    return reference.residual_norm(x, update, gate=gate, scale=scale, shift=shift, **options)
+    from pallas_kernels.adaln import hopper  # imports Mosaic, which not every build of JAX contains
+
+    return hopper.residual_norm(x, update, gate, scale, shift, **settings)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _fused(num_history: int, norm_history: bool, eps: float, *operands: Array | None) -> tuple[Array, Array]:
-    from pallas_kernels.adaln import hopper
-
-    x, update, gate, scale, shift = operands
-    options = {"num_history": num_history, "norm_history": norm_history, "eps": eps}
-    return hopper.residual_norm(x, update, gate=gate, scale=scale, shift=shift, **options)
-
-
-def _forward(
-    num_history: int, norm_history: bool, eps: float, *operands: Array | None
-) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
-    return _fused(num_history, norm_history, eps, *operands), operands
-
-
-def _backward(
-    num_history: int,
-    norm_history: bool,
-    eps: float,
-    operands: tuple[Array | None, ...],
-    cotangents: tuple[Array, Array],
-) -> tuple[Array | None, ...]:
-    """Of the reference, which recomputes the statistics: XLA fuses it into few passes."""
-    return jax.vjp(functools.partial(_plain, num_history, norm_history, eps), *operands)[1](cotangents)
-
-
-_fused.defvjp(_forward, _backward)
+_OP = Op(
+    "residual_norm",
+    {
+        "pallas": Implementation(
+            run=with_reference_gradient(_kernel, reference.residual_norm),
+            operand_obstacle=_obstacle,
+            device_obstacle=hopper_obstacle,
+        ),
+        "xla": Implementation(run=reference.residual_norm),
+    },
+)

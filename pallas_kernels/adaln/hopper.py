@@ -20,15 +20,15 @@ _BYTES_PER_ACCESS = 16
 def residual_norm(
     x: Float[Array, "B S D"],
     update: Float[Array, "B S2 D"],
-    *,
     gate: Float[Array, "R P D"] | None,
     scale: Float[Array, "R2 P2 D"],
     shift: Float[Array, "R3 P3 D"],
+    *,
     num_history: int,
     norm_history: bool,
     eps: float,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B S3 D"]]:
-    """See ``pallas_kernels.adaln.residual_norm``."""
+    """The residual stream and its norm; ``pallas_kernels.adaln.residual_norm`` explains the arguments."""
     batch, tokens, dim = x.shape
     first_updated = tokens - update.shape[1]
     first_normed = 0 if norm_history else num_history

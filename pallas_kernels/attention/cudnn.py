@@ -1,7 +1,11 @@
-"""Attention of cuDNN, forward through JAX's public function and backward from the results of another forward pass.
+"""Attention by cuDNN: forward by JAX's public function, backward from the results of another forward pass.
 
 JAX has no public name for the latter. This is the only file that uses the private one.
 """
+
+import functools
+import inspect
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,8 @@ def attention_cudnn(
 ) -> Float[Array, "B S N K"]:
     """softmax(scale q k^T) v, differentiable.
 
-    JAX differentiates this for even lengths only; others are padded by a token, the keys' masked.
+    JAX differentiates its function for even lengths only. Other lengths are padded by one token, which is masked among
+    the keys.
     """
     length, keys = q.shape[1], k.shape[1]
     if length % 2 == keys % 2 == 0:
@@ -41,16 +46,58 @@ def attention_cudnn_gradient(
         q: Queries.
         k: Keys.
         v: Values.
-        out: Result of the forward pass, of whatever implementation.
+        out: Result of the forward pass, by any implementation.
         lse: Natural logarithm of its sums of exponentials, fp32.
         cotangent: Gradient of ``out``.
         scale: Factor of the logits.
+
+    Raises:
+        NotImplementedError: This version of JAX has changed its private function.
     """
+    _require_known_rule()
     absent = jnp.zeros((0,), q.dtype)
-    residuals = (q, k, v, *[absent] * 7, lse, out)
-    has_bias = has_dbias = False
-    layout = fused.AttentionLayout.BTNH.value
-    dq, dk, dv, *_ = fused._dot_product_attention_bwd_rule(
-        scale, 42, 0.0, (has_bias, has_dbias), fused.MaskType.NO_MASK, layout, None, True, False, residuals, cotangent
+    no_bias = no_lengths = no_offsets = no_page_tables = absent
+    gradients = fused._dot_product_attention_bwd_rule(
+        scale=scale,
+        seed=42,  # as in the forward pass of JAX; without dropout it is not used
+        dropout_rate=0.0,
+        variadic_args=(False, False),  # neither a bias nor a gradient of one
+        mask_type=fused.MaskType.NO_MASK,
+        layout=fused.AttentionLayout.BTNH.value,
+        sliding_window_length=None,
+        is_training=True,
+        return_residual=False,
+        # In JAX's order: bias, lengths and offsets of queries and keys, page tables of keys and values.
+        res=(q, k, v, no_bias, *2 * [no_lengths], *2 * [no_offsets], *2 * [no_page_tables], lse, out),
+        grad_output=cotangent,
     )
-    return dq, dk, dv
+    return cast(tuple[Array, Array, Array], gradients[:3])  # only those of further operands can be None
+
+
+@functools.cache
+def _require_known_rule() -> None:
+    """Compares the parameters of JAX's private function with those that it is called with.
+
+    A change of JAX would otherwise show as an error in JAX's own code or, if residuals are reordered, as wrong numbers.
+    """
+    found = tuple(inspect.signature(fused._dot_product_attention_bwd_rule).parameters)
+    if found != _PARAMETERS:
+        raise NotImplementedError(
+            f"the gradient of attention calls a private function of JAX whose parameters are {found} in JAX "
+            f"{jax.__version__}; expected {_PARAMETERS}, as in JAX 0.11.2. implementation='xla' has a gradient anywhere"
+        )
+
+
+_PARAMETERS = (
+    "scale",
+    "seed",
+    "dropout_rate",
+    "variadic_args",
+    "mask_type",
+    "layout",
+    "sliding_window_length",
+    "is_training",
+    "return_residual",
+    "res",
+    "grad_output",
+)

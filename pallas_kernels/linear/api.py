@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.dispatch import Implementation, use_pallas
+from pallas_kernels.dispatch import Implementation, ImplementationName, Op, hopper_obstacle
 from pallas_kernels.linear import reference
 
 Activation = Literal["gelu"]
 
 _DEPTH, _COLUMNS, _ROWS = 64, 128, 8
-"""What the contraction, the outputs and the rows must be multiples of; TMA wants the last."""
+"""What inputs, outputs and rows must be multiples of: the first two for whole slices and tiles, the last for TMA."""
 
 _LEAST_ROWS = 256
-"""Below this a product is bound by reading the weights, and a tile of the kernel mostly empty."""
+"""With fewer rows a product is bound by reading the weights, and most of a tile of the kernel is empty."""
 
 
 def linear(
@@ -31,7 +31,7 @@ def linear(
     bias: Float[Array, " D2"] | None = None,
     *,
     activation: Activation | None = None,
-    implementation: Implementation | None = None,
+    implementation: ImplementationName | None = None,
 ) -> Float[Array, "*B D2"]:
     """Equation (1); differentiable in all array arguments.
 
@@ -45,7 +45,7 @@ def linear(
 
     Raises:
         ValueError: Shapes do not fit together, or the activation is unknown.
-        NotImplementedError: The kernel is asked for and cannot run here.
+        NotImplementedError: ``"pallas"`` was requested and cannot run here.
     """
     if activation not in (None, "gelu"):
         raise ValueError(f"unknown activation {activation!r}; expected 'gelu' or None")
@@ -54,23 +54,29 @@ def linear(
         raise ValueError(f"x has {x.shape[-1]} channels, the kernel takes {features}")
     if bias is not None and bias.shape != (out_features,):
         raise ValueError(f"bias has shape {bias.shape}; expected ({out_features},)")
-    rows = math.prod(x.shape[:-1])
+    return _OP.run(implementation, x, kernel, bias, activation=activation)
 
-    obstacle = None
+
+def _obstacle(x: Array, kernel: Array, bias: Array | None, *, activation: str | None) -> str | None:
+    """Why the kernel cannot take these operands; ``None`` if it can."""
+    rows, (features, out_features) = math.prod(x.shape[:-1]), kernel.shape
     dtypes = {operand.dtype for operand in (x, kernel, bias) if operand is not None}
     if dtypes != {jnp.dtype(jnp.bfloat16)}:
-        obstacle = f"x, kernel and bias must be bfloat16, not {', '.join(sorted(map(str, dtypes)))}"
-    elif features % _DEPTH or out_features % _COLUMNS:
-        obstacle = f"inputs must be a multiple of {_DEPTH} and outputs of {_COLUMNS}, not {features} and {out_features}"
-    elif rows % _ROWS or rows < _LEAST_ROWS:
-        obstacle = f"there must be at least {_LEAST_ROWS} rows, a multiple of {_ROWS}, not {rows}"
-    if not use_pallas("linear", implementation, obstacle):
-        return reference.linear(x, kernel, bias, activation=activation)
-    return _fused(activation, x.reshape(rows, features), kernel, bias).reshape(*x.shape[:-1], out_features)
+        return f"x, kernel and bias must be bfloat16, not {', '.join(sorted(map(str, dtypes)))}"
+    if features % _DEPTH or out_features % _COLUMNS:
+        return f"inputs must be a multiple of {_DEPTH} and outputs of {_COLUMNS}, not {features} and {out_features}"
+    if rows % _ROWS or rows < _LEAST_ROWS:
+        return f"there must be at least {_LEAST_ROWS} rows, a multiple of {_ROWS}, not {rows}"
+    return None
+
+
+def _kernel(x: Array, kernel: Array, bias: Array | None, *, activation: str | None) -> Array:
+    """Any leading axes, as one axis of rows."""
+    return _fused(activation, x.reshape(-1, x.shape[-1]), kernel, bias).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _run(x: Array, kernel: Array, bias: Array | None, activation: str | None, transposed: bool = False) -> Array:
-    from pallas_kernels.linear import hopper
+    from pallas_kernels.linear import hopper  # imports Mosaic, which not every build of JAX contains
 
     return hopper.linear_hopper(x, kernel, bias, activation=activation, transposed=transposed)
 
@@ -83,7 +89,7 @@ def _fused(activation: str | None, x: Array, kernel: Array, bias: Array | None) 
 def _forward(
     activation: str | None, x: Array, kernel: Array, bias: Array | None
 ) -> tuple[Array, tuple[Array, Array, Array | None, Array | None]]:
-    """Keeps the sum in front of the activation, in the dtype of x."""
+    """The layer, and for the gradient its operands and the sum before the activation, in the dtype of x."""
     total = _run(x, kernel, bias, None)
     if activation is None:
         return total, (x, kernel, bias, None)
@@ -93,7 +99,10 @@ def _forward(
 def _backward(
     activation: str | None, residuals: tuple[Array, Array, Array | None, Array | None], dy: Array
 ) -> tuple[Array, Array, Array | None]:
-    """The gradient of x through the kernel with the same weights; those of frozen weights are dropped by the caller."""
+    """The gradient of x from the kernel, which reads the same weights transposed; the other two from XLA.
+
+    Of frozen weights the gradient is dropped by the caller, and XLA then does not compute it.
+    """
     x, kernel, bias, total = residuals
     if activation is not None:
         _, vjp = jax.vjp(functools.partial(jax.nn.gelu, approximate=True), total)
@@ -105,3 +114,12 @@ def _backward(
 
 
 _fused.defvjp(_forward, _backward)
+
+
+_OP = Op(
+    "linear",
+    {
+        "pallas": Implementation(run=_kernel, operand_obstacle=_obstacle, device_obstacle=hopper_obstacle),
+        "xla": Implementation(run=reference.linear),
+    },
+)

@@ -1,4 +1,4 @@
-"""What a causal convolution over three frames reads when it makes two frames at once, in one pass over its input.
+"""Input of a causal convolution over three frames that computes two frames at once, in one pass.
 
     y_t = SiLU( x_t / max(|x_t|, 1e-12) sqrt(C) gamma )     over the channels of a pixel; 0 for t < 0     (1)
 
@@ -7,21 +7,20 @@ Two results of a filter g_0, g_1, g_2 over time,
     z_t     = g_0 y_(t-2) + g_1 y_(t-1) + g_2 y_t
     z_(t+1) = g_0 y_(t-1) + g_1 y_t     + g_2 y_(t+1),
 
-are six products, and four by Winograd's F(2, 3) (arXiv 1509.09308), with t = 2n:
+take six products, but only four by Winograd's F(2, 3) (arXiv 1509.09308), with t = 2n:
 
     d_0 = y_(t-2) - y_t     d_1 = y_(t-1) + y_t     d_2 = y_t - y_(t-1)     d_3 = y_(t-1) - y_(t+1)       (2)
     z_t     = g_0 d_0 + (g_0 + g_1 + g_2) / 2 d_1 + (g_0 - g_1 + g_2) / 2 d_2                             (3)
     z_(t+1) =           (g_0 + g_1 + g_2) / 2 d_1 - (g_0 - g_1 + g_2) / 2 d_2 - g_2 d_3                   (4)
 
-The op makes the four sums (2) of every pair n; products, and (3) and (4), are those of a convolution over space.
+The op computes the four sums (2) of every pair n. The products, (3) and (4) are left to convolutions over space.
 Arithmetic is fp32, rounded once.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.dispatch import Implementation, use_pallas
+from pallas_kernels.dispatch import Implementation, ImplementationName, Op, hopper_obstacle, with_reference_gradient
 from pallas_kernels.norm_silu_pairs import reference
 from pallas_kernels.norm_silu_pairs.reference import Sums
 
@@ -33,7 +32,7 @@ def norm_silu_pairs(
     x: Float[Array, "B T H W C"],
     gamma: Float[Array, " C"],
     *,
-    implementation: Implementation | None = None,
+    implementation: ImplementationName | None = None,
 ) -> Sums:
     """Equations (1) and (2) for a clip from its start; differentiable in both arguments.
 
@@ -44,22 +43,21 @@ def norm_silu_pairs(
             ``"xla"``, or ``None`` for the first of these that can run.
 
     Returns:
-        d_0 to d_3, N = ceil(T / 2) frames each; behind a clip of odd length lies a frame of zeros.
+        d_0 to d_3, N = ceil(T / 2) frames each; a clip of odd length is continued by one frame of zeros.
 
     Raises:
-        NotImplementedError: The kernel is asked for and cannot run here.
+        NotImplementedError: ``"pallas"`` was requested and cannot run here.
     """
-    run = _fused if use_pallas("norm_silu_pairs", implementation, _obstacle(x, gamma)) else reference.norm_silu_pairs
-    return run(x, gamma)
+    return _OP.run(implementation, x, gamma)
 
 
 def runs_as_kernel(x: Float[Array, "B T H W C"], gamma: Float[Array, " C"]) -> bool:
     """Whether ``norm_silu_pairs`` would choose the kernel."""
-    return use_pallas("norm_silu_pairs", None, _obstacle(x, gamma))
+    return _OP.choose(None, x, gamma) == "pallas"
 
 
 def _obstacle(x: Array, gamma: Array) -> str | None:
-    """Why the kernel cannot take these operands."""
+    """Why the kernel cannot take these operands; ``None`` if it can."""
     pixels = x.shape[2] * x.shape[3]
     if not x.dtype == gamma.dtype == jnp.bfloat16:
         return f"x and gamma must be bfloat16, not {x.dtype} and {gamma.dtype}"
@@ -70,9 +68,8 @@ def _obstacle(x: Array, gamma: Array) -> str | None:
     return None
 
 
-@jax.custom_vjp
-def _fused(x: Array, gamma: Array) -> Sums:
-    from pallas_kernels.norm_silu_pairs import hopper
+def _kernel(x: Array, gamma: Array) -> Sums:
+    from pallas_kernels.norm_silu_pairs import hopper  # imports Mosaic, which not every build of JAX contains
 
     batch, frames, height, width, channels = x.shape
     sums = hopper.norm_silu_pairs(x.reshape(batch, frames, height * width, channels), gamma)
@@ -80,13 +77,14 @@ def _fused(x: Array, gamma: Array) -> Sums:
     return first, second, third, fourth
 
 
-def _forward(x: Array, gamma: Array) -> tuple[Sums, tuple[Array, Array]]:
-    return _fused(x, gamma), (x, gamma)
-
-
-def _backward(operands: tuple[Array, Array], cotangents: Sums) -> tuple[Array, Array]:
-    """Of the reference."""
-    return jax.vjp(reference.norm_silu_pairs, *operands)[1](cotangents)
-
-
-_fused.defvjp(_forward, _backward)
+_OP = Op(
+    "norm_silu_pairs",
+    {
+        "pallas": Implementation(
+            run=with_reference_gradient(_kernel, reference.norm_silu_pairs),
+            operand_obstacle=_obstacle,
+            device_obstacle=hopper_obstacle,
+        ),
+        "xla": Implementation(run=reference.norm_silu_pairs),
+    },
+)

@@ -7,13 +7,12 @@ Statistics, weights and rotation are fp32. Channels rotate in interleaved pairs,
 self-attention of Wan2.1 and Helios (arXiv 2603.04379).
 """
 
-import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.dispatch import Implementation, use_pallas
+from pallas_kernels.dispatch import Implementation, ImplementationName, Op, hopper_obstacle, with_reference_gradient
 from pallas_kernels.qk_norm_rope import reference
 
 _HEAD_DIMS = (64, 128)
@@ -34,12 +33,12 @@ def qk_norm_rope(
     q_start: int = 0,
     k_start: int = 0,
     eps: float = 1e-6,
-    implementation: Implementation | None = None,
+    implementation: ImplementationName | None = None,
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B S N K"]]:
     """Equations (1) and (2) for queries and keys; differentiable in all array arguments.
 
     Args:
-        q: Projected queries, in channels ``q_start`` to ``q_start + D``. A fused projection can be given for both
+        q: Projected queries, in channels ``q_start`` to ``q_start + D``. A fused projection can be passed for both
             ``q`` and ``k``, with different starts, without being sliced first.
         k: Projected keys, in channels ``k_start`` to ``k_start + D``.
         q_scale: Weight of the norm of the queries.
@@ -56,7 +55,7 @@ def qk_norm_rope(
 
     Raises:
         ValueError: Shapes or types do not fit together.
-        NotImplementedError: The kernel is asked for and cannot run here.
+        NotImplementedError: ``"pallas"`` was requested and cannot run here.
     """
     dim, head_dim = q_scale.size, 2 * table.shape[-1]
     if dim % head_dim:
@@ -67,40 +66,41 @@ def qk_norm_rope(
     if table.dtype != jnp.float32:
         raise ValueError(f"the table is {table.dtype}; expected float32")
 
-    obstacle = None
+    settings = {"q_start": q_start, "k_start": k_start, "eps": eps}
+    return _OP.run(implementation, q, k, q_scale, k_scale, table, **settings)
+
+
+def _obstacle(
+    q: Array, k: Array, q_scale: Array, k_scale: Array, table: Array, *, q_start: int, k_start: int, eps: float
+) -> str | None:
+    """Why the kernel cannot take these operands; ``None`` if it can."""
+    dim, head_dim = q_scale.size, 2 * table.shape[-1]
     if not q.dtype == k.dtype == q_scale.dtype == k_scale.dtype == jnp.bfloat16:
         dtypes = ", ".join(str(x.dtype) for x in (q, k, q_scale, k_scale))
-        obstacle = f"q, k and their scales must be bfloat16, not {dtypes}"
-    elif head_dim not in _HEAD_DIMS:
-        obstacle = f"heads must have {_HEAD_DIMS} channels, not {head_dim}"
-    elif dim % _LANE_CHANNELS or dim > _MAX_DIM:
-        obstacle = f"D must be a multiple of {_LANE_CHANNELS} up to {_MAX_DIM}, not {dim}"
-    elif any(size % head_dim for size in (q_start, k_start, q.shape[-1], k.shape[-1])):
-        obstacle = f"starts and widths must be multiples of the head dimension {head_dim}"
-    op = _fused if use_pallas("qk_norm_rope", implementation, obstacle) else _plain
-    return op(q_start, k_start, eps, q, k, q_scale, k_scale, table)
+        return f"q, k and their scales must be bfloat16, not {dtypes}"
+    if head_dim not in _HEAD_DIMS:
+        return f"heads must have {_HEAD_DIMS} channels, not {head_dim}"
+    if dim % _LANE_CHANNELS or dim > _MAX_DIM:
+        return f"D must be a multiple of {_LANE_CHANNELS} up to {_MAX_DIM}, not {dim}"
+    if any(size % head_dim for size in (q_start, k_start, q.shape[-1], k.shape[-1])):
+        return f"starts and widths must be multiples of the head dimension {head_dim}"
+    return None
 
 
-def _plain(q_start: int, k_start: int, eps: float, *operands: Array) -> tuple[Array, Array]:
-    return reference.qk_norm_rope(*operands, q_start=q_start, k_start=k_start, eps=eps)
+def _kernel(*operands: Array, **settings: Any) -> tuple[Array, Array]:
+    from pallas_kernels.qk_norm_rope import hopper  # imports Mosaic, which not every build of JAX contains
+
+    return hopper.qk_norm_rope(*operands, **settings)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _fused(q_start: int, k_start: int, eps: float, *operands: Array) -> tuple[Array, Array]:
-    from pallas_kernels.qk_norm_rope import hopper
-
-    return hopper.qk_norm_rope(*operands, q_start=q_start, k_start=k_start, eps=eps)
-
-
-def _forward(q_start: int, k_start: int, eps: float, *operands: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    return _fused(q_start, k_start, eps, *operands), operands
-
-
-def _backward(
-    q_start: int, k_start: int, eps: float, operands: tuple[Array, ...], cotangents: tuple[Array, Array]
-) -> tuple[Array, ...]:
-    """Of the reference, which recomputes the statistics: XLA fuses it into few passes."""
-    return jax.vjp(functools.partial(_plain, q_start, k_start, eps), *operands)[1](cotangents)
-
-
-_fused.defvjp(_forward, _backward)
+_OP = Op(
+    "qk_norm_rope",
+    {
+        "pallas": Implementation(
+            run=with_reference_gradient(_kernel, reference.qk_norm_rope),
+            operand_obstacle=_obstacle,
+            device_obstacle=hopper_obstacle,
+        ),
+        "xla": Implementation(run=reference.qk_norm_rope),
+    },
+)

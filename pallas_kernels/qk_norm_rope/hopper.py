@@ -29,7 +29,7 @@ def qk_norm_rope(
     k_start: int,
     eps: float,
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B S N K"]]:
-    """See ``pallas_kernels.qk_norm_rope.qk_norm_rope``."""
+    """Norm and rotation; ``pallas_kernels.qk_norm_rope.qk_norm_rope`` explains the arguments."""
     batch, tokens, _ = q.shape
     dim, pairs = q_scale.size, table.shape[-1]
     heads = dim // (2 * pairs)
@@ -82,7 +82,8 @@ def qk_norm_rope(
         compiler_params=CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
         kernel_name="qk_norm_rope",
     )(*(_as_words(x, pairs) for x in (q, k, q_scale, k_scale)), table)
-    return tuple(lax.bitcast_convert_type(x, jnp.bfloat16).reshape(batch, tokens, heads, -1) for x in outputs)
+    q_out, k_out = (lax.bitcast_convert_type(x, jnp.bfloat16).reshape(batch, tokens, heads, -1) for x in outputs)
+    return q_out, k_out
 
 
 def _heads(start: int, dim: int, pairs: int) -> slice:

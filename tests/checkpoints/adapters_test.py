@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import helios_jax as hx
-from helios_jax.checkpoints.adapters import load_adapters, save_adapters
+from helios_jax.checkpoints.adapters import save_adapters
 from helios_jax.checkpoints.lora_merge import merge_lora_file
 from helios_jax.models.lora import add_lora, merge_lora
 from helios_jax.models.network import Network
@@ -72,12 +72,6 @@ def test_a_pipeline_loads_a_saved_file(tmp_path):
     assert_equal(pipe.transformer.module, expected, 1e-6)
 
 
-def test_adapters_come_back_from_a_file(tmp_path):
-    network = adapted(excludes=("patch_long", "blocks/attn2/to_out"))
-    file = save_adapters(network, tmp_path / "lora.safetensors")
-    assert_equal(load_adapters(base(), file), network, 0)
-
-
 def test_names_and_shapes_are_those_that_diffusers_writes(tmp_path):
     """The recorded file has adapters of rank 3 (6 and 2 for two layers) on every layer."""
     ours = load_file(save_adapters(adapted(rank=3), tmp_path / "lora.safetensors"))
@@ -96,22 +90,6 @@ def test_alpha_is_in_the_header(tmp_path):
     assert settings["transformer.rank_pattern"] == {"proj_out": 2}
     assert settings["transformer.alpha_pattern"] == {"proj_out": 5}
     assert "blocks.2.attn1.to_v" in settings["transformer.target_modules"]
-
-
-def test_files_of_others_become_adapters():
-    """All blocks of the recorded Kohya file have one rank but several alphas; it can be merged only."""
-    with pytest.raises(ValueError, match=r"2 without one rank|without one rank and alpha for the whole stack"):
-        load_adapters(base(), DATA / "lora" / "kohya.safetensors")
-    with pytest.raises(ValueError, match="dense, not low-rank"):
-        load_adapters(base(), DATA / "lora" / "wan.safetensors")
-
-
-def test_a_stack_needs_all_of_its_layers(tmp_path):
-    tensors = load_file(save_adapters(adapted(), tmp_path / "lora.safetensors"))
-    tensors = {name: array for name, array in tensors.items() if "blocks.1.attn1.to_k" not in name}
-    save_file(tensors, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match=r"merge_lora_file can merge it\); layers:\n.*blocks.attn1.to_qkv.kernel"):
-        load_adapters(base(), tmp_path / "part.safetensors")
 
 
 def test_mistakes_are_named(tmp_path):

@@ -83,6 +83,7 @@ def test_weights_are_never_overwritten(vae_folder, tmp_path):
         save_orbax(model, tmp_path, "vae")
 
 
+@pytest.mark.slow
 def test_interrupted_save_does_not_load_and_can_be_repeated(tmp_path):
     """The process dies when all weights are written and only the final rename is missing."""
     code = f"""

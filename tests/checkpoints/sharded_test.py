@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data"
 
 SCRIPT = """

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from elementwise_cases import ResidualNormCases, assert_close_on_device, guarded
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 from pallas_kernels.adaln import reference
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 USES = ["self_attention", "cross_attention", "ffn"]
 

@@ -1,4 +1,4 @@
-"""The whole 14B network in bf16 beside diffusers' with the same weights and inputs, at every level."""
+"""The whole 14B network in bf16 against that of diffusers with the same weights and inputs, at every level."""
 
 import os
 
@@ -18,9 +18,9 @@ from helios_jax.checkpoints.key_tables import published_entries
 from helios_jax.config import HistoryConfig, TransformerConfig
 from helios_jax.context import Tiers
 from helios_jax.models import HeliosTransformer
-from pallas_kernels import compat
+from pallas_kernels import devices
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

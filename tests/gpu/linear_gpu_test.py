@@ -11,11 +11,12 @@ import pytest
 from elementwise_cases import guarded, normal
 from jax import lax
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 from pallas_kernels.linear import linear
-from pallas_kernels.linear.hopper import _CONFIGS, linear_hopper
+from pallas_kernels.linear.config import CONFIGS
+from pallas_kernels.linear.hopper import linear_hopper
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 ROWS_AT_ONCE = 256
 
@@ -110,13 +111,13 @@ ODD = [
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("config", range(len(_CONFIGS)))
+@pytest.mark.parametrize("config", range(len(CONFIGS)))
 def test_every_tile_shape(config, transposed):
     # The two layouts of one tile shape see two problems, all four problems are seen twice.
     rows, features, out_features, activation, has_bias = ODD[(config + transposed) % len(ODD)]
     x, kernel = normal(3, rows, features), normal(4, features, out_features) * features**-0.5
     bias = normal(5, out_features) if has_bias else None
-    options = {"activation": activation, "transposed": transposed, "config": _CONFIGS[config]}
+    options = {"activation": activation, "transposed": transposed, "config": CONFIGS[config]}
     run = jax.jit(lambda *operands: linear_hopper(*operands, **options))
     operands = x, jnp.array(kernel.T) if transposed else kernel, bias
     check(lambda: run(*operands), x, kernel, bias, activation)

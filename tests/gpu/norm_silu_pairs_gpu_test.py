@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from elementwise_cases import assert_gradient, guarded, normal
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 from pallas_kernels.norm_silu_pairs import norm_silu_pairs
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 SHAPES = [
     (1, 5, 384, 640, 96),

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from elementwise_cases import EPS, QkNormRopeCases, assert_close_on_device, guarded
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 from pallas_kernels.qk_norm_rope import reference
 
-pytestmark = pytest.mark.skipif(not compat.is_hopper(), reason="needs a Hopper GPU as the default device")
+pytestmark = pytest.mark.skipif(not devices.is_hopper(), reason="needs a Hopper GPU as the default device")
 
 
 class TestKernel(QkNormRopeCases):

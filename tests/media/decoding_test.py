@@ -22,8 +22,8 @@ def decoded(monkeypatch) -> list[int]:
     counts: list[int] = []
     original = decoding._decode
 
-    def counting(container, stream):
-        for frame in original(container, stream):
+    def counting(container, stream, **options):
+        for frame in original(container, stream, **options):
             counts.append(1)
             yield frame
 

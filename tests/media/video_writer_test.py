@@ -92,6 +92,7 @@ def test_colours_are_tagged(tmp_path):
         assert tags == (6, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_every_written_frame(tmp_path):
     code = f"""
 import sys, time

@@ -48,7 +48,7 @@ def jitted(vae: WanVae, method: str, slice_frames: int | None):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("frames", [1, 30, 33])
+@pytest.mark.parametrize("frames", [1, pytest.param(30, marks=pytest.mark.slow), 33])
 def test_encode_matches_diffusers(case, frames):
     arrays = recorded(case)
     mean, logvar = run(load(case), "encode", arrays[f"video{frames}"])
@@ -57,7 +57,7 @@ def test_encode_matches_diffusers(case, frames):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("frames", [1, 3, 9])
+@pytest.mark.parametrize("frames", [1, pytest.param(3, marks=pytest.mark.slow), 9])
 def test_decode_matches_diffusers(case, frames):
     arrays = recorded(case)
     video = run(load(case), "decode", arrays[f"latents{frames}"])
@@ -80,7 +80,7 @@ def test_decode_in_pairs_of_frames_matches_diffusers(monkeypatch):
     assert len(calls) > 20
 
 
-@pytest.mark.parametrize(("case", "slice_frames"), [("wan", 3), ("other", 4)])
+@pytest.mark.parametrize(("case", "slice_frames"), [("wan", 3), pytest.param("other", 4, marks=pytest.mark.slow)])
 def test_slices_change_no_bit(case, slice_frames):
     """Slices of 4 divide the 8 frames after the first, of 3 do not."""
     arrays = recorded(case)
@@ -91,6 +91,7 @@ def test_slices_change_no_bit(case, slice_frames):
     assert (whole[1] == sliced[1]).all()
 
 
+@pytest.mark.slow
 def test_slices_bound_memory():
     """Decoding 17 frames two at a time needs less than half of the scratch memory of decoding them at once."""
     vae, latents = load("other"), jnp.zeros((1, 17, 8, 8, 5))

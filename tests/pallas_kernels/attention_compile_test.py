@@ -4,7 +4,8 @@ import pytest
 from hopper_compiler import compile_for_hopper
 
 PROGRAM = """
-from pallas_kernels.attention.hopper import attention_hopper, choose_config
+from pallas_kernels.attention.config import choose_config
+from pallas_kernels.attention.hopper import attention_hopper
 
 q, kv = array(1, {length}, {heads}, {head_dim}, dtype="{dtype}"), array(1, {kv}, {heads}, {head_dim}, dtype="{dtype}")
 

@@ -1,29 +1,15 @@
-"""The Hopper kernel in Pallas' GPU interpreter: barriers, copies, masks and numerics as written, without a GPU.
-
-Every case runs in a process of its own: simulated threads that wait for each other forever cannot be ended otherwise.
-"""
-
-import json
-import subprocess
-import sys
+"""The attention kernel in Pallas' GPU interpreter: barriers, copies, masks and numerics as written, races."""
 
 import pytest
+from hopper_interpreter import run_in_interpreter
 
-TIMEOUT = 120
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import json, sys
-import jax.numpy as jnp
-import numpy as np
-from pallas_kernels import compat
 from pallas_kernels.attention import AttentionConfig, attention_reference
 from pallas_kernels.attention.hopper import attention_hopper
 
-case = json.loads(sys.argv[1])
-rng = np.random.default_rng(0)
-arrays = {}
-for name, shape in (("q", case["q"]), ("k", case["kv"]), ("v", case["kv"])):
-    arrays[name] = jnp.asarray(rng.standard_normal(shape, np.float32), "bfloat16")
+arrays = {"q": normal(*case["q"]), "k": normal(*case["kv"]), "v": normal(*case["kv"])}
 if case["growth"] > 1:  # Of half of the first head's queries, towards the keys that are visited last.
     arrays["q"] = arrays["q"].at[:, : case["q"][1] // 2, 0].multiply(case["growth"])
     arrays["k"] = arrays["k"].at[:, :32].multiply(case["growth"])
@@ -31,8 +17,7 @@ heads, first, kv_length = case["num_heads"], case["first_heads"], case["kv_lengt
 out, lse = attention_hopper(
     **arrays, num_heads=heads, first_heads=tuple(first), scale=0.1, kv_length=kv_length,
     last_key_count=case["last_key_count"], return_lse=True,
-    config=AttentionConfig(**case["config"]), num_blocks=case["num_blocks"],
-    interpret=compat.InterpretGPUParams(detect_races=True, out_of_bounds_reads="uninitialized"),
+    config=AttentionConfig(**case["config"]), num_blocks=case["num_blocks"], interpret=interpret,
 )
 q, k, v = (x[:, :, f : f + heads] for x, f in zip(arrays.values(), first))
 want, want_lse = attention_reference(q, k, v, scale=0.1, kv_length=kv_length, last_key_count=case["last_key_count"])
@@ -98,10 +83,6 @@ def case(
     ],
 )
 def test_kernel_in_the_interpreter(case):
-    command = [sys.executable, "-c", PROGRAM, json.dumps(case)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert "RACE DETECTED" not in result.stdout + result.stderr, result.stdout[:4000]
-    error, lse_error = json.loads(result.stdout.splitlines()[-1])
+    error, lse_error = run_in_interpreter(PROGRAM, case)
     assert error < 1e-2
     assert lse_error < 1e-5

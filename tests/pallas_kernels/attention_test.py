@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from attention_cases import AttentionCases, draw, relative_error
 
-from pallas_kernels.attention import AttentionConfig, api, attention, attention_packed, attention_reference, xla
+from pallas_kernels import devices
+from pallas_kernels.attention import (
+    AttentionConfig,
+    attention,
+    attention_packed,
+    attention_reference,
+    cudnn,
+    implementations,
+    xla,
+)
 
 
 class TestXla(AttentionCases):
@@ -41,22 +50,22 @@ def test_an_implementation_that_cannot_run_says_why(implementation):
 
 def test_unknown_implementation():
     q = jnp.zeros((1, 8, 1, 128))
-    with pytest.raises(ValueError, match="unknown attention implementation 'triton'"):
-        api._choose(
-            "triton", q, api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
-        )
+    problem = implementations.Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
+    message = "unknown attention implementation 'triton'; expected 'pallas', 'cudnn', 'xla' or None"
+    with pytest.raises(ValueError, match=message):
+        implementations.OP.choose("triton", q, q, q, problem)
 
 
 def test_cudnn_is_not_chosen_where_a_key_counts_several_times(monkeypatch):
-    monkeypatch.setattr(api.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(api.compat, "is_hopper", lambda: False)
+    monkeypatch.setattr(implementations.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(devices, "is_hopper", lambda: False)
     q = jnp.zeros((1, 8, 1, 128), jnp.bfloat16)
-    once = api._Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
+    once = implementations.Problem(num_heads=1, first_heads=(0, 0, 0), scale=1.0, kv_length=8, return_lse=False)
     twice = dataclasses.replace(once, last_key_count=2)
-    assert api._choose(None, q, once) is api._cudnn
-    assert api._choose(None, q, twice) is api._xla
+    assert implementations.OP.choose(None, q, q, q, once) == "cudnn"
+    assert implementations.OP.choose(None, q, q, q, twice) == "xla"
     with pytest.raises(NotImplementedError, match="'cudnn' cannot run: it counts every key once, got last_key_count=2"):
-        api._choose("cudnn", q, twice)
+        implementations.OP.choose("cudnn", q, q, q, twice)
 
 
 def test_last_key_count_out_of_range():
@@ -96,3 +105,22 @@ def test_heads_that_are_not_there():
 def test_bad_configuration(field, value):
     with pytest.raises(ValueError, match=field):
         AttentionConfig(**{field: value})
+
+
+@pytest.fixture
+def known_rule():
+    cudnn._require_known_rule.cache_clear()
+    yield
+    cudnn._require_known_rule.cache_clear()
+
+
+def test_the_private_rule_of_jax_is_the_one_that_is_called(known_rule):
+    cudnn._require_known_rule()
+
+
+def test_a_changed_private_rule_is_refused(known_rule, monkeypatch):
+    monkeypatch.setattr(cudnn.fused, "_dot_product_attention_bwd_rule", lambda scale, dropout: None)
+    q, lse = jnp.zeros((1, 8, 1, 64), jnp.bfloat16), jnp.zeros((1, 1, 8))
+    message = r"private function of JAX whose parameters are \('scale', 'dropout'\) in JAX"
+    with pytest.raises(NotImplementedError, match=message):
+        cudnn.attention_cudnn_gradient(q, q, q, q, lse, q, scale=1.0)

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import pytest
 from hopper_compiler import compile_for_hopper
 
-from pallas_kernels.linear.hopper import _CONFIGS, linear_hopper
+from pallas_kernels.linear.config import CONFIGS
+from pallas_kernels.linear.hopper import linear_hopper
 
 PROGRAM = """
-from pallas_kernels.linear.hopper import _CONFIGS, linear_hopper
+from pallas_kernels.linear.config import CONFIGS
+from pallas_kernels.linear.hopper import linear_hopper
 
 def run(x, kernel, bias):
     return linear_hopper(x, kernel, bias if {has_bias} else None, activation={activation!r}, transposed={transposed},
-                         config=_CONFIGS[{config}], num_blocks=132)
+                         config=CONFIGS[{config}], num_blocks=132)
 
 shape = ({out_features}, {features}) if {transposed} else ({features}, {out_features})
 jax.jit(run).lower(array({rows}, {features}), array(*shape), array({out_features})).compile()
@@ -24,11 +26,11 @@ INPUT_GRADIENT = dict(rows=2944, features=13824, out_features=5120, activation=N
 
 
 CASES = pytest.mark.parametrize("case", [UP, INPUT_GRADIENT], ids=["bias and gelu", "transposed"])
-CONFIGS = pytest.mark.parametrize("config", range(len(_CONFIGS)))
+EACH_CONFIG = pytest.mark.parametrize("config", range(len(CONFIGS)))
 
 
 @CASES
-@CONFIGS
+@EACH_CONFIG
 def test_lowering(config, case):
     """Mosaic accepts the kernel; this needs JAX only."""
     shape = case["features"], case["out_features"]
@@ -36,14 +38,14 @@ def test_lowering(config, case):
     operands = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (x, kernel, bias)]
 
     def run(x, kernel, bias):
-        options = {"activation": case["activation"], "transposed": case["transposed"], "config": _CONFIGS[config]}
+        options = {"activation": case["activation"], "transposed": case["transposed"], "config": CONFIGS[config]}
         return linear_hopper(x, kernel, bias if case["has_bias"] else None, num_blocks=132, **options)
 
     assert "mosaic_gpu" in jax.jit(run).trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @CASES
-@CONFIGS
+@EACH_CONFIG
 def test_kernel_compiles_without_spills(config, case):
     report = compile_for_hopper(PROGRAM.format(config=config, **case))
     assert report["kernels"] == 1
@@ -55,10 +57,10 @@ def test_kernel_compiles_without_spills(config, case):
 SCAN = r"""
 import re
 from jax.extend import backend
-from pallas_kernels import dispatch
+from pallas_kernels import devices
 from pallas_kernels.linear import linear
 
-dispatch._missing_hardware = lambda: None
+devices.is_hopper = lambda: True
 backend.get_default_device = lambda: topology.devices[0]
 
 def layers(x, *stacks):

@@ -5,10 +5,15 @@ import dataclasses
 import pytest
 from hopper_interpreter import run_in_interpreter
 
-from pallas_kernels.linear.hopper import _CONFIGS
+from pallas_kernels.linear.config import CONFIGS
+
+pytestmark = pytest.mark.slow
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
-from pallas_kernels.linear.hopper import LinearConfig, linear_hopper
+from pallas_kernels.linear.config import LinearConfig
+from pallas_kernels.linear.hopper import linear_hopper
 
 rows, features, out_features = case["shape"]
 x, kernel = normal(rows, features), normal(features, out_features) * features**-0.5
@@ -66,7 +71,7 @@ def test_kernel_in_the_interpreter(case):
     assert run_in_interpreter(PROGRAM, case) < 1e-5
 
 
-@pytest.mark.parametrize("config", _CONFIGS, ids=lambda config: "x".join(map(str, config.block)))
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "x".join(map(str, config.block)))
 def test_published_tile_shapes(config):
     config = dataclasses.asdict(config)
     assert run_in_interpreter(PROGRAM, case(264, 128, 448, activation="gelu", num_blocks=2, **config)) < 1e-5

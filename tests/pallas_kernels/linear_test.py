@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from elementwise_cases import normal
 
-from pallas_kernels import dispatch
-from pallas_kernels.linear import hopper, linear
+from pallas_kernels import devices
+from pallas_kernels.linear import config, hopper, linear
 
 GELU_SLOPE = np.sqrt(2 / np.pi)
 
@@ -43,7 +43,7 @@ def device(monkeypatch):
         y = y if bias is None else y + bias
         return (y if activation is None else jax.nn.gelu(y, approximate=True)).astype(x.dtype)
 
-    monkeypatch.setattr(dispatch, "_missing_hardware", lambda: None)
+    monkeypatch.setattr(devices, "is_hopper", lambda: True)
     monkeypatch.setattr(hopper, "linear_hopper", linear_hopper)
     return calls
 
@@ -89,7 +89,7 @@ def test_gradients(features, has_bias, activation, path, request):
         assert ours.shape == exact.shape
         assert np.linalg.norm(np.asarray(ours, np.float64) - exact) < tolerance * np.linalg.norm(exact)
     if path == "kernel":
-        # The backward pass needs the sum in front of the activation; inputs that are no tile wide leave it to XLA.
+        # The backward pass needs the sum before the activation. Inputs that are not a tile wide are left to XLA.
         assert calls == [(None, False)] + [(None, True)] * (features == 128)
 
 
@@ -176,4 +176,4 @@ def test_operands_that_do_not_fit(options, message, monkeypatch):
     ],
 )
 def test_choice_of_tiles(rows, columns, num_blocks, block):
-    assert hopper.choose_config(rows, columns, num_blocks).block == block
+    assert config.choose_config(rows, columns, num_blocks).block == block

@@ -1,4 +1,7 @@
-"""Lowered kernels on disk: the same code for every process, found again, made again when it cannot be used."""
+"""Lowered kernels on disk: the same code for every process and mesh, found again, replaced when damaged."""
+
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +103,75 @@ def test_without_a_cache_nothing_is_written(norm):
     assert lowering._cache_folder() is None
     assert lowered(call) == lowered(call)
     assert len(traces) == 1
+
+
+MESH_PROGRAM = """
+import pathlib, sys
+import jax
+import jax.numpy as jnp
+from jax.extend import backend
+from jax.sharding import AxisType, PartitionSpec
+from pallas_kernels import lowering
+from pallas_kernels.adaln.hopper import residual_norm
+
+folder = pathlib.Path(sys.argv[1]) / "kernels"
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.default_backend = lambda: "gpu"
+
+def layers(x, row):
+    def layer(x, _):
+        stream, normed = residual_norm(x, x, None, row, row, num_history=0, norm_history=True, eps=1e-6)
+        return stream + normed, None
+    return jax.lax.scan(layer, x, None, length=2)[0]
+
+def files(function, batch):
+    lowering._from_disk.cache_clear()
+    x = jax.ShapeDtypeStruct((batch, 8, 1024), "bfloat16")
+    row = jax.ShapeDtypeStruct((1, 1, 1024), "float32")
+    text = jax.jit(function).trace(x, row).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @mosaic_gpu_v2") == 1, text
+    return {file.name: file.read_bytes() for file in folder.iterdir()} if folder.exists() else {}
+
+def forget():
+    for file in folder.iterdir():
+        file.unlink()
+
+def mesh(devices, kind=AxisType.Auto):
+    return jax.make_mesh((devices,), ("data",), axis_types=(kind,), devices=jax.devices()[:devices])
+
+alone = files(layers, 1)
+assert len(alone) == 1
+split, everywhere = PartitionSpec("data"), PartitionSpec()
+for check_vma in (True, False):
+    for hold in (False, True):
+        forget()
+        options = {"in_specs": (split, everywhere), "out_specs": split, "check_vma": check_vma}
+        if hold:
+            with jax.set_mesh(mesh(4)):
+                assert files(jax.shard_map(layers, **options), 4) == alone, (check_vma, hold)
+        else:
+            assert files(jax.shard_map(layers, mesh=mesh(4), **options), 4) == alone, (check_vma, hold)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    forget()
+    with jax.set_mesh(mesh(1, kind)):
+        assert files(layers, 1) == alone, kind
+forget()
+with jax.set_mesh(mesh(4)):
+    assert lowering._cache_folder() is None
+    assert files(layers, 4) == {}
+"""
+
+
+def test_meshes_share_the_code(tmp_path):
+    """The bytes of a file are the same without a mesh, on a mesh of one device, and inside shard_map on four.
+
+    The program scans, so that the results must have the type of the operands: different on every device. On a mesh
+    that the compiler divides the work of, nothing is kept.
+    """
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""}
+    command = [sys.executable, "-c", MESH_PROGRAM, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 PROGRAM = r"""

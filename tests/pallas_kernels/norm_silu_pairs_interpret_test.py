@@ -3,6 +3,8 @@
 import pytest
 from hopper_interpreter import run_in_interpreter
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from pallas_kernels.norm_silu_pairs.hopper import norm_silu_pairs
 

@@ -47,7 +47,9 @@ def expected(inputs):
     return gradients(inputs, SAMPLING)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[] if form == "full" else pytest.mark.slow) for form in FORMS]
+)
 def test_outputs_and_gradients_are_equal(inputs, expected, form):
     out, found = gradients(inputs, FORMS[form])
     np.testing.assert_allclose(out, expected[0], atol=1e-5 * float(jnp.abs(expected[0]).max()))
@@ -55,7 +57,7 @@ def test_outputs_and_gradients_are_equal(inputs, expected, form):
         np.testing.assert_allclose(one, other, atol=2e-5 * max(float(jnp.abs(other).max()), 1e-3))
 
 
-@pytest.mark.parametrize("form", ["resident", "none"])
+@pytest.mark.parametrize("form", ["resident", pytest.param("none", marks=pytest.mark.slow)])
 def test_three_programs_equal_one(inputs, form):
     """Tokens, blocks and velocity may each be a program of their own; text is projected once, before."""
     graph, state, latents, embeds, tiers = inputs

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "pipelines"
 MESHES = {"flat": ((4,), ("fsdp",)), "square": ((2, 2), ("data", "fsdp"))}
 NAMES = [

@@ -21,7 +21,7 @@ SMALL = {"height": 64, "width": 64, "max_text_tokens": 8}
     ("kind", "steps", "other_steps", "scales", "levels"),
     [
         ("distilled", (1, 1, 1), (2, 1, 3), (1.0, 1.0), 3),
-        ("base", 2, 3, (5.0, 3.0), 1),
+        pytest.param("base", 2, 3, (5.0, 3.0), 1, marks=pytest.mark.slow),
     ],
     ids=["distilled", "base"],
 )
@@ -44,6 +44,7 @@ def test_compiles_once(pipelines, compiled, kind, steps, other_steps, scales, le
     assert compiled == []
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_amplified_first_chunk_needs_no_program_of_its_own(distilled, compiled):
     arguments = {"num_frames": 66, "steps": (1, 1, 1), "progress": False, **SMALL}
     plain = distilled("a fox", amplify_first_chunk=False, **arguments)
@@ -53,6 +54,7 @@ def test_amplified_first_chunk_needs_no_program_of_its_own(distilled, compiled):
     assert np.abs(plain.latents - amplified.latents)[:, :9].max() > 0.01
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_live_prompt_compiles_the_blend_once(distilled, compiled):
     stream = distilled.stream("a fox", num_frames=None, steps=(1, 1, 1), **SMALL)
     stream.set_prompt("a dog", blend_chunks=4)
@@ -65,6 +67,7 @@ def test_live_prompt_compiles_the_blend_once(distilled, compiled):
     assert compiled == []
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_bfloat16(pipelines, bfloat16, compiled):
     """The default dtype: one program per level all the same, and a video near that of fp32."""
     arguments = {"num_frames": 66, "steps": (1, 1, 1), "progress": False, **SMALL}
@@ -119,6 +122,7 @@ def test_plan_of_a_single_stage_keeps_fractions(pipelines):
     assert (plan.size, plan.transition) == ((48, 80), None)
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_zero_init_skips_the_network(pipelines, monkeypatch):
     """CFG-Zero* takes its first two steps at velocity zero: of 3 + 1 + 1 steps the network sees the last three."""
     calls = []
@@ -136,6 +140,7 @@ def test_zero_init_skips_the_network(pipelines, monkeypatch):
     assert calls == [info.timestep for info in seen][2:]
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_guidance_doubles_the_batch_of_the_network(pipelines, monkeypatch):
     batches = []
     original = HeliosTransformer.denoise
@@ -152,6 +157,7 @@ def test_guidance_doubles_the_batch_of_the_network(pipelines, monkeypatch):
     assert batches == [1, 2]
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_noise_in_device_memory_survives(pipelines):
     """A noise source may keep its arrays on the device: none of them is donated."""
 
@@ -173,6 +179,7 @@ def test_noise_in_device_memory_survives(pipelines):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "max_tokens", "programs", "steps"),
     [("mid", 16, 3, (4, 3, 3)), ("base", 160, 2, 4)],

@@ -130,6 +130,7 @@ def test_every_video_of_a_batch_draws_its_own_noise(distilled):
     assert jnp.abs(pair.anchor[1] - pair.anchor[0]).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_encoding_in_slices_changes_nothing(distilled):
     whole, sliced = (
         next(distilled.stream("a fox", image=picture(), num_frames=33, vae_slice_frames=n, **SMALL)) for n in (None, 4)
@@ -138,6 +139,7 @@ def test_encoding_in_slices_changes_nothing(distilled):
     assert np.abs(whole.frames.astype(int) - sliced.frames).max() <= 1
 
 
+@pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize(("keep", "expected"), [(True, [True, True]), (False, [False, False])])
 def test_anchor_matters_only_when_it_is_kept(distilled, keep, expected):
     """Another anchor, everything else equal: I2V changes with ``keep_first_frame`` and not a bit without."""
@@ -147,6 +149,7 @@ def test_anchor_matters_only_when_it_is_kept(distilled, keep, expected):
     assert changed == expected
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_without_the_first_frame_the_video_is_another(distilled):
     arguments = {"num_frames": 99, "progress": False, **SMALL}
     kept, free = (distilled("a fox", keep_first_frame=keep, **arguments).latents for keep in (True, False))
@@ -177,6 +180,7 @@ def histories(monkeypatch) -> list[tuple[np.ndarray, np.ndarray]]:
     return given
 
 
+@pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize("skip", [False, True])
 def test_text_to_video_anchors_on_what_it_made(distilled, histories, skip):
     out = distilled("a fox", num_frames=132, skip_first_chunk=skip, progress=False, **SMALL)
@@ -189,6 +193,7 @@ def test_text_to_video_anchors_on_what_it_made(distilled, histories, skip):
         np.testing.assert_array_equal(anchor, expected)
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_image_stays_the_anchor(distilled, histories):
     distilled("a fox", image=picture(), num_frames=99, progress=False, **SMALL)
     anchors = [anchor for _, anchor in histories]

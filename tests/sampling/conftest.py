@@ -3,11 +3,14 @@
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import helios_jax as hx
+from helios_jax.sampling import stream as stream_module
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "pipelines"
 
@@ -44,6 +47,17 @@ def distilled(pipelines) -> hx.HeliosPipeline:
 def bfloat16(tmp_path_factory) -> hx.HeliosPipeline:
     """The few-step pyramid pipeline in the default dtypes."""
     return hx.HeliosPipeline.from_pretrained(checkpoint("distilled", tmp_path_factory.mktemp("bfloat16")))
+
+
+@pytest.fixture
+def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams give black frames: decoding is nearly all the work, and the tests that use this look at latents only."""
+
+    def black(vae: Any, latents: jax.Array, **_: Any) -> jax.Array:
+        batch, frames, height, width, _ = latents.shape
+        return jax.device_put(np.zeros((batch, 4 * frames - 3, 8 * height, 8 * width, 3), np.uint8))
+
+    monkeypatch.setattr(stream_module, "decode_chunk", black)
 
 
 @pytest.fixture

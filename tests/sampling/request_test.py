@@ -146,6 +146,7 @@ def test_without_text_encoder_embeddings_are_needed(distilled, pipelines):
         guided.stream(prompt_embeds=embeds(1, 8, 24), **SMALL | {"steps": 2})
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_guidance_on_a_distilled_model_warns_and_is_applied(distilled):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="guidance_scale")
@@ -155,6 +156,7 @@ def test_guidance_on_a_distilled_model_warns_and_is_applied(distilled):
     assert np.abs(guided - plain).mean() > 0.01
 
 
+@pytest.mark.usefixtures("undecoded")
 def test_long_text_warns(distilled):
     with pytest.warns(UserWarning, match=r"a prompt has \d+ tokens and the limit is 8"):
         distilled.stream("a red fox trots through fresh snow", **SMALL)

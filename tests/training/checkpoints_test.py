@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     for part in (tmp_path / "2" / "one").rglob("*"):
         if part.is_file() and part.parent.name == "d":
             part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"2 is damaged .* go on from step 1"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"2 is damaged .* resume from step 1"):
         restore(checkpoints, advanced(0))
 
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
             restore(checkpoints, advanced(0), size=9)
 
 
-def test_a_failed_checkpoint_stops_the_run_and_the_run_can_go_on(tmp_path):
+def test_a_failed_checkpoint_stops_the_run_and_the_run_can_be_resumed(tmp_path):
     with largest_file(5 * 10**5), pytest.raises(OSError, match="could not be written"):  # the optimizer has 2 MB
         train(toy_experiment(), tmp_path)
     assert train(toy_experiment(), tmp_path) == 0

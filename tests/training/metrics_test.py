@@ -4,7 +4,7 @@ from helios_jax.training.metrics import JsonLines, TensorBoard, Writers, read_me
 
 
 def test_values_come_back_by_step(tmp_path):
-    for steps in ((1, 2), (2, 3)):  # a run, and one that goes on from step 1
+    for steps in ((1, 2), (2, 3)):  # a run, and one that resumes it after step 1
         writer = JsonLines(tmp_path)
         for step in steps:
             writer.write(step, {"loss": step + steps[0] / 10})

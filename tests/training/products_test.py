@@ -1,4 +1,4 @@
-"""What a run leaves behind: pipelines that sample, with adapters folded in, and VAEs that know their statistics."""
+"""Products of a run: pipelines that sample, with merged adapters, and VAEs with the statistics of their latents."""
 
 import dataclasses
 
@@ -89,6 +89,7 @@ def test_released_networks_have_published_dtypes_and_no_adapters(trained):
         np.testing.assert_array_equal(array, merged[path].astype(array.dtype), err_msg=path)
 
 
+@pytest.mark.slow
 def test_an_exported_pipeline_samples_what_the_networks_sample(product, trained, tmp_path):
     product.export(trained, tmp_path)
     exported = hx.HeliosPipeline.from_pretrained(tmp_path, vae_dtype="float32")
@@ -108,6 +109,7 @@ def test_an_exported_pipeline_samples_what_the_networks_sample(product, trained,
             np.testing.assert_allclose(np.float32(found[path]), np.float32(array), atol=0.01, err_msg=path)
 
 
+@pytest.mark.slow
 def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
     samples = Samples(
         every=1,
@@ -129,6 +131,7 @@ def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
     assert (tmp_path / "5" / "1.mp4").read_bytes() != first
 
 
+@pytest.mark.slow
 def test_validation_can_sample_with_the_text_encoder_that_is_trained(product, parts, tmp_path):
     networks = FromCheckpoint(folder=str(parts), parts=("transformer", "text_encoder")).networks(
         MESH, jax.random.key(0)
@@ -170,7 +173,7 @@ def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
     np.testing.assert_allclose(vae.config.latents_std, jnp.sqrt(spread), rtol=1e-3)
 
 
-def test_reconstructions_stand_beside_their_clips(vae, tmp_path):
+def test_clips_are_written_next_to_their_reconstructions(vae, tmp_path):
     from helios_jax.media.reading import load_video
 
     reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)

@@ -137,7 +137,7 @@ def test_sum_over_the_samples_of_a_chunk():
 
 
 def test_microbatches_average_to_the_batch():
-    """Copies of a chunk keep their own context and text beside other chunks."""
+    """Copies of a chunk keep their own context and text in a batch with other chunks."""
     batch = latent_batch(2)
     draws = draw(METHOD, batch, keys(2))
     whole = loss(METHOD, networks(), batch, draws)[0]

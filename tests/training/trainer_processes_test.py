@@ -14,6 +14,8 @@ import pytest
 
 from helios_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = pathlib.Path(__file__).with_name("toy_training.py")
 ROOT = SCRIPT.parents[2]
 
@@ -73,7 +75,7 @@ def long_run(tmp_path_factory):
     return workdir
 
 
-def test_a_killed_run_goes_on_bit_for_bit(long_run, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(long_run, tmp_path):
     step = 20 + int.from_bytes(os.urandom(1)) // 2  # anywhere: between checkpoints, or while one is written
     processes = run(tmp_path, LONG)
     wait_for_step(tmp_path, step, processes)
@@ -104,7 +106,7 @@ def test_two_processes_of_four_devices_equal_one_device(long_run, cluster_run):
     assert losses(cluster_run) == pytest.approx({step: whole[step] for step in range(1, 41)}, rel=1e-5)
 
 
-def test_two_killed_processes_go_on_bit_for_bit(cluster_run, tmp_path):
+def test_two_killed_processes_resume_bit_for_bit(cluster_run, tmp_path):
     processes = run(tmp_path, SHORT, processes=2, devices=4)
     wait_for_step(tmp_path, 12, processes)
     for process in processes:

@@ -150,7 +150,7 @@ class EventfulIterator:
         self.iterator.set_state(state)
 
 
-def test_a_run_goes_on_where_it_was_cut_off(whole_run, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_off_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr("helios_jax.training.trainer.as_json", lambda experiment: {"run": "toy"})
     with pytest.raises(RuntimeError, match="power cut"):
         train(toy_experiment(data=EventfulData(at=6, event="crash")), tmp_path)
@@ -160,7 +160,7 @@ def test_a_run_goes_on_where_it_was_cut_off(whole_run, tmp_path, monkeypatch):
         np.testing.assert_array_equal(product(tmp_path)[name], array, err_msg=name)
 
 
-def test_sigterm_saves_and_tells_by_the_exit_code(whole_run, tmp_path, monkeypatch):
+def test_sigterm_saves_and_sets_the_exit_code(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr("helios_jax.training.trainer.as_json", lambda experiment: {"run": "toy"})
     before = signal.getsignal(signal.SIGTERM)
     assert train(toy_experiment(data=EventfulData(at=5, event="sigterm")), tmp_path) == PREEMPTED == 75

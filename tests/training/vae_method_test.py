@@ -104,6 +104,7 @@ def test_pixels_beyond_the_range_still_have_a_gradient(vae):
     np.testing.assert_allclose(gradient, wide[..., 0].size, rtol=1e-6)  # every pixel moves with its channel's bias
 
 
+@pytest.mark.slow
 def test_a_prepared_vae_takes_clips_for_stills():
     """Latent frame k is that of frame 4k as a still; every latent shows as four equal frames, stills of its own."""
     config = dataclasses.replace(CONFIG, dim_mult=(1, 2, 2))
@@ -142,6 +143,7 @@ def test_frames_together_are_frames_in_turn(vae):
         np.testing.assert_allclose(together, turned, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_a_picture(vae):
     y, x = np.mgrid[:8, :12] / 12
     picture = np.stack([x, y, 1 - x], -1)
@@ -165,6 +167,7 @@ def test_a_few_steps_learn_a_picture(vae):
     assert np.mean(losses[-5:]) < 0.4 * losses[0]
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_posterior_samples(vae):
     """Batches of different sizes; the same numbers from many samples, and samples become standardised."""
     batches = [clips(3, seed=1), clips(1, seed=2)]

@@ -3,8 +3,9 @@
     x_s  = (1 - s) x + s z                                        x: the chunk, z: noise, s: noise level    (1)
     loss = mean of w(s) |v(x_s, 1000 s, text, context) - (z - x)|^2                                         (2)
 
-(arXiv 2603.04379). The path (1), the context and the network are the functions that sampling runs. Everything except
-the network is computed in fp32, where the published training rounds x, z and s to bf16 before mixing them.
+(arXiv 2603.04379). Sampling inverts (1) by ``diffusion.flow.predict_clean``. The path (1), the context and the network
+are the functions that sampling runs. Everything except the network is computed in fp32, where the published training
+rounds x, z and s to bf16 before mixing them.
 """
 
 import dataclasses

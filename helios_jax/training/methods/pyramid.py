@@ -9,6 +9,8 @@ start and end noise (``diffusion.pyramid``, equations 2 and 5 there):
     x_s     = (1 - s) end_l + s start_l                           s, t from the level's table           (3)
     loss    = mean of |v(x_s, t, text, context) - (start_l - end_l)|^2                                  (4)
 
+In sampling, ``diffusion.pyramid.renoise`` gives the start point (1), and the solver's steps lead along (3) to (2).
+
 A chunk gives ``ratios[l]`` samples of level l, all with the same noise, and each sample counts the same whatever its
 size. The published training packs the samples of a chunk into one sequence with block-diagonal attention, over copies
 of one context; here the context is embedded once, and each level is one call of the network. The maths is the same.

@@ -4,7 +4,7 @@
     loss = mean rho(decode(z) - x) + kl_weight mean (mean^2 + exp(logvar) - 1 - logvar) / 2               (2)
 
 with rho(d) = |d| ("l1") or sqrt(d^2 + 1e-6) ("charbonnier"), plus square_weight d^2, and x in [-1, 1]. Both means are
-over elements.
+over elements. Sampling decodes with the same ``models.vae.WanVae``, which clips to [-1, 1] in addition.
 """
 
 import dataclasses
