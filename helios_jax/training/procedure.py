@@ -9,16 +9,13 @@ updates; its metrics are then keyed by player ("critic/loss") and need not be th
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 from jax.sharding import Mesh
 
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.state import Restore
-
-if TYPE_CHECKING:
-    from helios_jax.training.experiment import Experiment
 
 
 @runtime_checkable
@@ -56,8 +53,13 @@ class Running(Protocol):
 class Procedure(Protocol):
     """Settings of a way to train. Implementations are frozen dataclasses."""
 
-    def start(self, experiment: "Experiment", mesh: Mesh, restore: Restore | None) -> Running:
-        """Loads the networks; the state is read by ``restore`` if there is a checkpoint, and fresh otherwise.
+    def start(self, experiment: Any, mesh: Mesh, restore: Restore | None) -> Running:
+        """Loads the networks and creates the players' state, or reads it from a checkpoint.
+
+        Args:
+            experiment: The ``Experiment``, in which a procedure is a field.
+            mesh: Where networks and state live.
+            restore: Reads the newest checkpoint; ``None``: there is none.
 
         Raises:
             ValueError: Settings that cannot work, or a checkpoint that does not fit them.

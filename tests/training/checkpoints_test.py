@@ -16,6 +16,7 @@ from toy_training import ToyIterator, ToyStart, toy_experiment
 from helios_jax.training.checkpoints import Checkpoints, check_settings, write_settings
 from helios_jax.training.descent import PLAYER, Descent
 from helios_jax.training.ema import Ema
+from helios_jax.training.experiment import MAY_CHANGE
 from helios_jax.training.overrides import as_json
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import FromCheckpoint
@@ -240,3 +241,9 @@ def test_a_run_that_could_not_begin_leaves_no_settings(tmp_path):
     with pytest.raises(ValueError, match="does not use all"):
         train(toy_experiment(mesh=MeshShape(fsdp=3)), tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_runs_begun_when_remat_belonged_to_the_method_are_resumed(tmp_path):
+    now = settings()
+    write_settings(tmp_path, now | {"method": {**now["method"], "remat": "offload"}})
+    check_settings(tmp_path, now | {"remat": "full"}, may_change=MAY_CHANGE)
