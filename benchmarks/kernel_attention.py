@@ -1,4 +1,4 @@
-"""Attention beside cuDNN's, and tokamax' where that is installed, timed by the host clock in turns.
+"""Times attention, that of cuDNN and, where it is installed, that of tokamax by the host clock, in turns.
 
 Implementations take turns, a batch of calls each, so that all meet the same temperature and clock: a chip at its power
 limit is some 10 % slower than a cool one. Hence two columns each: in "steady" batches follow each other, in "burst"

@@ -1,4 +1,4 @@
-"""The fused element-wise passes of a block and of the VAE beside XLA's own fusion, in device time.
+"""Times the fused element-wise passes of a block and of the VAE, and XLA's own fusion of them, on the device.
 
 Times are those of the device (CUPTI, sum over the kernels of a call, median of 12 calls): a call takes less time than
 the host needs to launch it. Every call moves several times the size of the L2 cache, and inputs are random. The last
@@ -44,7 +44,7 @@ def row(shape: str, moved: int, call: Callable, *operands: Any) -> dict[str, Any
 
 
 def adaln_rows() -> list[dict[str, Any]]:
-    """The residual sum and norm in front of self-attention, cross-attention and FFN."""
+    """The residual sum and norm before self-attention, cross-attention and FFN."""
     gate, scale, shift = (normal(i, 1, 2, DIM, dtype="float32") for i in range(3))
     rows = []
     for tokens in LEVELS:

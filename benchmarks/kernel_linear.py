@@ -1,4 +1,4 @@
-"""The linear layer beside XLA's, timed by the host clock in turns.
+"""Times the linear layer and that of XLA by the host clock, in turns.
 
 XLA by default searches among Triton's kernels and cuBLAS', and may leave bias and activation to passes of their own;
 *cublas* is XLA without Triton, which takes cuBLASLt with bias and activation in its epilogue. Inside a scan over

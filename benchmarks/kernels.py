@@ -1,4 +1,4 @@
-"""Speed of each kernel beside the alternatives, at the shapes of the 14B model and its VAE.
+"""Compares the speed of each kernel with the alternatives, at the shapes of the 14B model and its VAE.
 
     python benchmarks/kernels.py --op=attention --out=kernels.json
 

@@ -1,15 +1,15 @@
 """``helios-prepare``: videos to latents and text embeddings, ready for training.
 
     helios-prepare --model=CKPT --clips=clips.json --out=latents         cuts of videos, with captions
-    helios-prepare --model=CKPT --clips=folder --out=latents             mp4 files, captions in .txt files beside them
+    helios-prepare --model=CKPT --clips=folder --out=latents             mp4 files, each with a caption in a .txt file
     helios-prepare --model=CKPT --moving_shapes=1000 --out=latents       scenes of a procedural world
     helios-prepare --from_pt=folder --out=latents                        latent files of the original implementation
 
 CKPT is the folder or hub id of a checkpoint; its VAE and text encoder are used. clips.json is a list of objects
 {"path": "a.mp4", "cut": [0, 129], "crop": [x0, x1, y0, y1], "fps": 24, "cap": ["A red fox ..."]}.
 
-All devices of the machine take part. An interrupted run goes on when the same command is given again: files that
-are finished are kept. Clips that are damaged, too short or without a caption are skipped and listed in
+All devices of the machine take part. After an interruption the same command resumes the work: finished files are
+kept. Clips that are damaged, too short or without a caption are skipped and listed in
 OUT/skipped-<size>.jsonl. To divide the work among machines, run the same command on each with --num_shards and its
 own --shard_index, all writing to one folder; or use --beam.
 """

@@ -1,1 +1,1 @@
-"""Kernels for NVIDIA Hopper GPUs in Pallas Mosaic GPU, each beside a plain JAX reference and one dispatch function."""
+"""Kernels for NVIDIA Hopper GPUs in Pallas Mosaic GPU, each with a plain JAX reference."""

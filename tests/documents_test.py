@@ -42,6 +42,9 @@ MODULES = {
 }
 """Short names of modules in the documents."""
 
+FIGURE = re.compile(r"[\s\d./-]*\d[\s\d./-]*")
+"""A cell that holds nothing but figures."""
+
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -179,9 +182,14 @@ def test_tables_are_those_of_the_results(document):
 
 def test_every_table_of_the_kernels_has_its_results():
     known = {frozenset(recorded(file.name)) for file in RESULTS.glob("*.json")}
+    checked = 0
     for _, rows in tables(ROOT / "pallas_kernels" / "README.md"):
+        if not any(FIGURE.fullmatch(cell) for row in rows for cell in row.split("|")[2:-1]):
+            continue  # a table of words
         table = frozenset(map(numbers, rows))
         assert any(table >= rows and len(table - rows) <= 1 for rows in known), rows  # a second row of the head
+        checked += 1
+    assert checked >= 12
 
 
 def test_small_world_is_what_its_scores_say():

@@ -132,7 +132,7 @@ class QkNormRopeCases:
             assert_rounded(out, want)
 
     def test_fused_projection(self, size):
-        """Queries and keys are read in place, behind and between other channels."""
+        """Queries and keys are read in place, after and between other channels."""
         q, k, *rest = self.operands(size, 128)
         fused = jnp.concatenate([normal(9, *size, 128), q, normal(8, *size, 256), k], axis=-1)
         got = self.run(fused, fused, *rest, q_start=128, k_start=384 + self.dim)

@@ -20,7 +20,8 @@ from helios_jax.data.prepare.clips import ShapesClip
 from helios_jax.data.prepare.encode import ClipEncoder, EncodeOptions, one_behind, uid_hash
 from helios_jax.data.prepare.job import Status
 from helios_jax.data.workers import ahead_of_time
-from helios_jax.media.reading import load_video, to_signed
+from helios_jax.media.pixels import to_signed
+from helios_jax.media.reading import load_video
 from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.models.vae import normalize
@@ -192,7 +193,7 @@ def test_interrupted_runs_go_on_and_end_with_the_same_bytes(model, shapes, tmp_p
     assert list(tmp_path.rglob("*.partial"))
     counted.stop, counted.encoded[:] = None, []
     assert call(*command) == 0
-    assert counted.encoded == names[stop // 2 * 2 :]  # files of two clips; those that were finished are kept
+    assert counted.encoded == names[stop // 2 * 2 :]  # files of two clips; finished ones are kept
     assert contents(tmp_path) == contents(shapes)
     counted.encoded.clear()
     assert call(*command) == 0

@@ -146,7 +146,7 @@ class LatentWriter:
         return True
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
-        """Keeps the settings, or compares them with those that are kept."""
+        """Stores the settings, or compares them with the stored ones."""
         file = self.folder / SETTINGS_FILE
         if not file.exists():
             _replace(file, json.dumps(settings, indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""The job behind ``helios-prepare``: where clips come from, how they are encoded, how the work is divided."""
+"""What ``helios-prepare`` does: where clips come from, how they are encoded, how the work is divided."""

@@ -49,7 +49,7 @@ def write_latents_with_beam(
 
 
 class EncodeSplit(beam.PTransform):
-    """All clips of one size to (uid, example); those that fail go to ``skipped_file``."""
+    """All clips of one size to (uid, example); failures go to ``skipped_file``."""
 
     def __init__(self, clips: Sequence[Named], size: Size, make_encode: Callable[[], Encode], folder: Path) -> None:
         super().__init__()

@@ -28,10 +28,9 @@ from helios_jax.data.helios_latents.writer import Failure
 from helios_jax.data.prepare.clips import Clip
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.media.files import ClipError
-from helios_jax.media.pixels import to_signed
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer, clean_prompt, encode_tokens
-from helios_jax.models.vae import WanVae
+from helios_jax.models.vae import WanVae, to_model_range
 from helios_jax.sampling.conditioning import encode_posterior
 from helios_jax.typing import Array, Bool, Float, Int, Key, Path, UInt8
 
@@ -253,7 +252,7 @@ def _encode_chunks(
         factor = config.scale_factor_spatial
         shape = (CHUNK_FRAMES, frames.shape[1] // factor, frames.shape[2] // factor, config.z_dim)
         noise = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, name), number), shape)
-        return encode_posterior(vae, to_signed(frames)[None], noise[None])[0].astype(jnp.bfloat16)
+        return encode_posterior(vae, to_model_range(frames)[None], noise[None])[0].astype(jnp.bfloat16)
 
     split, everywhere = PartitionSpec("data"), PartitionSpec()
     local = jax.vmap(encode, in_axes=(None, 0, 0, 0))

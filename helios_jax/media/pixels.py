@@ -5,22 +5,18 @@ Pixels are mapped to the VAE's range, as in diffusers' ``VideoProcessor``, by
     x = 2 u - 1,   u = pixel / 255 for uint8, u = value for floats in [0, 1].            (1)
 """
 
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from helios_jax.typing import AnyArray, Array, Float, UInt8
+from helios_jax.typing import AnyArray, Float, UInt8
 
 Frames = UInt8[np.ndarray, "*F H W 3"] | Float[np.ndarray, "*F H W 3"]
 """Unsigned RGB pixels: uint8, or float32 in [0, 1]."""
 
 
-@overload
-def to_signed(frames: Frames) -> Float[np.ndarray, "*F H W 3"]: ...
-@overload
-def to_signed(frames: UInt8[Array, "*F H W 3"]) -> Float[Array, "*F H W 3"]: ...
-def to_signed(frames: UInt8[AnyArray, "*F H W 3"] | Float[AnyArray, "*F H W 3"]) -> Float[AnyArray, "*F H W 3"]:
-    """Maps unsigned pixels to float32 in [-1, 1] by (1). Arrays stay where they are, in host or device memory."""
+def to_signed(frames: Frames) -> Float[np.ndarray, "*F H W 3"]:
+    """Maps unsigned pixels to float32 in [-1, 1] by (1), in host memory."""
     unsigned = frames.astype(np.float32) / np.float32(255) if frames.dtype == np.uint8 else frames
     return np.float32(2) * unsigned - np.float32(1)
 

@@ -133,9 +133,8 @@ class FragmentEncoder:
     def encode(self, frames: UInt8[np.ndarray, "F H W 3"], *, first_frame: int, first_fragment: int) -> bytes:
         """The frames as a complete fragmented mp4: ftyp, moov, then moof and mdat for each fragment.
 
-        An encoder of its own for each piece makes its first frame a key frame and leaves nothing behind in a queue: the
-        piece holds all its frames, and depends on no other. The price is the encoder's start-up and a key frame per
-        piece, a few per cent of a chunk of 33 frames.
+        Each piece gets an encoder of its own, which begins with a key frame and is drained at the end, so the piece
+        holds all its frames and depends on no other. The price is one key frame per piece.
 
         Args:
             frames: RGB with even sides.
@@ -145,8 +144,8 @@ class FragmentEncoder:
         import av
 
         options = {
-            # delay_moov: the header waits for the first packet, from which it takes the codec's parameters.
-            # default_base_moof: positions count from the fragment itself, which may then be moved within a file.
+            # delay_moov: the header is written with the first fragment, when the codec's parameters are known.
+            # default_base_moof: positions count from the fragment itself, so it may stand anywhere in a file.
             # frag_discont: a fragment states its own start time, that of its first packet. Otherwise every piece
             # would begin at zero, since the muxer does not know of those before.
             "movflags": "delay_moov+default_base_moof+frag_discont",

@@ -92,6 +92,7 @@ class SelfAttention(nnx.Module):
 
     def _amplify(self, k: Float[Array, "B S N K"], num_history: int) -> Float[Array, "B S N K"]:
         """Scales the history's keys by the learned factor in (1, 10)."""
+        # Scaled keys scale their logits alike, so that the attention kernel needs no argument for it.
         factor = 1.0 + jax.nn.sigmoid(self.history_key_scale[...]) * (_MAX_HISTORY_SCALE - 1.0)
         history = jnp.arange(k.shape[1])[:, None, None] < num_history
         return (k.astype(jnp.float32) * jnp.where(history, factor[:, None], 1.0)).astype(k.dtype)
@@ -199,6 +200,7 @@ class Block(nnx.Module):
         x, y = norm(residual.x, residual.update, gate=residual.gate, scale=1 + scale, shift=shift)
         update = self.attn1(y, rope, num_history, num_tokens, first_query=num_history if is_last else 0)
         if is_last:
+            # From here on there are only current tokens, with keys and values of history already used in attention.
             x, num_history = x[:, num_history:], 0
             # Without history tokens only the current tokens' vectors are left, the last of each pair.
             gate, ffn_shift, ffn_scale, ffn_gate = (vector[:, -1:] for vector in (gate, ffn_shift, ffn_scale, ffn_gate))

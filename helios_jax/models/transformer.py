@@ -128,6 +128,7 @@ class HeliosTransformer(ConfiguredModule):
         text = self.condition_embedder.text(embeds[:, :num_keys])
         graph, state = nnx.split(self.blocks.attn2)
 
+        # Only the stacks of cross-attention enter the scan; the other weights of the blocks are not read.
         def project(_: None, layer: nnx.State) -> tuple[None, TextContext]:
             return None, nnx.merge(graph, layer).project(text)
 
@@ -142,6 +143,7 @@ class HeliosTransformer(ConfiguredModule):
             self.patch_short(tiers.short.astype(self.dtype)),
         )
         tokens = jnp.concatenate([_flatten(stream) for stream in streams], axis=1)
+        # History is clean, at timestep 0 for every sample and step: one set of vectors serves the whole batch.
         _, modulation = self.condition_embedder.time(jnp.zeros((1,), jnp.float32))
         return Context(tokens=tokens, modulation=modulation)
 
@@ -220,6 +222,7 @@ class HeliosTransformer(ConfiguredModule):
         modulation = modulation[:, None]
         num_history = 0
         if context is not None:
+            # History first: kernels and slices then need no index per token, only the number num_history.
             num_history = context.tokens.shape[1]
             x = jnp.concatenate([context.tokens, x], axis=1)
             # Without zero_history_timestep history is modulated as current tokens are: one set of vectors for both.

@@ -54,7 +54,7 @@ class Request:
         amplify_first_chunk: Twice the steps in the first chunk.
         skip_first_chunk: Take the anchor from the second chunk.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
-        video: The frames of a clip that the context can hold, or ``None``.
+        video: The first frame of a clip and the last ones, which the context can hold; or ``None``.
         history_config: Layout of the context.
     """
 

@@ -69,7 +69,7 @@ def latent_loader(
         record.check(size)
         text.check(record)
 
-    # Sorted, so that the numbers of the sources, and with them their seeds, do not depend on the order of the files.
+    # Sorted: sources are seeded by their numbers, which must not depend on the size that was found first.
     groups = [
         [Source(part, ratio, functools.partial(check, size=size)) for part, ratio in parts]
         for size, parts in sorted(by_size.items())

@@ -4,8 +4,8 @@ A window around chunk k of a clip with latent frames z (9 per chunk), as Helios 
 
     target = z[9k : 9k + 9],   history = z[9k - 19 : 9k],   anchor = z[0]                  (1)
 
-with zeros before the start of the clip, and a zero anchor for k = 0. That is what sampling gives the network for its
-chunk k, so a model that is trained on all k has seen every state of the context that it meets later.
+with zeros before the start of the clip, and a zero anchor for k = 0. The sampler's context holds the same when it
+generates its chunk k.
 """
 
 from collections.abc import Sequence

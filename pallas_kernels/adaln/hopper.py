@@ -28,7 +28,7 @@ def residual_norm(
     norm_history: bool,
     eps: float,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B S3 D"]]:
-    """See ``pallas_kernels.adaln.residual_norm``."""
+    """The residual stream and its norm; ``pallas_kernels.adaln.residual_norm`` explains the arguments."""
     batch, tokens, dim = x.shape
     first_updated = tokens - update.shape[1]
     first_normed = 0 if norm_history else num_history

@@ -14,7 +14,7 @@ def rows_of(rows: Float[Array, "B P D"], tokens: range, num_history: int) -> Flo
 def residual_sum(
     x: Float[Array, "B S D"], update: Float[Array, "B S2 D"], gate: Float[Array, "R P D"] | None, *, num_history: int
 ) -> Float[Array, "B S D"]:
-    """The first result of ``pallas_kernels.adaln.residual_norm``."""
+    """The residual stream with the gated update, the first result of ``pallas_kernels.adaln.residual_norm``."""
     tokens, first = x.shape[1], x.shape[1] - update.shape[1]
     change = update.astype(jnp.float32)
     if gate is not None:
@@ -34,7 +34,7 @@ def residual_norm(
     norm_history: bool,
     eps: float,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B S3 D"]]:
-    """See ``pallas_kernels.adaln.residual_norm``."""
+    """The residual stream and its norm; ``pallas_kernels.adaln.residual_norm`` explains the arguments."""
     stream = x if update is None else residual_sum(x, update, gate, num_history=num_history)
     tokens = range(0 if norm_history else num_history, x.shape[1])
     z = stream[:, tokens.start :].astype(jnp.float32)

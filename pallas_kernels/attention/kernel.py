@@ -135,7 +135,7 @@ def _run_attempt(block: Block, attempt: Array, carry: tuple[Array, Array]) -> tu
 
         @pl.when(wanted)
         def _() -> None:
-            # In the first attempt the tile before has asked for these queries already.
+            # In the first attempt the previous tile has started this copy already.
             pl.when(attempt > 0)(lambda: _load_queries(block, n))
             _run_tile(block, n, count, attempt)
 

@@ -1,9 +1,9 @@
 """Norm, activation and sums of frames on Hopper.
 
-The pass is bound by memory: it reads every frame and writes twice as many. A block of one warpgroup takes some pixels
-of the four frames that a pair of results depends on through shared memory: TMA brings them in, each thread puts the
-four sums in their place, in the fragments that it would own in a wgmma, and TMA copies them out. Two of the frames are
-read by the block of the next pair as well, which stands beside it in the grid, so that they come from L2.
+The pass is bound by memory: it reads every frame and writes twice as many. A block of one warpgroup computes some
+pixels of the four frames that a pair of results depends on. TMA copies them into shared memory, each thread replaces
+them by the four sums, in the fragments that it would own in a wgmma, and TMA copies the sums out. The block of the
+next pair reads two of the frames as well; it is the next one in the grid, so that it finds them in L2.
 """
 
 import math
@@ -21,7 +21,7 @@ _ROWS = 64
 """Pixels of a block: what a warpgroup holds in registers at a time."""
 
 _FRAMES = 4
-"""Frames behind a pair of results, and sums made of them."""
+"""Frames that a pair of results depends on, and sums of them."""
 
 
 @lowered_once("interpret")
@@ -31,7 +31,7 @@ def norm_silu_pairs(
     *,
     interpret: compat.InterpretGPUParams | None = None,
 ) -> tuple[Float[Array, "B pairs P C"], ...]:
-    """See ``pallas_kernels.norm_silu_pairs.norm_silu_pairs``; the pixels of a frame are one axis."""
+    """The four sums of each pair of frames, as ``norm_silu_pairs.api`` defines them; pixels are one axis."""
     batch, frames, pixels, channels = x.shape
     width, swizzle = (64, 128) if channels % 64 == 0 else (32, 64)
     slices = [slice(start, start + width) for start in range(0, channels, width)]
@@ -78,7 +78,7 @@ def norm_silu_pairs(
         body,
         out_type=(out_type,) * _FRAMES,
         scratch_types=(*tiles, compat.Barrier(num_arrivals=_FRAMES)),
-        # Pairs next to each other, for L2.
+        # The pair is the last axis, so that blocks that share frames run at the same time.
         grid=(batch, pl.cdiv(pixels, _ROWS), pairs),
         grid_names=("sample", "tile", "pair"),
         compiler_params=compat.CompilerParams(approx_math=True, reduction_scratch_bytes=0),

@@ -9,7 +9,7 @@ Sums = tuple[_Sum, _Sum, _Sum, _Sum]
 
 
 def norm_silu_pairs(x: Float[Array, "B T H W C"], gamma: Float[Array, " C"]) -> Sums:
-    """See ``pallas_kernels.norm_silu_pairs.norm_silu_pairs``."""
+    """The four sums of each pair of frames, as ``norm_silu_pairs.api`` defines them."""
     y = _norm_silu(x, gamma)
     frames = x.shape[1]
     y = jnp.pad(y, ((0, 0), (2, frames % 2), (0, 0), (0, 0), (0, 0)))

@@ -29,7 +29,7 @@ def qk_norm_rope(
     k_start: int,
     eps: float,
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B S N K"]]:
-    """See ``pallas_kernels.qk_norm_rope.qk_norm_rope``."""
+    """Norm and rotation; ``pallas_kernels.qk_norm_rope.qk_norm_rope`` explains the arguments."""
     batch, tokens, _ = q.shape
     dim, pairs = q_scale.size, table.shape[-1]
     heads = dim // (2 * pairs)

@@ -16,7 +16,7 @@ def qk_norm_rope(
     k_start: int,
     eps: float,
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B S N K"]]:
-    """See ``pallas_kernels.qk_norm_rope.qk_norm_rope``."""
+    """Norm and rotation; ``pallas_kernels.qk_norm_rope.qk_norm_rope`` explains the arguments."""
 
     def norm_rope(x: Array, scale: Array, start: int) -> Array:
         x32 = x[..., start : start + scale.size].astype(jnp.float32)

@@ -38,7 +38,10 @@ def spoil(frames: np.ndarray, seed: int) -> np.ndarray:
     return fft.idctn(rounded, axes=(2, 4), norm="ortho").reshape(frames.shape).round().clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("num_shapes", "scenes", "part"), [(1, 25, 0.96), (2, 20, 0.95), (3, 20, 0.95)])
+@pytest.mark.parametrize(
+    ("num_shapes", "scenes", "part"),
+    [(1, 25, 0.96), pytest.param(2, 20, 0.95, marks=pytest.mark.slow), (3, 20, 0.95)],
+)
 def test_attributes_are_recovered_from_spoilt_videos(num_shapes, scenes, part):
     perfect, wrong = 0, []
     for index in range(scenes):

@@ -87,7 +87,7 @@ def test_one_padded_key_in_place_of_all(length, kv_length):
 
 
 @pytest.mark.parametrize("length", [200, 2944, 136])
-def test_nothing_is_written_behind_the_output(length):
+def test_nothing_is_written_past_the_output(length):
     shape = (1, length, 40, 128)
     q, k, v = (draw(seed, shape) for seed in range(3))
     call = jax.jit(lambda q, k, v: attention(q, k, v, implementation="pallas")).lower(q, k, v).compile()

@@ -1,4 +1,4 @@
-"""The whole 14B network in bf16 beside diffusers' with the same weights and inputs, at every level."""
+"""The whole 14B network in bf16 against that of diffusers with the same weights and inputs, at every level."""
 
 import os
 

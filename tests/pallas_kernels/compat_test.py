@@ -1,4 +1,4 @@
-"""What the kernels take for granted of Pallas."""
+"""The code of a kernel does not depend on what the process has lowered before."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Compiles for an H200 on a machine without a GPU, and reports what the assembler says.
 
-Needs, beside the test environment, NVIDIA's assembler and JAX's CUDA plugin, but no driver:
+Needs, in addition to the test environment, NVIDIA's assembler and JAX's CUDA plugin, but no driver:
 
     pip install --no-deps jax-cuda13-plugin==$JAX jax-cuda13-pjrt==$JAX nvidia-cuda-nvcc nvidia-nvvm
 

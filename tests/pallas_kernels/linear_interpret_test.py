@@ -9,8 +9,6 @@ from pallas_kernels.linear.config import CONFIGS
 
 pytestmark = pytest.mark.slow
 
-pytestmark = pytest.mark.slow
-
 PROGRAM = """
 from pallas_kernels.linear.config import LinearConfig
 from pallas_kernels.linear.hopper import linear_hopper

@@ -89,7 +89,7 @@ def test_gradients(features, has_bias, activation, path, request):
         assert ours.shape == exact.shape
         assert np.linalg.norm(np.asarray(ours, np.float64) - exact) < tolerance * np.linalg.norm(exact)
     if path == "kernel":
-        # The backward pass needs the sum in front of the activation; inputs that are no tile wide leave it to XLA.
+        # The backward pass needs the sum before the activation. Inputs that are not a tile wide are left to XLA.
         assert calls == [(None, False)] + [(None, True)] * (features == 128)
 
 

@@ -125,7 +125,7 @@ def test_a_cpu_uses_the_reference():
         np.testing.assert_array_equal(ours, plain)
 
 
-def test_the_choice_is_told_in_advance(device):
+def test_runs_as_kernel_agrees_with_the_choice(device):
     x, gamma = normal(0, 1, 3, 2, 4, 96), normal(1, 96)
     assert runs_as_kernel(x, gamma)
     norm_silu_pairs(x, gamma)

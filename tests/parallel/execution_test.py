@@ -47,9 +47,8 @@ def expected(inputs):
     return gradients(inputs, SAMPLING)
 
 
-@pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=[] if form == "full" else pytest.mark.slow) for form in FORMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_outputs_and_gradients_are_equal(inputs, expected, form):
     out, found = gradients(inputs, FORMS[form])
     np.testing.assert_allclose(out, expected[0], atol=1e-5 * float(jnp.abs(expected[0]).max()))

@@ -8,11 +8,13 @@ import pytest
 import helios_jax as hx
 from helios_jax.config import HistoryConfig
 from helios_jax.context import History
-from helios_jax.media.reading import to_signed
+from helios_jax.media.pixels import to_signed
+from helios_jax.media.reading import load_ends
 from helios_jax.models.vae import normalize
 from helios_jax.sampling import chunk as chunk_module
 from helios_jax.sampling.chunk import embed_history
 from helios_jax.sampling.conditioning import Conditioner
+from helios_jax.sampling.request import visible_chunks
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8}
 SIGMAS = (0.111, 0.135)
@@ -105,6 +107,17 @@ def test_clip_fills_the_context_with_its_last_pieces(distilled):
     np.testing.assert_allclose(history.frames, np.concatenate(pieces, axis=1)[:, -19:], atol=1e-4)
     anchor = mixed(posterior(distilled, clip[:1], noise, "anchor"), noise, "anchor", *SIGMAS)
     np.testing.assert_allclose(history.anchor, anchor, atol=1e-4)
+
+
+def test_the_ends_of_a_clip_are_all_that_is_used(distilled):
+    """140 frames of which the first and the last 99 were read: the same draws, and the same context to the bit."""
+    noises = Listed(), Listed()
+    clips = picture(140), load_ends(picture(140), 64, 64, last=visible_chunks(HistoryConfig()) * 33)
+    assert len(clips[1].last) == 99
+    whole, ends = (conditioner(distilled, noise).from_video(clip) for noise, clip in zip(noises, clips, strict=True))
+    assert noises[0].asked == noises[1].asked
+    np.testing.assert_array_equal(whole.frames, ends.frames)
+    np.testing.assert_array_equal(whole.anchor, ends.anchor)
 
 
 def test_float_clip_equals_bytes(distilled):

@@ -263,3 +263,9 @@ def test_a_run_that_could_not_begin_leaves_no_settings(tmp_path):
     with pytest.raises(ValueError, match="does not use all"):
         train(toy_experiment(mesh=MeshShape(fsdp=3)), tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_runs_begun_when_remat_belonged_to_the_method_are_resumed(tmp_path):
+    now = settings()
+    write_settings(tmp_path, now | {"method": {**now["method"], "remat": "offload"}})
+    check_settings(tmp_path, now | {"remat": "full"}, may_change=MAY_CHANGE)
