@@ -1,5 +1,6 @@
 """The recipe of the small world: its settings fit together, true scenes get full marks, losses become small files."""
 
+import functools
 import json
 
 import jax
@@ -17,6 +18,11 @@ from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
 from helios_jax.training.overrides import frozen
 
 
+def lose(experiment, networks, batch):
+    """The loss and metrics of a training step."""
+    return experiment.method.loss(networks, batch, jax.random.split(jax.random.key(0), 2), experiment.execution)
+
+
 @pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
 def test_stages_fit_together_and_to_their_batches(size, tmp_path):
     first, second = (frozen(stage.get_config(size)) for stage in (stage1_init, stage2_init))
@@ -30,7 +36,7 @@ def test_stages_fit_together_and_to_their_batches(size, tmp_path):
         text=PromptBatch(tokens=np.zeros((2, first.data.tokens), np.int32), lengths=np.ones(2, np.int32)),
     )
     for experiment in (first, second):
-        loss, _ = jax.eval_shape(experiment.method.loss, networks, batch, jax.random.split(jax.random.key(0), 2))
+        loss, _ = jax.eval_shape(functools.partial(lose, experiment), networks, batch)
         assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 
@@ -40,7 +46,7 @@ def test_the_vae_fits_its_clips(phase):
     start = frozen(tiny_vae.get_config(phase.replace("clips", "images"))).start
     networks = jax.eval_shape(lambda: start.networks(experiment.mesh.build(), jax.random.key(0)))
     batch = VideoBatch(frames=np.zeros((2, experiment.data.frames, 64, 64, 3), np.uint8))
-    loss, _ = jax.eval_shape(experiment.method.loss, networks, batch, jax.random.split(jax.random.key(0), 2))
+    loss, _ = jax.eval_shape(functools.partial(lose, experiment), networks, batch)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 
