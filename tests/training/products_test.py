@@ -189,7 +189,8 @@ def test_clips_are_written_with_a_row_per_chunk(tmp_path):
 
     video, sheet = write_clip(tmp_path / "clip.mp4", np.zeros((40, 16, 16, 3), np.uint8), 24, 33)
     assert video.exists()
-    assert Image.open(sheet).height > 2 * Image.open(sheet).width // 6
+    with Image.open(sheet) as image:
+        assert image.height > 2 * image.width // 6
 
 
 def test_samples_need_a_pipeline(trained):
