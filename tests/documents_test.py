@@ -62,7 +62,9 @@ def spans(document: pathlib.Path) -> list[str]:
 def files() -> tuple[str, ...]:
     """Paths of the project, from its root."""
     folders = [ROOT / name for name in TOP_LEVEL]
-    return tuple(str(path.relative_to(ROOT)) for folder in folders for path in (folder, *folder.rglob("*")))
+    paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    paths += [path for path in ROOT.iterdir() if path.is_file()]
+    return tuple(str(path.relative_to(ROOT)) for path in paths)
 
 
 def numbers(text: str) -> tuple[float, ...]:

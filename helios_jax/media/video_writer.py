@@ -25,6 +25,15 @@ from helios_jax.typing import AnyArray, Path, UInt8
 # The BT.601 matrix is what swscale uses and what players that ignore the tags assume at these sizes.
 _COLOUR = {"colorspace": "smpte170m", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
+_FF_QP2LAMBDA = 118
+"""Units of FFmpeg's ``global_quality`` per unit of quantiser."""
+
+_MOVFLAGS = "delay_moov+default_base_moof+frag_discont"
+"""How fragments are laid out. delay_moov: the header is written with the first fragment, when the codec's parameters
+are known. default_base_moof: positions count from the fragment itself, so it may stand anywhere in a file.
+frag_discont: a fragment states its own start time, that of its first packet; otherwise every piece would begin at
+zero, since the muxer does not know of those before."""
+
 
 class VideoWriter:
     """Writes one video, chunk by chunk, as H.264 (yuv420p) in mp4; a context manager.
@@ -127,7 +136,7 @@ class FragmentEncoder:
             # Without B-frames packets leave in display order, so that pieces of any length join exactly.
             return cls(fps=fps, codec="libx264", options={"crf": str(crf), "bf": "0", **_COLOUR})
         warn_user("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264")
-        quality = str(118 * 3)  # 118 = FF_QP2LAMBDA
+        quality = str(3 * _FF_QP2LAMBDA)
         return cls(fps=fps, codec="mpeg4", options={"flags": "+qscale", "global_quality": quality, **_COLOUR})
 
     def encode(self, frames: UInt8[np.ndarray, "F H W 3"], *, first_frame: int, first_fragment: int) -> bytes:
@@ -143,14 +152,7 @@ class FragmentEncoder:
         """
         import av
 
-        options = {
-            # delay_moov: the header is written with the first fragment, when the codec's parameters are known.
-            # default_base_moof: positions count from the fragment itself, so it may stand anywhere in a file.
-            # frag_discont: a fragment states its own start time, that of its first packet. Otherwise every piece
-            # would begin at zero, since the muxer does not know of those before.
-            "movflags": "delay_moov+default_base_moof+frag_discont",
-            "fragment_index": str(first_fragment + 1),  # they count from 1
-        }
+        options = {"movflags": _MOVFLAGS, "fragment_index": str(first_fragment + 1)}  # fragments count from 1
         buffer = io.BytesIO()
         with av.open(buffer, "w", format="mp4", options=options) as container:
             stream: Any = container.add_stream(self.codec, rate=self.fps, options=dict(self.options))

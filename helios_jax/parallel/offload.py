@@ -110,8 +110,7 @@ def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tup
 
         x, function = jax.vjp(run, x, _take(layer, trained[0]), _take(constants, trained[1]))
         gradient = _Gradient.without([*layer, *constants], function)
-        # As an output of the scan: each layer's tensors are copied to their place in a host stack while the next
-        # layer computes.
+        # As outputs of the scan, tensors are copied to their place in a host stack while the next layer computes.
         return x, jax.device_put(gradient, jax.memory.Space.Host)
 
     x, gradients = jax.lax.scan(step, x, layers)
@@ -133,8 +132,7 @@ def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Ar
     def step(carry: tuple[Array, Array, Arrays, Arrays, _Gradient]) -> Any:
         turn, cotangent, of_layers, of_constants, gradient = carry
         index = count - 1 - turn
-        # Fetched before the gradient of this layer is computed, and carried to the next turn. The last turn fetches
-        # index -1, which is read as 0 and not used: all turns have the same body, without a condition.
+        # Fetched one turn ahead. The last turn reads index -1 as 0 and drops it: turns need no condition.
         ahead = fetch(index - 1)
         layer = _at(saved.layers, index)
         cotangent, *more = gradient.function([*layer, *saved.constants])(cotangent)

@@ -135,6 +135,7 @@ def video_loader(
             frames=np.stack([clip[start : start + frames] for clip, start in zip(clips, starts, strict=True)])
         )
 
+    # One group: all clips have one size, so that clips of several sources may share a batch.
     return batches(
         [[Source(source, ratio, check) for source, ratio in zip(sources, ratios, strict=True)]],
         load,
