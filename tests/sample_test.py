@@ -61,6 +61,7 @@ def test_existing_file_is_not_touched(model, tmp_path, capsys):
     assert (tmp_path / "fox.mp4").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_image_and_clip_as_start(model, tmp_path):
     from PIL import Image
 

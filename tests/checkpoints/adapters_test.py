@@ -59,6 +59,7 @@ def test_a_saved_file_merges_like_the_network(tmp_path):
     assert_equal(merged.module, merge_lora(network), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_pipeline_loads_a_saved_file(tmp_path):
     from helios_jax.checkpoints.random import write_random_checkpoint
 

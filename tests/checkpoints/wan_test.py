@@ -14,6 +14,7 @@ from helios_jax.checkpoints.wan import load_wan, pooling_kernel
 WAN = pathlib.Path(__file__).parents[1] / "parity" / "data" / "wan"
 
 
+@pytest.mark.slow
 def test_without_history_it_is_wan():
     model = load_wan(WAN, dtype="float32")
     case = np.load(WAN / "case.npz")

@@ -24,6 +24,7 @@ from helios_jax.data.moving_shapes.world import (
 )
 
 SIZE = (64, 64)
+SLOW = pytest.mark.slow
 ATTRIBUTES = {"kind": KINDS, "size": SIZES, "speed": SPEEDS, "direction": DIRECTIONS}
 
 
@@ -40,7 +41,11 @@ def spoil(frames: np.ndarray, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("num_shapes", "scenes", "part"),
-    [(1, 25, 0.96), pytest.param(2, 20, 0.95, marks=pytest.mark.slow), (3, 20, 0.95)],
+    [
+        (1, 25, 0.96),
+        pytest.param(2, 20, 0.95, marks=SLOW),
+        pytest.param(3, 20, 0.95, marks=SLOW),
+    ],
 )
 def test_attributes_are_recovered_from_spoilt_videos(num_shapes, scenes, part):
     perfect, wrong = 0, []
@@ -53,7 +58,7 @@ def test_attributes_are_recovered_from_spoilt_videos(num_shapes, scenes, part):
     assert perfect >= part * scenes, wrong
 
 
-@pytest.mark.parametrize("frames_and_size", [(99, 128, 128), (33, 64, 96), (66, 96, 64)])
+@pytest.mark.parametrize("frames_and_size", [pytest.param((99, 128, 128), marks=SLOW), (33, 64, 96), (66, 96, 64)])
 def test_other_lengths_and_sizes(frames_and_size):
     scenes = [sample_scene(21, index) for index in range(5)]
     assert all(score(render(scene, *frames_and_size), caption(scene)).value == 1 for scene in scenes)

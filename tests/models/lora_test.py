@@ -97,6 +97,7 @@ def test_a_patch_embedding_adds_a_convolution():
     np.testing.assert_allclose(adapted(x) - patcher(x), hidden @ adapted.lora_b[...], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_initial_factors_are_gaussian_and_zero_and_change_nothing():
     module, adapted = transformer(), adapted_transformer()
     factors = arrays(adapted)

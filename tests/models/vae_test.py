@@ -80,7 +80,7 @@ def test_decode_in_pairs_of_frames_matches_diffusers(monkeypatch):
     assert len(calls) > 20
 
 
-@pytest.mark.parametrize(("case", "slice_frames"), [("wan", 3), pytest.param("other", 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("case", "slice_frames"), [pytest.param("wan", 3, marks=pytest.mark.slow), ("other", 4)])
 def test_slices_change_no_bit(case, slice_frames):
     """Slices of 4 divide the 8 frames after the first, of 3 do not."""
     arrays = recorded(case)

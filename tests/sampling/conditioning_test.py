@@ -133,6 +133,7 @@ def test_clip_shorter_than_a_piece_is_refused(distilled):
         conditioner(distilled, Listed()).from_video(picture(32))
 
 
+@pytest.mark.slow
 def test_every_video_of_a_batch_draws_its_own_noise(distilled):
     noise = Listed()
     pair = conditioner(distilled, noise, batch=2).from_image(to_signed(picture()))

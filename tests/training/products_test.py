@@ -162,6 +162,7 @@ class NoisyClips:
             yield VideoBatch(frames=generator.integers(90, 110, (batch_size, 5, 16, 16, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
     MeasuredVae(clips=NoisyClips(), num_batches=2).export(vae, tmp_path)
     before, vae = vae.vae.config, hx.load_diffusers(tmp_path, "vae")

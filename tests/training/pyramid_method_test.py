@@ -146,6 +146,7 @@ def test_microbatches_average_to_the_batch():
     assert float(whole) == pytest.approx(np.mean(halves), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_input_corruption_moves_end_points_and_target():
     """Noise only: end <- (1 - s) end + s eps, here with one s per frame for all samples of a level."""
     batch = latent_batch(2)

@@ -96,7 +96,7 @@ def loss_and_gradients(method, draws) -> tuple[float, Factors]:
     return jax.jit(jax.value_and_grad(loss))(lora_factors())
 
 
-@pytest.mark.parametrize("stage", ["base", "pyramid"])
+@pytest.mark.parametrize("stage", ["base", pytest.param("pyramid", marks=pytest.mark.slow)])
 def test_loss_and_lora_gradients_match_pytorch(stage):
     noise, u = normal("noise", *CHUNK), STEP[f"{stage}/u"]
     if stage == "base":

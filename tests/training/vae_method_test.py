@@ -134,6 +134,7 @@ def test_a_prepared_vae_takes_clips_for_stills():
     np.testing.assert_allclose(prepared[2], 3**0.5 * fresh[2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_frames_together_are_frames_in_turn(vae):
     for frames in (1, 5):
         video = to_model_range(clips(2).frames)[:, :frames]
