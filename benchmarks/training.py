@@ -120,8 +120,8 @@ def main(args: argparse.Namespace) -> None:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         peer = report.get("peer", {}).get(case, {})
         for name, value in report[case].items():
-            beside = f"   peer {peer[name]:.2f}" if name in peer else ""
-            print(f"{case:20s}{name:32s}{value:16.2f}{beside}", flush=True)
+            comparison = f"   peer {peer[name]:.2f}" if name in peer else ""
+            print(f"{case:20s}{name:32s}{value:16.2f}{comparison}", flush=True)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

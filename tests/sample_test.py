@@ -137,7 +137,7 @@ def test_stream_takes_prompts_from_standard_input_until_it_is_interrupted(model,
                 after = 0
             elif after is not None:
                 after += 1
-                if after == 2:  # it goes on after the change
+                if after == 2:  # it continues after the change
                     process.send_signal(signal.SIGTERM)  # handled as Ctrl-C is
                     break
         process.stdout.read()

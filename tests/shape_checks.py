@@ -1,4 +1,4 @@
-"""The type checker behind jaxtyping's import hook: beartype, with int accepted where float is declared (PEP 484)."""
+"""The type checker of jaxtyping's import hook: beartype, with int accepted where float is declared (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

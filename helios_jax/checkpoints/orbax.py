@@ -90,7 +90,7 @@ def load_orbax(
     abstract = parts.abstract(config, largest.dtype if dtype is None else dtype)
     wanted = dict(nnx.to_flat_state(nnx.state(abstract, nnx.Param)))
     check_tensors(
-        f"the parameters in {folder / _WEIGHTS} do not fit the config.json beside it:",
+        f"the parameters in {folder / _WEIGHTS} do not fit the config.json next to them:",
         needed={_dotted(path): variable.shape for path, variable in wanted.items()},
         given={name: array.shape for name, array in stored.items()},
         source="config.json",

@@ -96,7 +96,7 @@ class ClipEnds:
 
     num_frames: int
     first: UInt8[np.ndarray, "1 H W 3"] | Float[np.ndarray, "1 H W 3"]
-    last: UInt8[np.ndarray, "K H W 3"] | Float[np.ndarray, "K H W 3"]
+    last: UInt8[np.ndarray, "last H W 3"] | Float[np.ndarray, "last H W 3"]
 
     def __len__(self) -> int:
         return self.num_frames

@@ -117,7 +117,7 @@ def test_parameters_that_do_not_fit_are_listed(vae_folder, tmp_path):
     config["base_dim"] *= 2
     config["num_res_blocks"] += 1
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"do not fit the config\.json beside it") as error:
+    with pytest.raises(ValueError, match=r"do not fit the config\.json next to them") as error:
         load_orbax(tmp_path, "vae")
     kinds = [line.split(":")[0].split()[1] for line in str(error.value).splitlines()[1:]]
     assert "missing" in kinds

@@ -12,7 +12,7 @@ WIDTH, LAYERS = 6, 5
 
 
 def body(x, layer, constants):
-    """A layer with a trained and a frozen weight, and a shared constant beside one that is not differentiated."""
+    """A layer with a trained and a frozen weight, and a shared constant next to one that is not differentiated."""
     shift, sign = constants
     kept = checkpoint_name(jnp.tanh(x @ layer["trained"]), ATTENTION)
     return jnp.sin(kept @ layer["frozen"] + shift) * sign + x

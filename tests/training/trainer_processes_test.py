@@ -35,6 +35,13 @@ def finish(*processes):
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
 
 
+def kill(*processes):
+    for process in processes:
+        process.kill()
+        process.communicate()  # closes its pipe too
+        assert process.returncode == -signal.SIGKILL
+
+
 def free_port():
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -79,8 +86,7 @@ def test_a_killed_run_resumes_bit_for_bit(long_run, tmp_path):
     step = 20 + int.from_bytes(os.urandom(1)) // 2  # anywhere: between checkpoints, or while one is written
     processes = run(tmp_path, LONG)
     wait_for_step(tmp_path, step, processes)
-    processes[0].kill()
-    assert processes[0].wait() == -signal.SIGKILL
+    kill(*processes)
     reached = max(losses(tmp_path))
     assert reached < 200, "the kill came too late to be a test"
     finish(*run(tmp_path, LONG))
@@ -109,9 +115,7 @@ def test_two_processes_of_four_devices_equal_one_device(long_run, cluster_run):
 def test_two_killed_processes_resume_bit_for_bit(cluster_run, tmp_path):
     processes = run(tmp_path, SHORT, processes=2, devices=4)
     wait_for_step(tmp_path, 12, processes)
-    for process in processes:
-        process.kill()
-        process.wait()
+    kill(*processes)
     assert max(losses(tmp_path)) < 40
     finish(*run(tmp_path, SHORT, processes=2, devices=4))
     assert losses(tmp_path) == losses(cluster_run)
