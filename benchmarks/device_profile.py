@@ -16,7 +16,7 @@ class KernelTime:
 
     Attributes:
         op: Operation of the compiled program.
-        kernel: Name of the kernel, cut.
+        kernel: Name of the kernel, truncated.
         launches: Launches per call.
         ms: Milliseconds per call.
     """
@@ -28,7 +28,7 @@ class KernelTime:
 
 
 def profile(call: Callable[[], Any], repeats: int = 3) -> list[KernelTime]:
-    """Device time of ``call``, longest first; the call is made once before."""
+    """Device time of ``call`` by kernel, longest first, after one warm-up call."""
     jax.block_until_ready(call())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -118,7 +118,7 @@ def matmul_ceiling() -> float:
 
 
 def bench_peer(chunks: int) -> dict[str, Any]:
-    """Figures of the PyTorch peer, in a process of its own, since both want the device's memory."""
+    """Figures of the PyTorch peer, in a process of its own, since both need the device's memory."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "peer.json"
         script = Path(__file__).with_name("peer_diffusers.py")
@@ -130,12 +130,12 @@ def bench_peer(chunks: int) -> dict[str, Any]:
 
 
 def bench_parts(pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int, report: Report) -> jax.Array:
-    """Network calls per level and VAE decode; returns the latents of a chunk."""
+    """Measures network calls per level and the VAE decode; returns the latents of a chunk."""
     times: dict[int, list[float]] = collections.defaultdict(list)
 
     def on_step(info: StepInfo) -> None:
-        # Wait after the first and the last call only: between them calls follow each other without the host, as they do
-        # in a chunk. The first call includes the transition into the level and is not counted.
+        # Wait only after the first and the last call: between them, calls follow each other without the host, as in a
+        # chunk. The first call includes the transition into the level and is not counted.
         if info.step in (0, info.steps - 1):
             jax.block_until_ready(info.latents)
             times[info.level].append(time.perf_counter())
@@ -187,7 +187,7 @@ def vae_psnr(vae: Network[WanVae], latents: jax.Array) -> float:
 
 
 def bench_text_encoder(config: TextEncoderConfig, report: Report) -> None:
-    """One prompt of 512 tokens."""
+    """Measures the encoding of one prompt of 512 tokens."""
     encoder = random_network(Umt5Encoder, config, "bfloat16", draws(2))
     ids, mask = jnp.ones((1, 512), jnp.int32), jnp.ones((1, 512), bool)
     ms, seconds = milliseconds(lambda: encode_tokens(encoder, ids, mask))
@@ -198,7 +198,7 @@ def bench_text_encoder(config: TextEncoderConfig, report: Report) -> None:
 def bench_stream(
     pipe: HeliosPipeline, embeds: jax.Array, height: int, width: int, steps: Any, num_chunks: int, report: Report
 ) -> None:
-    """First chunk and steady state end to end."""
+    """Measures the first chunk and the steady state end to end."""
     for run in ("cold", "warm"):
         stream = pipe.stream(
             prompt_embeds=embeds,

@@ -1,8 +1,8 @@
-"""Times attention, that of cuDNN and, where it is installed, that of tokamax by the host clock, in turns.
+"""Times the attention kernel, cuDNN's and, if it is installed, tokamax's by the host clock, in turns.
 
 Implementations take turns, a batch of calls each, so that all meet the same temperature and clock: a chip at its power
-limit is some 10 % slower than a cool one. Hence two columns each: in "steady" batches follow each other, in "burst"
-the chip rests before each. A time is the median over the turns; batches include at least 10 ms of work, so that
+limit is some 10 % slower than a cool one. So each has two columns: in "steady" batches follow each other, in "burst"
+the chip rests before each batch. A time is the median over the turns; batches include at least 10 ms of work, so that
 launches overlap.
 """
 
@@ -25,7 +25,7 @@ Call = Callable[[], Any]
 
 
 def seconds(calls: dict[str, Call], rest: float = 0.0) -> dict[str, float]:
-    """Median seconds of a call of each, resting before each batch."""
+    """Median seconds per call of each implementation, with a rest before each batch."""
     repeats = {}
     for name, call in calls.items():
         jax.block_until_ready(call())

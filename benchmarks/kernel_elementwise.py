@@ -2,7 +2,7 @@
 
 Times are those of the device (CUPTI, sum over the kernels of a call, median of 12 calls): a call takes less time than
 the host needs to launch it. Every call moves several times the size of the L2 cache, and inputs are random. The last
-columns are the bytes that must move over the time of the kernel, and the same for a plain copy of as many bytes.
+columns are the bytes that must move divided by the kernel's time, and the same for a plain copy of as many bytes.
 """
 
 import statistics

@@ -1,6 +1,6 @@
-"""Times the linear layer and that of XLA by the host clock, in turns.
+"""Times the linear kernel and XLA's linear layer by the host clock, in turns.
 
-XLA by default searches among Triton's kernels and cuBLAS', and may leave bias and activation to passes of their own;
+XLA by default searches among Triton's kernels and cuBLAS', and may leave bias and activation to separate passes;
 *cublas* is XLA without Triton, which takes cuBLASLt with bias and activation in its epilogue. Inside a scan over
 stacked layers both also copy each layer's weights, which these figures leave out.
 """
@@ -27,7 +27,7 @@ IMPLEMENTATIONS: dict[str, tuple[Literal["pallas", "xla"], dict[str, bool]]] = {
     "cublas": ("xla", {"xla_gpu_enable_triton_gemm": False}),
     "xla": ("xla", {}),
 }
-"""Implementation and options of the compiler."""
+"""Implementation and compiler options."""
 
 
 def layer_calls(tokens: int, features: int, out_features: int, activation: Literal["gelu"] | None) -> dict[str, Call]:

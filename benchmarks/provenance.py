@@ -1,4 +1,4 @@
-"""What a file of figures must say about the run that made it: card, commit and command."""
+"""What a file of figures must say about the run that produced it: card, commit and command."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from pathlib import Path
 def provenance() -> dict[str, str | None]:
     """Card, commit and command of this process.
 
-    Other programs are asked, since JAX would take the device's memory from the processes that are started next.
+    Asks other programs, since JAX would take the device memory that the processes started next need.
     """
     flags = [f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])}"] if "XLA_FLAGS" in os.environ else []
     return {

@@ -18,7 +18,7 @@ from provenance import provenance
 
 
 def first_chunk(size: str) -> dict[str, float]:
-    """One process: seconds until the frames of the first chunk are on the host, and of the second."""
+    """Seconds until the frames of the first chunk are on the host, and of the second, in this process."""
     from helios_jax.compilation import use_compilation_caches
 
     use_compilation_caches(Path(sys.argv[-1]))
@@ -51,7 +51,7 @@ def first_chunk(size: str) -> dict[str, float]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs both processes, or is one of them."""
+    """Runs both processes, or acts as one of them."""
     if args.one:
         args.out.write_text(json.dumps(first_chunk(args.size)))
         return

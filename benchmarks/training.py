@@ -1,12 +1,12 @@
-"""Speed and memory of a training step of the 14B model with random weights made on the device.
+"""Speed and memory of a training step of the 14B model with random weights drawn on the device.
 
     python benchmarks/training.py --out=training.json
 
-Stage 1 as published: LoRA of rank 128 on every linear layer, history patchers in full, AdamW, 384x640; at batch sizes
-1 and 2. Stage 2: the packed step, levels 1:2:1, LoRA of rank 256, batch 1. Blocks are computed again in the gradient
-from what ``--remat`` keeps (see helios_jax/parallel/memory.py). Figures are the median seconds of steps after the
-first, which compiles, and the peak of device memory, each case in a process of its own. With torch, diffusers and peft
-installed, ``peer_training.py`` runs on the same device first.
+Stage 1 as published: LoRA of rank 128 on every linear layer, history patchers in full, AdamW, 384x640; at batch sizes 1
+and 2. Stage 2: the packed step, levels 1:2:1, LoRA of rank 256, batch 1. The backward pass recomputes blocks from what
+``--remat`` keeps (see helios_jax/parallel/memory.py). Figures are the median seconds of steps after the first, which
+compiles, and the peak of device memory, each case in a process of its own. With torch, diffusers and peft installed,
+``peer_training.py`` runs on the same device first.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STEPS = 5
 
 
 def measure(case: str, remat: str, size: str, show_profile: bool) -> dict[str, float]:
-    """One case, in this process."""
+    """Measures one case in this process."""
     import jax
     import jax.numpy as jnp
     from device_profile import profile

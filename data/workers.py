@@ -15,15 +15,15 @@ def ahead_of_time[S, T](
     processes: bool = False,
     ahead: int | None = None,
 ) -> Iterator[T]:
-    """``map(work, items)``, in order, with a bounded number of results worked on or waiting.
+    """``map(work, items)``, in order, with a bounded number of results in progress or waiting.
 
     Args:
-        work: What is done; for processes a function that they can import.
+        work: The function; processes must be able to import it.
         items: Arguments, fetched when their turn comes.
-        workers: Threads, or processes.
+        workers: Number of threads or processes.
         processes: Use processes, for work written in Python: threads would wait for each other.
-        ahead: Most results that are worked on or wait to be fetched; as many as there are workers by default, which
-            keeps memory small. More keep the workers busy when results are fetched in bursts.
+        ahead: Maximum number of results in progress or waiting to be fetched; by default the number of workers, which
+            keeps memory small. A larger number keeps the workers busy when results are fetched in bursts.
     """
     iterator = iter(items)
     with _pool(workers, processes) as pool:

@@ -75,7 +75,7 @@ def tiny() -> Experiment:
 
     Captions of that world describe how a video begins. Therefore only first chunks are learnt without context. Every
     sample has its own corruption. Most noise levels are near 1: at low levels the nine noisy frames already show the
-    scene, so that the caption matters only at high ones.
+    scene, so the caption matters only at high ones.
     """
     return Experiment(
         start=Random(
@@ -125,9 +125,9 @@ def tiny() -> Experiment:
 def tiny_gpu() -> Experiment:
     """``tiny``, fifteen times as large and in bfloat16.
 
-    Of the batch sizes and learning rates in train_tiny.py these reach the lowest loss; in short runs others do.
+    This batch size and learning rate reach the lowest loss in the table of train_tiny.py; in short runs others do.
 
-    Such narrow layers are limited by memory traffic, so that recomputing blocks costs less than storing activations.
+    Such narrow layers are limited by memory traffic, so recomputing blocks costs less than storing activations.
     """
     small = tiny()
     assert isinstance(small.method, Base)

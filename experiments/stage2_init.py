@@ -55,7 +55,7 @@ def experiment(size: str) -> Experiment:
 
 
 def tiny(base: Experiment) -> Experiment:
-    """Trains the networks of stage 1 (``base``) in full; twice as many chunks a step, one sample of each level."""
+    """Trains the networks of stage 1 (``base``) in full, with twice the chunks per step and one sample per level."""
     assert isinstance(base.method, Base)
     assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype

@@ -182,7 +182,7 @@ def main(args: argparse.Namespace) -> int:
     runs = [out / name for name in ("vae_images", "vae", "stage1", "stage2")]
     write_curves([run for run in runs if (run / "metrics.jsonl").exists()], results)
     if "videos" in wanted:
-        # Guidance is an argument of the compiled programs: a further one takes seconds.
+        # Guidance is an argument of the compiled programs: another value takes only seconds.
         cases = [("stage2", args.steps, guidance) for guidance in args.guidance]
         for stage, steps, guidance in [*cases, ("stage1", (sum(args.steps),), args.guidance[0])]:
             evaluation = Evaluation(

@@ -1,4 +1,4 @@
-"""Shared by the command lines: quiet logging, signals, and user errors as one line."""
+"""Helpers of the command lines: quiet logging, signals, and user errors as one line."""
 
 import contextlib
 import signal
@@ -23,7 +23,7 @@ def run_command(program: str, work: Callable[[], int | None]) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         message = "interrupted; what was written so far is kept" if interrupted else error
         print(f"{program}: {message}", file=sys.stderr)
-        # Here, while the error holds the frames of its traceback and with them the arrays of the work in flight.
+        # Wait here, while the error's traceback keeps its frames alive, and with them the arrays of the work in flight.
         _wait_for_devices()
         return 130 if interrupted else 1
 

@@ -1,4 +1,4 @@
-"""Compiled programs that outlive the process.
+"""Caches on disk for compiled programs.
 
 Compiling the three levels and the decoder of the 14B model takes one to two minutes, including autotuning, XLA's choice
 of algorithms. The programs and the results of autotuning are kept in a folder for the next process.
@@ -13,7 +13,7 @@ from helios_jax.typing import Path
 def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
     """Keeps compiled programs and autotuning results on disk; call it before the first program is compiled.
 
-    Does nothing on a CPU, whose programs are specific to the machine and quick to compile. A folder that is set already
+    Does nothing on a CPU, whose programs are specific to the machine and quick to compile. A folder that is already set
     (``JAX_COMPILATION_CACHE_DIR``) takes precedence.
 
     Args:
@@ -31,8 +31,8 @@ def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
     user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(folder or pathlib.Path(user_cache) / "helios_jax")
     folder.mkdir(parents=True, exist_ok=True)
-    # JAX keeps XLA's autotuning results in a folder within (jax_persistent_cache_enable_xla_caches), and
-    # pallas_kernels.lowering lowered kernels in another.
+    # JAX keeps XLA's autotuning results in a subfolder (jax_persistent_cache_enable_xla_caches), and
+    # pallas_kernels.lowering keeps lowered kernels in another.
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder

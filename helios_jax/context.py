@@ -1,7 +1,7 @@
 """The context of a chunk: the past frames that the network reads.
 
 A fixed-size buffer holds the last latent frames of the video. For each chunk it is read as three tiers,
-patchified ever coarser, plus the anchor (the first frame of the video), which keeps colours and identity
+patchified more and more coarsely, plus the anchor (the first frame of the video), which keeps colours and identity
 from drifting (Helios, arXiv 2603.04379):
 
     buffer  [ long: 16 | mid: 2 | short: 1 ]      short tier seen by the network = [anchor, last frame]

@@ -111,7 +111,7 @@ def convert(
 
     Raises:
         FileNotFoundError: The checkpoint or a part of it is missing.
-        FileExistsError: ``target`` holds something.
+        FileExistsError: ``target`` is not empty.
         ValueError: Something in it is not supported or does not fit.
     """
     from helios_jax.checkpoints.hub import local_folder
@@ -213,7 +213,7 @@ def _print_summary(source: str) -> None:
         **{name: summary.config for name, summary in summaries.items()},
     }
     for name, config in settings.items():
-        # Version numbers and class references tell nothing about the model.
+        # Version numbers and class references say nothing about the model.
         values = (f"{key}={value}" for key, value in config.items() if key[0] != "_" and not _is_reference(value))
         text = " ".join([f"{name}:", *filter(None, [config.get("_class_name")]), *values])
         print(textwrap.fill(text, 110, subsequent_indent="    ", break_long_words=False))

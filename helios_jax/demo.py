@@ -3,7 +3,7 @@
     python -m helios_jax.demo --out=demo_out [--clip=car.mp4]
 
 Writes a small checkpoint with RANDOM weights in the published layout, loads it like a published one, and continues the
-clip with ``helios-sample``. The result is noise, but sizes, schedule and file formats are those of the real model;
+clip with ``helios-sample``. The result is noise, but sizes, schedule and file formats match the real model;
 published weights go through the same code.
 """
 

@@ -1,4 +1,4 @@
-"""How a command line names an experiment: the path of a file, or the name of an experiment that is installed."""
+"""Experiment files: found by their path or, for installed experiments, by their name."""
 
 import difflib
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 def experiment_file(name: str) -> Path:
     """Finds the experiment file that ``name`` stands for, from any directory.
 
-    An existing file of that path comes first, so that an experiment of one's own may have the name of an installed one.
+    An existing file at that path takes precedence, so your own experiment may have the name of an installed one.
 
     Args:
         name: Path of a file, or the file name of an installed experiment, such as "stage1_init.py".
@@ -31,7 +31,7 @@ def installed_experiments() -> dict[str, Path]:
 
     Scripts that run several experiments lie in the same folder; only files that define get_config can be trained.
     """
-    # The package is looked up by name and not imported: experiments import the trainer, on the floors above this one.
+    # The package is found by name, not imported, because experiments import the trainer, on the floors above this one.
     spec = importlib.util.find_spec("helios_jax.experiments")
     folders = spec.submodule_search_locations if spec else None
     files = [file for folder in folders or () for file in Path(folder).glob("*.py")]

@@ -7,14 +7,14 @@ import re
 def require_extra(extra: str, purpose: str) -> None:
     """Checks that the packages of ``helios_jax[extra]`` are installed.
 
-    The packages are read from the distribution's own metadata, so that pyproject.toml is the only list of them.
+    The packages are read from the distribution's own metadata, so pyproject.toml is the only list of them.
 
     Args:
         extra: Name of the extra, such as "train".
         purpose: What needs it, for the message.
 
     Raises:
-        ValueError: Some are not; the message names them and the command that installs them.
+        ValueError: Some are missing; the message names them and the command that installs them.
     """
     if missing := _missing(extra):
         raise ValueError(f"{purpose} needs {', '.join(missing)}: pip install 'helios_jax[{extra}]'")

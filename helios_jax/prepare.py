@@ -111,7 +111,7 @@ def _part(args: argparse.Namespace) -> tuple[int, int]:
 def _encode_job(
     args: argparse.Namespace,
 ) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
-    """Clips by latent size, what encodes them, and the settings that matter."""
+    """Clips by latent size, a function that loads the encoder, and the settings that decide the result."""
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
     from helios_jax.config import VaeConfig
@@ -133,7 +133,7 @@ def _encode_job(
         try:
             aspect = clip.aspect() if len(args.sizes) > 1 else None
         except ClipError:
-            aspect = None  # It fails again, and is reported, when it is read.
+            aspect = None  # Reading the clip fails again, and is reported then.
         height, width = nearest_size(aspect, args.sizes)
         work.setdefault((height // vae.scale_factor_spatial, width // vae.scale_factor_spatial), []).append(clip)
     names = ("min_frames", "max_frames", "max_text_tokens", "seed", "batch", "text", "dtype", "vae_dtype")
@@ -146,7 +146,7 @@ def _encode_job(
 def _import_job(
     args: argparse.Namespace,
 ) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
-    """The same for files of the original implementation."""
+    """Original latent files by size, a function that loads the importer, and the settings that decide the result."""
     from helios_jax.data.helios_latents.torch_files import find_torch_latents
 
     work: dict[Size, list[Any]] = {}

@@ -197,7 +197,7 @@ def _typed_prompts(enabled: bool) -> Iterator[Callable[[], list[str]]]:
         for line in sys.stdin:
             lines.put(line.strip())
 
-    # A thread, since reading from a terminal blocks; a daemon, so that it does not keep the process alive.
+    # A thread, since reading from a terminal blocks; a daemon, so it does not keep the process alive.
     if enabled:
         threading.Thread(target=read, daemon=True).start()
 

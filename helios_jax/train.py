@@ -37,7 +37,7 @@ class Arguments:
     """The command line.
 
     Attributes:
-        experiment: What to do.
+        experiment: The experiment to run.
         workdir: Folder of the run.
         distributed: Whether there are other processes.
         cluster: Arguments of ``jax.distributed.initialize``.
@@ -67,7 +67,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", **into)
     flags.DEFINE_string("cache", None, "folder for compiled programs (default: in the user's cache folder)", **into)
     if {"-h", "-help", "--help"} & set(argv[1:]):
-        # Help is asked for before anything is installed, hence without ml_collections.
+        # Help must work before anything is installed, so it does not import ml_collections.
         flags.DEFINE_string("config", None, "FILE:SIZE, an experiment file and the argument of its get_config", **into)
         print(__doc__, values.get_help(), sep="\n")
         print("experiments:", *installed_experiments(), sep="\n  ")
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     try:
         rest = values(argv)[1:]
     except (flags.Error, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        # What an experiment file raises comes with its traceback as text.
+        # An error in an experiment file arrives with its traceback as text; the last line has the message.
         raise ValueError(str(error.args[0] if error.args else error).strip().splitlines()[-1]) from error
     if rest:
         raise ValueError(f"what is {' '.join(rest)}? Settings are changed by --config.<name>=<value>")

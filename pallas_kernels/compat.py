@@ -1,6 +1,6 @@
 """The part of Pallas' Mosaic GPU dialect that the kernels use.
 
-The dialect is experimental and its names move between JAX releases. Kernels import them only from here, so that a new
+The dialect is experimental and its names change between JAX releases. Kernels import them only from here, so that a new
 release of JAX needs changes in this file alone.
 """
 
@@ -91,7 +91,7 @@ def drop_module_numbers() -> None:
     in another order would find nothing there. With this patch all modules have one name, unless files are dumped,
     which need the numbers.
 
-    ``lowered_once`` calls this before it lowers a kernel; more calls change nothing.
+    ``lowered_once`` calls this before it lowers a kernel; further calls have no effect.
     """
     # JAX 0.11.2 sets the name whether or not anything is dumped. The patch can go when JAX sets it only for dumps:
     # tests/pallas_kernels/compat_test.py then passes without it. Versions without the function do not number modules.

@@ -1,7 +1,7 @@
 """The choice between the implementations of an op, and the gradient of kernels that have none of their own.
 
-An op is a table: its implementations by name, fastest first, the last of which runs everywhere. Every op is chosen
-from in the same way and refuses in the same words.
+An op is a table of implementations by name, fastest first; the last one runs everywhere. All ops choose in the same way
+and refuse in the same words.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def with_reference_gradient[Result](
 ) -> Callable[..., Result]:
     """``forward``, with the gradient of ``reference``.
 
-    The backward pass keeps the operands alone and lets XLA compute the gradient of the reference from them: XLA fuses
+    The backward pass keeps only the operands and lets XLA compute the gradient of the reference from them: XLA fuses
     that into few passes, and recomputing the statistics of a norm costs less than reading them.
 
     Args:

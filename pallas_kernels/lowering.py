@@ -6,8 +6,8 @@ each call is kept as ``jax.export`` writes it, in the folder ``kernels`` of that
 of everything that its code depends on: shapes and settings, the sources of this package, the versions of JAX, and the
 device.
 
-The mesh is not part of the name. A kernel is the code of one device, so that the code is the same without a mesh, on a
-mesh of one device, and for each device inside ``jax.shard_map``.
+The mesh is not part of the name. A kernel is the code of one device, so it is the same without a mesh, on a mesh of one
+device, and for each device inside ``jax.shard_map``.
 """
 
 import concurrent.futures
@@ -41,7 +41,7 @@ def lowered_once[**Arguments, Result](
     XLA inlines the resulting calls before it does anything else with a program.
 
     Args:
-        static: The keyword arguments that are not arrays. They must be hashable, with a ``repr`` that tells them apart.
+        static: The keyword arguments that are not arrays. They must be hashable and have distinct ``repr`` strings.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -83,7 +83,7 @@ def _cache_folder() -> pathlib.Path | None:
     if jax.default_backend() != "gpu":
         return None
     # On a mesh of several devices with an axis that is not manual, the compiler would have to divide the kernel among
-    # them, which it cannot. Ops take their references there. Whoever calls a kernel anyway gets JAX's own behaviour.
+    # them, which it cannot. Ops take their references there. A kernel that is called anyway is left to JAX.
     if devices.compiler_splits_work():
         return None
     return pathlib.Path(cache) / _FOLDER
@@ -114,18 +114,19 @@ def _from_disk(
         allowed = [jax.export.DisabledSafetyCheck.custom_call(_KERNEL_CALL)]
         export = jax.export.export(jax.jit(of_leaves), platforms=("cuda",), disabled_checks=allowed)
         # Exported under a mesh, code states the mesh's number of devices and can be called with that number only. JAX
-        # keeps the mesh per thread, and inside a trace has no public way to leave it: hence a thread without one.
+        # keeps the mesh per thread, and inside a trace has no public way to leave it, so a new thread, which has no
+        # mesh, exports the code.
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
             code = thread.submit(lambda: export(*shapes).serialize()).result()
         _write(file, code)
-        # Not the export itself, so that this process and the next one compile the same program.
+        # Read back instead of using the export, so that this process and the next one compile the same program.
         exported = jax.export.deserialize(code)
 
     call = jax.custom_batching.custom_vmap(jax.jit(exported.call))
 
     @call.def_vmap
     def call_batched(size: int, is_batched: list[bool], *leaves: Any) -> tuple[Any, Any]:
-        """Lowers the kernel anew, with an axis more: Pallas can batch a kernel, but not its lowered code."""
+        """Lowers the kernel again with one more axis: Pallas can batch a kernel, but not its lowered code."""
         out = jax.vmap(of_leaves, [0 if batched else None for batched in is_batched])(*leaves)
         return out, jax.tree.map(lambda _: True, out)
 

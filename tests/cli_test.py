@@ -1,4 +1,4 @@
-"""What commands do with errors, signals and work in flight."""
+"""How commands handle errors, signals and work in flight."""
 
 import signal
 

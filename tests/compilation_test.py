@@ -8,7 +8,7 @@ from helios_jax.compilation import use_compilation_caches
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """JAX's own settings for each test, and those of the suite afterwards."""
+    """Gives each test JAX's own settings, and restores those of the suite afterwards."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)

@@ -138,7 +138,7 @@ def test_invalid_values_are_refused(kind, values, message):
 
 
 def unchecked(kind: type):
-    """The class with its own checks only, as users have it; the type checker of the tests would come first."""
+    """The class with only its own checks, as users have it; otherwise the tests' type checker would come first."""
 
     def make(**values):
         config = object.__new__(kind)

@@ -52,6 +52,6 @@ flax.config.update("nnx_graph_updates", False)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The process that made the caches removes them."""
+    """Removes the caches, in the process that created them."""
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

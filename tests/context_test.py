@@ -13,7 +13,7 @@ ANCHORED, FREE = HistoryConfig(), HistoryConfig(keep_first_frame=False)
 
 
 def frames(count: int, start: int = 0) -> np.ndarray:
-    """Latent frames of which each can be told apart, [1, T, 2, 3, 4]."""
+    """Distinct latent frames, [1, T, 2, 3, 4]."""
     return np.arange(start, start + count * 24, dtype=np.float32).reshape(1, count, 2, 3, 4)
 
 

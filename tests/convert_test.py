@@ -140,7 +140,7 @@ def test_inspect_counts_what_the_headers_say(folder, tmp_path, capsys):
 
 
 def test_inspect_reads_headers_only(folder, tmp_path):
-    """Weights cut to nothing by sparse files of the right length are as good."""
+    """Sparse files of the right length, without any weights, do as well."""
     shutil.copytree(folder, tmp_path / "hollow")
     for file in (tmp_path / "hollow").rglob("*.safetensors"):
         size = file.stat().st_size

@@ -72,7 +72,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def tables(document: pathlib.Path) -> list[tuple[list[str], list[str]]]:
-    """Tables as (results files named since the table or heading before, rows without the two of the head)."""
+    """Tables as (results files named since the previous table or heading, rows without the two header rows)."""
     found, named, rows = [], [], []
     for line in [*document.read_text().splitlines(), ""]:
         if line.startswith("|"):

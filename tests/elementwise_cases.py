@@ -25,7 +25,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 
 def assert_rounded(got, want: np.ndarray) -> None:
-    """Equal to ``want`` after rounding, but for few neighbours."""
+    """Asserts equality with ``want`` after rounding, except for a few neighbouring numbers."""
     got, want = np.asarray(got, np.float64), rounded(want)
     assert got.shape == want.shape
     assert np.mean(got != want) < 2e-3
@@ -76,7 +76,7 @@ class ResidualNormCases:
         assert_rounded(normed, want[:, 0 if options["norm_history"] else history :])
 
     def test_rows_of_a_large_mean(self, size):
-        """Mean squares minus squared mean would lose the variance."""
+        """The mean of squares minus the squared mean would lose the variance."""
         (x, update), options = self.operands(size, "ffn")
         x = x + jnp.bfloat16(1000)
         ones = jnp.ones((1, 1, self.dim))
@@ -87,7 +87,7 @@ class ResidualNormCases:
 
     @pytest.mark.parametrize("use", ["self_attention", "cross_attention", "ffn"])
     def test_gradients(self, size, use):
-        """Equal to those of the reference."""
+        """The gradients equal those of the reference."""
         operands, options = self.operands(size, use)
         rows = {name: options.pop(name) for name in ("gate", "scale", "shift")}
         outputs = self.run(operands, rows | options)
@@ -140,7 +140,7 @@ class QkNormRopeCases:
             np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
     def test_gradients(self, size):
-        """Equal to those of the reference, in all five operands."""
+        """The gradients of all five operands equal those of the reference."""
         operands = self.operands(size, 128)
         weights = [normal(5 + i, *out.shape, dtype="float32") for i, out in enumerate(self.run(*operands))]
 
@@ -174,7 +174,7 @@ def guarded(run):
 
 
 def assert_close_on_device(got, want) -> None:
-    """Large arrays: equal but for few neighbouring bf16 numbers."""
+    """Asserts that large arrays are equal except for a few neighbouring bf16 numbers."""
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
     assert float(jnp.mean(got != want)) < 5e-4
     got, want = got.astype(jnp.float32), want.astype(jnp.float32)

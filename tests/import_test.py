@@ -1,4 +1,4 @@
-"""The package's import loads nothing, its names exist, and all of its modules can be imported."""
+"""Importing the package loads nothing, its names exist, and all of its modules can be imported."""
 
 import importlib
 import pkgutil

@@ -1,7 +1,7 @@
-"""The floors of the house: imports go down or stay on their floor, and nothing imports in a circle.
+"""The floors of the code: imports go down or stay on their floor, and there are no import cycles.
 
-``FLOORS`` is the one list of the packages in their order, bottom first. Every import counts, those inside functions and
-those for the type checker too: an import that is only delayed still ties two packages together.
+``FLOORS`` is the one list of the packages in their order, bottom first. Every import counts, also inside functions and
+for the type checker: an import that is only delayed still ties two packages together.
 """
 
 import ast
@@ -37,7 +37,7 @@ FLOORS = (
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NAMESPACES = ("helios_jax", "helios_jax.data")
-"""Packages without code of their own but lazy names; they may name everything in them."""
+"""Packages that contain only lazy names; they may name everything in them."""
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -1,4 +1,4 @@
-"""The notebook runs, and its two forms are in step."""
+"""The notebook runs, and its two forms are in sync."""
 
 import pathlib
 import runpy

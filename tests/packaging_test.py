@@ -1,4 +1,4 @@
-"""What is installed and under which names, how experiments are found, and whether make and its documents agree."""
+"""What is installed and under which names, how experiments are found, and what make and its documents say."""
 
 import importlib.util
 import os
@@ -97,7 +97,7 @@ def test_missing_extras_are_named_with_the_command_that_installs_them(monkeypatc
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_help_needs_no_extra(tmp_path, command):
-    """As without the [train] extra, of which no package can be imported here."""
+    """No package of the [train] extra can be imported here, as if it were not installed."""
     extra = [re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["optional-dependencies"]["train"]]
     blocked = {name.replace("-", "_").lower(): None for name in extra} | {"tensorboardX": None}
     code = f"import sys; sys.modules.update({blocked}); from helios_jax import {command}; {command}.run()"
@@ -200,7 +200,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_no_results(distributio
 
 @pytest.mark.slow
 def test_the_wheel_works_beside_a_data_package_of_the_user(distributions, tmp_path):
-    """The wheel's files are read in place of the editable install, since paths precede its finder."""
+    """The wheel's files are read instead of the editable install, since paths precede its finder."""
     site, project = tmp_path / "site", tmp_path / "project"
     with zipfile.ZipFile(next(distributions.glob("*.whl"))) as wheel:
         wheel.extractall(site)

@@ -171,7 +171,7 @@ class Interrupted(ClipEncoder):
 
 @pytest.fixture
 def counted(monkeypatch) -> type[Interrupted]:
-    """An encoder in the place of the command's that counts and can be stopped."""
+    """Replaces the command's encoder with one that counts clips and can be stopped."""
     Interrupted.encoded, Interrupted.stop = [], None
     load = prepare._load_encoder
 

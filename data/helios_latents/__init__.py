@@ -3,7 +3,7 @@
     <folder>/helios_latents/1.0.0/
         dataset_info.json, features.json                    TFDS metadata, written last
         helios_latents-48x80.array_record-00003-of-00010    clips whose latents are 48 x 80 (384 x 640 pixels)
-        progress/48x80-00003.json                           what became of each clip of that file
+        progress/48x80-00003.json                           the outcome for each clip of that file
         prepare.json                                        the settings of the job that writes the folder
 
 Each split holds one latent size, so that a loader can form batches without reading records first. Records are

@@ -21,7 +21,7 @@ class HeliosLatents(tfds.core.GeneratorBasedBuilder):
     """Encoded clips, one split per latent size.
 
     Args:
-        splits: Split name -> what makes its examples, anything that TFDS takes from ``_split_generators``: an
+        splits: Split name -> source of its examples, anything that TFDS accepts from ``_split_generators``: an
             iterable of (key, example), or a Beam transform or collection of them. Not needed for reading.
         **kwargs: See ``tfds.core.GeneratorBasedBuilder``; ``data_dir`` is the folder.
     """

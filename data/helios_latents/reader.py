@@ -15,14 +15,14 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
     """Opens a dataset.
 
     Args:
-        folder: What ``helios-prepare --out`` was given, or the versioned folder inside.
+        folder: The ``--out`` folder of ``helios-prepare``, or the versioned folder inside it.
 
     Returns:
         The records of each latent size.
 
     Raises:
         FileNotFoundError: There is no (finished) dataset.
-        ValueError: It is another kind of dataset.
+        ValueError: The folder holds another kind of dataset.
     """
     import tensorflow_datasets as tfds
 
@@ -62,7 +62,7 @@ class LatentFiles(Sequence[LatentRecord]):
             raise IndexError(f"record {index} of {len(self)}")
         try:
             return LatentRecord.from_example(self._source[index])
-        # Whatever array_record, protobuf or TFDS make of damaged bytes.
+        # array_record, protobuf and TFDS raise different errors for damaged bytes.
         except Exception as error:
             raise RecordError(f"{self.where(index)} cannot be read: {error}") from error
 

@@ -1,4 +1,4 @@
-"""One encoded clip, and what must hold for it."""
+"""One encoded clip, and its invariants."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class RecordError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LatentRecord:
-    """One encoded clip. Records come from files, so that shapes are checked by ``check`` and not by annotations.
+    """One encoded clip. Records come from files, so ``check`` verifies their shapes; annotations do not.
 
     Attributes:
         uid: Name of the clip, unique in its dataset.
@@ -61,7 +61,7 @@ class LatentRecord:
 
         arrays = {name: np.asarray(getattr(self, name), ml_dtypes.bfloat16) for name in _ARRAYS}
         if len(self.embeds) == 0:
-            # TFDS loses the shape of arrays without elements. No text is one row of zeros, which no token has.
+            # TFDS loses the shape of empty arrays. No text is stored as one row of zeros, which no token has.
             arrays["embeds"] = np.zeros((1, max(1, self.embeds.shape[1])), ml_dtypes.bfloat16)
         return {name: getattr(self, name) for name in _VALUES} | arrays
 

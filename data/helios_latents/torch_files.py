@@ -37,7 +37,7 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no such file, it is damaged, or it holds anything else.
+        ValueError: It is not such a file, is damaged, or holds objects of other types.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -120,7 +120,7 @@ def find_torch_latents(folder: Path, *, min_frames: int) -> Sequence[TorchLatent
 
     Raises:
         FileNotFoundError: There is no such file, or no such folder.
-        ValueError: A name does not say its size.
+        ValueError: A file's name does not state its size.
     """
     folder = pathlib.Path(folder)
     found = []
@@ -155,10 +155,10 @@ def _num_tokens(embeds: np.ndarray) -> int:
 
 
 class Skipped:
-    """Stands for an object that is not read."""
+    """A placeholder for an object that is not read."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Skipped":
-        """Takes what the object's class would take."""
+        """Accepts any arguments of the object's class."""
         del args, kwargs
         return super().__new__(cls)
 
@@ -180,7 +180,7 @@ def _read(archive: zipfile.ZipFile) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows storages and a few names, and refuses every other."""
+    """An unpickler that resolves storages and a few names, and refuses all others."""
 
     def __init__(self, file: Any, read_storage: Any) -> None:
         super().__init__(file)
@@ -222,7 +222,7 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: t
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 write bytes."""
+    """Restores bytes, which pickles of protocol 2 write as latin1 text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it encodes text as {encoding!r}; bytes are written as latin1")
     return text.encode("latin1")

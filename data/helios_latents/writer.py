@@ -1,8 +1,8 @@
 """Writing ``helios_latents`` one file at a time, so that a job can be interrupted, resumed and spread over hosts.
 
-How many files there are, and which clips go into which, is fixed before the work begins. A file is written under
-a temporary name and renamed; then a line of JSON in ``progress/`` marks it as finished and tells how many records
-it holds and which clips were skipped. TFDS's metadata, without which the folder cannot be opened, comes last.
+The number of files and the clips of each file are fixed before the work begins. A file is written under a temporary
+name and renamed; then a line of JSON in ``progress/`` marks it as finished and states how many records it holds and
+which clips were skipped. TFDS's metadata, without which the folder cannot be opened, comes last.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Failure:
 
     Attributes:
         uid: Its name.
-        error: Why.
+        error: The reason.
     """
 
     uid: str
@@ -39,12 +39,12 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """What became of the clips of one file.
+    """The outcome for the clips of one file.
 
     Attributes:
-        records: How many were encoded.
+        records: Number of clips that were encoded.
         bytes: Size of their records before compression.
-        skipped: Those that were not.
+        skipped: Clips that were not encoded.
     """
 
     records: int
@@ -58,7 +58,7 @@ class LatentWriter:
     Args:
         folder: Where datasets live; the files go to ``folder/helios_latents/1.0.0``.
         files: How many files there are of each latent size.
-        settings: What decides the content of the files, as JSON; kept with them.
+        settings: Settings that decide the content of the files, as JSON; stored with them.
 
     Raises:
         ValueError: The folder was begun with other settings.
@@ -112,14 +112,14 @@ class LatentWriter:
         return report
 
     def report(self, slot: Slot) -> FileReport:
-        """What became of a finished file."""
+        """The report of a finished file."""
         content = json.loads(self._progress_file(slot).read_text())
         return FileReport(**content | {"skipped": tuple(Failure(**failure) for failure in content["skipped"])})
 
     def finish(self) -> bool:
-        """Writes the metadata if every file is finished; says whether they are.
+        """Writes the metadata if every file is finished, and returns whether that is so.
 
-        Several hosts may do so at once: all of them write the same.
+        Several hosts may call this at once, because they write the same metadata.
 
         Raises:
             ValueError: All clips were skipped.
@@ -161,7 +161,7 @@ class LatentWriter:
         except ValueError as error:
             raise ValueError(f"clip {record.uid!r} cannot be written to {self._path(slot).name}: {error}") from error
         example = self._builder.info.features.encode_example(record.to_example())
-        # Maps are serialised in an order that differs between processes unless asked not to.
+        # Without this option, the order of serialised maps differs between processes.
         return self._serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
     def _template(self, size: Size) -> naming.ShardedFileTemplate:
@@ -188,7 +188,7 @@ def _open(path: pathlib.Path) -> ArrayRecordWriter:
 
 
 def _guarded(path: pathlib.Path, call: Any, *args: Any) -> Any:
-    """Calls into array_record, whose every error is a RuntimeError."""
+    """Calls array_record, and turns its RuntimeErrors into ValueErrors."""
     try:
         return call(*args)
     except RuntimeError as error:
@@ -199,7 +199,7 @@ def _guarded(path: pathlib.Path, call: Any, *args: Any) -> Any:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a small file in one step."""
+    """Replaces a small file atomically."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)

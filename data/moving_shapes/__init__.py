@@ -1,6 +1,6 @@
 """``moving_shapes``: a procedural, captioned, unlimited world, for tests and small models.
 
-One to three coloured shapes of three sizes and speeds move in eight directions, bounce off the borders, over plain
+One to three coloured shapes of three sizes and speeds move in eight directions and bounce off the borders, over plain
 or fading backgrounds in various lights. A caption states all of it, ``parse_caption`` reads captions, and ``score``
 finds out from pixels alone whether a video shows what its caption says.
 

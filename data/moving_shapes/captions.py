@@ -1,8 +1,8 @@
-"""Scenes in English, and back.
+"""Captions: from scenes to English, and back.
 
-A caption states every attribute of its ``Description`` in one of 64 ways. The parser reads those and
-sentences like them, so that prompts written by hand can be scored as well: one clause per shape, begun by
-"a" or "an", which names size, colour, kind, speed and direction; the background; the light.
+A caption states every attribute of its ``Description`` in one of 64 ways. The parser reads these and similar
+sentences, so prompts written by hand can be scored as well: one clause per shape that begins with "a" or "an" and
+names size, colour, kind, speed and direction; the background; the light.
 """
 
 import re
@@ -140,7 +140,7 @@ def parse_caption(text: str) -> Description:
     rest = re.sub(_BOUNCING, "", rest)
     clauses: list[str] = []
     for clause in re.split(r"\b(?=an? )", rest):
-        # What names no shape belongs to the shape before it: "a red star; it moves at | a slow pace".
+        # A clause without a shape belongs to the shape before it: "a red star; it moves at | a slow pace".
         if _found(clause, _KIND_STEMS):
             clauses.append(clause)
         elif clauses:
@@ -181,7 +181,7 @@ def _turn(options: Iterable[str], number: int) -> str:
 
 
 def _take(text: str, patterns: tuple[str, ...], what: str, example: str) -> tuple[str, str]:
-    """What the patterns say, and the text without it."""
+    """The value that the patterns find, and the text without it."""
     found: list[str] = []
 
     def keep(match: re.Match) -> str:

@@ -8,17 +8,17 @@ from helios_jax.data.moving_shapes.world import DIRECTIONS, SPEEDS
 from helios_jax.typing import Bool, Float, Int
 
 _LAG = 6  # frames between the two positions that give a velocity
-_START = 0.12  # way, in shorter sides, over which the first direction is measured
-_STILL = 0.03  # shorter sides: what moves less in the whole video does not move
-_SEEN = 0.4  # part of the frames in which a shape must be seen for its path to be known
-_LATE = 0.15  # part of the frames after which it is too late to see its first direction
-_WAY_BACK = 0.05  # shorter sides: what goes back less has not turned
+_START = 0.12  # distance, in shorter sides, over which the first direction is measured
+_STILL = 0.03  # shorter sides: a shape that moves less in the whole video does not move
+_SEEN = 0.4  # fraction of the frames in which a shape must be seen for its path to be known
+_LATE = 0.15  # fraction of the frames after which it is too late to see its first direction
+_WAY_BACK = 0.05  # shorter sides: a shape that goes back less has not turned
 _NEAR = 0.06  # distance, in shorter sides, up to which a shape touches the border
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
-    """What a path says; None for what it does not.
+    """What a path shows; None for what it does not show.
 
     Attributes:
         speed: One of ``SPEEDS``.
@@ -51,7 +51,7 @@ def measure_motion(
     times = np.flatnonzero(seen)
     if len(times) < max(2, _SEEN * len(path)) or times[0] > _LATE * len(path):
         return Motion()
-    points = median_filter(path[times] / side, (5, 1), mode="nearest")  # without single mistakes
+    points = median_filter(path[times] / side, (5, 1), mode="nearest")  # removes single mistakes
     if np.linalg.norm(points - points[0], axis=-1).max() < _STILL:
         return Motion()
     velocities = _velocities(times, points)
@@ -84,7 +84,7 @@ def _velocities(
 
 
 def _direction(times: Int[np.ndarray, " points"], points: Float[np.ndarray, "points 2"]) -> str:
-    """The direction of the straight line through the first part of the path, of the eight nearest."""
+    """The nearest of the eight directions to the straight line through the first part of the path."""
     ways = np.linalg.norm(points - points[0], axis=-1)
     far = np.flatnonzero(ways >= min(_START, 0.9 * ways.max()))[0] + 1
     centred = times[:far] - times[:far].mean()
@@ -98,8 +98,8 @@ def _reversals(
 ) -> tuple[int, bool]:
     """Number of reversals of a coordinate in [0, room], and whether all are near the ends.
 
-    A reversal counts once there is some way back, so that jitter makes none. It was as near to the end as the way to
-    the positions around it allows, some of which may be missing; ``steps`` is the way between neighbours.
+    A reversal counts only after some distance back, so jitter does not count. Positions around a reversal may be
+    missing, so the tolerance at the ends grows with ``steps``, the distances between neighbours.
     """
     from scipy.ndimage import maximum_filter1d
 
@@ -118,7 +118,7 @@ def _reversals(
 
 
 def _nearest_speed(speed: float) -> str | None:
-    """The class whose logarithm is nearest; None beyond twice the fastest or half the slowest."""
+    """The speed with the nearest logarithm; None beyond twice the fastest or half the slowest."""
     octaves = {name: abs(float(np.log2(max(speed, 1e-9) * 256 / way))) for name, way in SPEEDS.items()}
     name = min(octaves, key=lambda name: octaves[name])
     return name if octaves[name] < 1 else None

@@ -1,4 +1,4 @@
-"""What a video shows, from its pixels alone."""
+"""Observation of what a video shows, from its pixels alone."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ _SIZE_TOLERANCE = 0.4  # of the logarithm of the half width
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeenShape:
-    """A shape in a video; None for what does not look like anything of this world.
+    """A shape in a video; an attribute is None if it looks like nothing in this world.
 
     Attributes:
         colour: One of ``COLOURS``.
@@ -41,7 +41,7 @@ class Observation:
 
     Attributes:
         shapes: In the order of ``COLOURS``.
-        background: One of ``BACKGROUNDS``; None if there is no background of this world, nor then shapes.
+        background: One of ``BACKGROUNDS``; None if it is none of them; then there are no shapes.
         lighting: One of ``LIGHTS`` or None.
     """
 
@@ -109,7 +109,7 @@ def _largest_regions(mask: Bool[np.ndarray, "F H W"], side: int) -> tuple[Bool[n
 
 
 def _hidden(regions: Bool[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"]) -> Float[np.ndarray, " F"]:
-    """How much other shapes cover of the region's surroundings; 1 where a part of the region may be missing."""
+    """The part of a region's surroundings that other shapes cover; 1 where a part of the region may be missing."""
     near = grow(regions, 2)
     areas = regions.sum((1, 2))
     hidden = (near & ~free).sum((1, 2)) / np.maximum(near.sum((1, 2)), 1)
@@ -117,7 +117,7 @@ def _hidden(regions: Bool[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"])
 
 
 def _size(radius: float, side: int) -> str | None:
-    """The class whose logarithm is nearest."""
+    """The size with the nearest logarithm."""
     distances = {name: abs(np.log(max(radius, 1e-9) * 256 / (half * side))) for name, half in SIZES.items()}
     name = min(distances, key=lambda name: distances[name])
     return name if distances[name] < _SIZE_TOLERANCE else None

@@ -1,4 +1,4 @@
-"""What a region is and where: the kind of shape, its size and its path.
+"""Outlines: the kind, the size and the path of the shape that a region shows.
 
 With the surface colour s, that of the background b and that of the shape c, a pixel is covered by
 
@@ -6,7 +6,7 @@ With the surface colour s, that of the background b and that of the shape c, a p
 
 unbiased by noise and with its sum unchanged by blur. For each kind the half width follows from the sum,
 r = sqrt(sum a / area), and drawings of that size (and of sizes nearby, sharp and blurred) are compared with
-a; the kind whose drawing differs least is the answer. The drawing d is then found in every frame, also where
+a; the kind whose drawing differs least is the answer. The drawing d is then found in every frame, even where
 other shapes hide a part of it, at the position x that minimises, over the pixels p free of other shapes,
 
     sum_p (a(p) - d(p - x))^2 = const - 2 sum_p a(p) d(p - x) + sum_p d(p - x)^2.        (2)
@@ -112,7 +112,7 @@ def find_outline(
 def _gains(
     covered: Float[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"], kind: str, radius: float
 ) -> tuple[Float[np.ndarray, "F H W"], Float[np.ndarray, "F H W"]]:
-    """By how much the shape, put at each pixel, makes (2) smaller, and by how much it would at best."""
+    """How much the shape reduces (2) when it is placed at each pixel, and the most that it could."""
     from scipy import ndimage, signal
 
     reach = int(np.ceil(radius)) + 3
@@ -129,7 +129,7 @@ def _gains(
 
 
 def _peak(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Place of the top of the parabola through three neighbours, relative to the middle one, the largest."""
+    """Position of the vertex of the parabola through three neighbours, relative to the middle one, the largest."""
     bend = 2 * here - before - after
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(np.isfinite(bend) & (bend > 0), (after - before) / (2 * bend), 0.0)

@@ -1,11 +1,11 @@
-"""Scenes become pixels, in integers: the same bytes on every platform.
+"""Rendering of scenes in integers: the same bytes on every platform.
 
 A shape is a set of half planes or a disc; d is the signed distance of a pixel's centre to its edge. With
 distances in 1/256 pixel, a pixel is covered by
 
     a = clip(128 - d, 0, 256)   (in 1/256)                                               (1)
 
-and painted, the hindmost first, c <- c + (colour - c) a / 256. Light then multiplies every channel.
+and painted, back to front, c <- c + (colour - c) a / 256. Light then multiplies every channel.
 A star is the set of points inside at least four of the five lines through the sides of a pentagon.
 """
 
@@ -33,7 +33,7 @@ def render(scene: Scene, frames: int | range, height: int, width: int) -> UInt8[
     """Draws ``frames`` (a number from the start, or a range) of ``scene`` as RGB.
 
     Raises:
-        ValueError: ``height`` or ``width`` is no positive multiple of 8, or a frame number is negative.
+        ValueError: ``height`` or ``width`` is not a positive multiple of 8, or a frame number is negative.
     """
     frames = range(frames) if isinstance(frames, int) else frames
     if height < 8 or width < 8 or height % 8 or width % 8:
@@ -74,7 +74,7 @@ def light(lighting: str, height: int, width: int) -> Int[np.ndarray, "{height} {
 def coverage(
     kind: str, dx: Int[np.ndarray, "*#shape"], dy: Int[np.ndarray, "*#shape"], radius: int
 ) -> Int[np.ndarray, "*shape"]:
-    """The part of a pixel at (dx, dy) from the centre of a shape that the shape covers, by (1).
+    """How much of the pixel at (dx, dy) from its centre a shape covers, by (1).
 
     Args:
         kind: The shape.
@@ -86,7 +86,7 @@ def coverage(
         0 .. 256.
     """
     if kind == "circle":
-        # The square root of IEEE 754 is correctly rounded, so that its floor is exact, too.
+        # The square root of IEEE 754 is correctly rounded, so its floor is exact too.
         distance = np.sqrt((dx * dx + dy * dy).astype(np.float64)).astype(np.int64) - radius
     elif kind == "star":
         # The second largest distance: inside at least four of the five lines.
@@ -114,7 +114,7 @@ def _paint(canvas: np.ndarray, kind: str, colour: Colour, path: np.ndarray, radi
     columns, rows = (corners[:, axis, None] + np.arange(extent) for axis in (0, 1))
     dx, dy = (
         pixels * UNIT + UNIT // 2 - path[:, axis, None] for axis, pixels in enumerate((columns, rows))
-    )  # from the centre of the shape to those of pixels
+    )  # from the centre of the shape to the centres of pixels
     alpha = coverage(kind, dx[:, None, :], dy[:, :, None], radius)[..., None]
     box = np.arange(len(path))[:, None, None], rows[:, :, None], columns[:, None, :]
     under = canvas[box].astype(np.int32)

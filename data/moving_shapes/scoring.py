@@ -52,7 +52,7 @@ class Score:
 
     @property
     def value(self) -> float:
-        """The part of all statements that hold; 0 if no captioned shape is there."""
+        """The fraction of all statements that hold; 0 if no captioned shape is there."""
         if not any(shape.colour for shape in self.shapes):
             return 0.0
         held = [value for shape in self.shapes for value in dataclasses.astuple(shape)]
@@ -61,9 +61,9 @@ class Score:
 
 
 def score(frames: UInt8[np.ndarray, "F H W 3"], expected: str | Description | Scene) -> Score:
-    """Compares a video with a caption, or with what one says.
+    """Compares a video with a caption, its description or its scene.
 
-    Nothing but the pixels is used to find out what the video shows (``observe``). Captioned shapes are
+    Only the pixels are used to find out what the video shows (``observe``). Captioned shapes are
     recognised by their colour, which differs within a scene: a shape of another colour is another shape.
 
     Raises:

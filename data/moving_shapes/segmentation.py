@@ -1,8 +1,8 @@
-"""From pixels to coloured regions: what the background and the light are, and which pixels differ.
+"""Segmentation of a video: its background, its light, and the coloured regions that differ from them.
 
 The background is found by synthesis: all combinations of ``BACKGROUNDS`` and ``LIGHTS`` are compared with
 the median frame. Dividing by the light gives surface colours s. A pixel is taken for a mixture of the
-background's colour b and that palette colour c for which
+background's colour b and the palette colour c for which
 
     min over 0 <= a <= 1 of |s - b - a (c - b)|^2                                        (1)
 
@@ -60,13 +60,13 @@ def segment(frames: UInt8[np.ndarray, "F H W 3"]) -> Segmentation | None:
     background, lighting = found
     ground = backdrop(background, height, width).astype(np.float32) / 255
     surface = frames.astype(np.float32) / (255 / 256 * light(lighting, height, width).astype(np.float32))
-    smooth = ndimage.uniform_filter(surface, (0, 3, 3, 0))  # for noise
+    smooth = ndimage.uniform_filter(surface, (0, 3, 3, 0))  # suppresses noise
     labels = _labels(smooth, ground, _PALETTE)
     least = MIN_AREA * min(height, width) ** 2
     present = []
     for number in range(len(COLOURS)):
         region = labels == number + 1
-        # The second condition includes the first, which costs less.
+        # The second condition implies the first, which costs less.
         if np.median(region.sum((1, 2))) > least and np.median(cores(region).sum((1, 2))) > least:
             present.append(number)
     names = tuple(COLOURS)
@@ -93,7 +93,7 @@ def grow(mask: Bool[np.ndarray, "F H W"], reach: int) -> Bool[np.ndarray, "F H W
 
 
 def cores(mask: Bool[np.ndarray, "F H W"]) -> Bool[np.ndarray, "F H W"]:
-    """``mask`` without what is thinner than three pixels, which may be the edge of something else."""
+    """``mask`` without the parts thinner than three pixels, which may be edges of something else."""
     return grow(~grow(~mask, 1), 1)
 
 
@@ -136,7 +136,7 @@ def _labels(
         change = colour - ground
         along, length = np.einsum("fhwc,hwc->fhw", offset, change), (change**2).sum(-1)
         part = np.clip(along / length, 0, 1)
-        error = part * (part * length - 2 * along)  # less |offset|^2, which all colours share
+        error = part * (part * length - 2 * along)  # without |offset|^2, which all colours share
         better = error < best
         best = np.where(better, error, best)
         labels = np.where(better, (part >= 0.5) * np.uint8(number + 1), labels)

@@ -1,4 +1,4 @@
-"""Scenes as a sequence, rendered as they are asked for."""
+"""Scenes as a sequence, rendered on demand."""
 
 import dataclasses
 import operator

@@ -2,11 +2,11 @@
 
 Lengths are in units of the shorter side of the frame. A shape of half width r starts at the fraction u of
 its room L = side - 2r along each axis and moves with constant velocity v between the borders, which mirror
-it, so that its centre is known at any frame without those before it:
+it. Its centre at any frame follows without earlier frames:
 
     y(t) = u L + v t,   m = y(t) mod 2L,   x(t) = r + L - |m - L|.                       (1)
 
-All of it is computed in integers of 1/256 pixel, hence equal on every platform.
+Everything is computed in integers of 1/256 pixel and is therefore equal on every platform.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ class Shape:
         direction: One of ``DIRECTIONS``: where it moves to until it meets a border for the first time.
 
     Raises:
-        ValueError: An attribute is none of those.
+        ValueError: An attribute has another value.
     """
 
     kind: str
@@ -173,8 +173,8 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
 
     Attributes are uniform and independent, with these exceptions. The colours of a scene differ. Smaller shapes are
     in front of larger ones, so that none is hidden. A shape starts in the half of its room that it moves away
-    from, so that its direction can be seen before it turns. Of several draws of the starts the one is taken in
-    which shapes overlap least, and directions that leave no room for all of them are drawn again.
+    from, so that its direction can be seen before it turns. Starts are drawn several times, and the draw in which
+    shapes overlap least is used; directions that leave no room for all shapes are drawn again.
 
     Args:
         seed: The world.
@@ -203,7 +203,7 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
         )
         tries = [tuple(_start(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
         overlaps = _overlaps(shapes, np.array(tries, np.int64))
-        best = min(range(len(tries)), key=overlaps.__getitem__)  # the first of equals
+        best = min(range(len(tries)), key=overlaps.__getitem__)  # the first if several are equal
         if overlaps[best][0] == 0 or rounds == _ROUNDS:
             break
     description = Description(shapes=shapes, background=background, lighting=lighting)

@@ -1,1 +1,1 @@
-"""What ``helios-prepare`` does: where clips come from, how they are encoded, how the work is divided."""
+"""The parts of ``helios-prepare``: sources of clips, their encoding, and the division of the work."""

@@ -1,7 +1,7 @@
-"""The same encoding on Apache Beam, which TFDS uses to write data sets too large for one host.
+"""Encoding on Apache Beam, which TFDS uses to write data sets too large for one host.
 
 Beam decides which worker encodes what, shuffles the records and writes the files; it restarts workers that fail, but
-a job that is stopped starts anew. A worker loads the networks once. Importing this module needs Apache Beam.
+a job that is stopped starts over. A worker loads the networks once. Importing this module needs Apache Beam.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def write_latents_with_beam(
 
     Args:
         work: The clips of each latent size.
-        make_encode: Makes what encodes them, on a worker; it must be picklable.
+        make_encode: Creates the encoder, on a worker; it must be picklable.
         folder: Where datasets live.
         options: Beam's pipeline options, as on a command line.
 
@@ -49,7 +49,7 @@ def write_latents_with_beam(
 
 
 class EncodeSplit(beam.PTransform):
-    """All clips of one size to (uid, example); failures go to ``skipped_file``."""
+    """Encodes all clips of one size to (uid, example); failures go to ``skipped_file``."""
 
     def __init__(self, clips: Sequence[Named], size: Size, make_encode: Callable[[], Encode], folder: Path) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class EncodeSplit(beam.PTransform):
 
 
 class EncodeClips(beam.DoFn):
-    """Batches of clips to (uid, example), or to lines of JSON at the output "skipped"."""
+    """Encodes batches of clips to (uid, example), or to lines of JSON at the output "skipped"."""
 
     def __init__(self, size: Size, make_encode: Callable[[], Encode]) -> None:
         self._size = size
@@ -90,6 +90,6 @@ class EncodeClips(beam.DoFn):
 
 @dataclasses.dataclass
 class _Holder:
-    """Beam shares objects by weak references, which functions need not have."""
+    """Holds the encoder: Beam shares objects by weak references, which functions need not support."""
 
     encode: Encode

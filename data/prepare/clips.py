@@ -1,8 +1,8 @@
-"""Where clips come from: a JSON list of cuts, a folder of videos with captions, or the world of moving shapes.
+"""Sources of clips: a JSON list of cuts, a folder of videos with captions, or the world of moving shapes.
 
 A clip is described first and read later, on whichever host encodes it. Its frames are cropped as the list says,
 then to the wanted aspect around the centre, and resized in one step with PIL's Lanczos filter, as conditioning
-images are. They are taken as they are stored, whatever their rate.
+images are. All stored frames are taken, whatever their rate.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class FileClip:
         """See ``Clip``."""
         start, stop = self.cut or (0, None)
         stop = min(start + max_frames, stop or start + max_frames)
-        # A buffer that grows in place: a list of frames and its stack would need the memory twice.
+        # A buffer that grows in place: a list of frames and its stack would need twice the memory.
         pixels = bytearray()
         for frame in self._frames(start, stop):
             pixels += self._fit(frame, size).tobytes()
@@ -162,8 +162,8 @@ class ShapesClip:
 def clips_from_json(file: Path, root: Path | None = None) -> list[FileClip]:
     """Reads a list of cuts: ``path``, ``cut`` [start, end), ``crop`` [x0, x1, y0, y1], ``fps`` and ``cap``.
 
-    Only the path is required. Of several captions (``cap`` may be a list) the first is used; a clip without one is
-    reported when its turn comes.
+    Only the path is required. If ``cap`` is a list, its first caption is used; a clip without a caption is reported
+    when its turn comes.
 
     Args:
         file: The list.

@@ -44,12 +44,12 @@ class EncodeOptions:
 
     Attributes:
         min_frames: Shorter clips are skipped.
-        max_frames: Frames beyond are dropped.
+        max_frames: Frames beyond this number are dropped.
         max_text_tokens: Length that texts are cut to.
         seed: Seed of the posterior samples.
         batch: Chunks per device and call.
         readers: Threads that decode clips.
-        processes: Readers are processes, for clips that Python renders: its threads would wait for each other.
+        processes: Use processes as readers, for clips that Python renders: its threads would wait for each other.
         text: Compute text embeddings.
         dtype: Compute dtype of the text encoder.
         vae_dtype: Compute dtype of the VAE; the published setting is "float32".
@@ -135,7 +135,7 @@ class ClipEncoder:
 
         Args:
             clips: The clips.
-            size: Latent rows and columns that all of them get.
+            size: Latent rows and columns of every clip.
 
         Yields:
             One record or failure for each clip, in order.
@@ -143,7 +143,7 @@ class ClipEncoder:
         factor = self.vae.config.scale_factor_spatial
         pixels = (size[0] * factor, size[1] * factor)
         embeds = self._encode_texts([clip.caption for clip in clips])
-        # The devices run ahead of the records by a batch; tee keeps the clips between.
+        # The devices run ahead of the records by a batch; tee keeps the clips in between.
         ahead, current = itertools.tee(zip(clips, self._read(clips, pixels), strict=True))
         latents = self._encode(
             (clip.uid, number, chunk)
@@ -170,7 +170,7 @@ class ClipEncoder:
     def _read(
         self, clips: Sequence[Clip], pixels: tuple[int, int]
     ) -> Iterator[UInt8[np.ndarray, "F H W 3"] | ClipError]:
-        """Frames of the clips, or why there are none."""
+        """The frames of each clip, or the error if it cannot be read."""
         minimum = max(self.options.min_frames, self.chunk_pixels)
         read = functools.partial(_read_clip, pixels=pixels, minimum=minimum, maximum=self.options.max_frames)
         return ahead_of_time(read, clips, self.options.readers, processes=self.options.processes)
@@ -217,7 +217,7 @@ class ClipEncoder:
 def _read_clip(
     clip: Clip, *, pixels: tuple[int, int], minimum: int, maximum: int
 ) -> UInt8[np.ndarray, "F H W 3"] | ClipError:
-    """Frames of a clip, or why there are none."""
+    """The frames of a clip, or the error if it cannot be read."""
     try:
         if not clip.caption:
             raise ClipError("it has no caption")
@@ -230,7 +230,7 @@ def _read_clip(
 
 
 def uid_hash(uid: str) -> int:
-    """32 bits that stand for a clip in (1), the same on every machine."""
+    """The 32-bit hash of a clip's uid in (1), the same on every machine."""
     return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=4).digest(), "little")
 
 
@@ -277,7 +277,7 @@ def _encode_texts(
 
 
 def one_behind[T](items: Iterable[T]) -> Iterator[T]:
-    """The same items, each when the next has been asked for: the devices have work while one result is fetched."""
+    """Yields each item after requesting the next one, so that devices have work while a result is fetched."""
     iterator = iter(items)
     for last in itertools.islice(iterator, 1):
         for item in iterator:
@@ -287,5 +287,5 @@ def one_behind[T](items: Iterable[T]) -> Iterator[T]:
 
 
 def _padded[T](batch: Sequence[T], size: int) -> list[T]:
-    """Repeats the last item up to ``size``."""
+    """Pads a batch to ``size`` items by repeating the last one."""
     return [*batch, *itertools.repeat(batch[-1], size - len(batch))]

@@ -1,8 +1,8 @@
 """The work of ``helios-prepare``, file by file.
 
-Which clip goes into which file follows from the list of clips alone. A worker takes every n-th file, skips those
-that are finished, and the one that finds all of them finished writes the dataset's metadata. A file is always
-written whole, so that a run that was interrupted and resumed leaves the same bytes as one that was not.
+Which clip goes into which file follows from the list of clips alone. A worker takes every n-th file and skips finished
+ones; the worker that finds all files finished writes the dataset's metadata. A file is always written whole, so an
+interrupted and resumed run leaves the same bytes as an uninterrupted one.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from helios_jax.typing import Path
 
 @runtime_checkable
 class Named(Protocol):
-    """What a job is a list of: clips, or files to import."""
+    """An item of a job: a clip, or a file to import."""
 
     @property
     def uid(self) -> str:
@@ -31,7 +31,7 @@ class Named(Protocol):
 
 @runtime_checkable
 class Encode(Protocol):
-    """Turns named things into records."""
+    """Turns named items into records."""
 
     def __call__(self, items: Sequence[Any], size: Size) -> Iterator[LatentRecord | Failure]:
         """One record, or a failure, for each item, in order."""
@@ -40,13 +40,13 @@ class Encode(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
-    """How far a worker is.
+    """The progress of a worker.
 
     Attributes:
         done: Clips that it has worked on in this run.
         total: Clips that it has to work on in this run.
-        skipped: Those that could not be encoded.
-        seconds: Since the start.
+        skipped: Clips that could not be encoded.
+        seconds: Seconds since the start.
     """
 
     done: int
@@ -76,11 +76,11 @@ def write_latents(
 
     Args:
         work: The clips of each latent size.
-        make_encode: Makes what encodes them; called only if there is something left to do.
+        make_encode: Creates the encoder; called only if there is something left to do.
         folder: Where datasets live.
-        settings: What else decides the content of the files, as JSON.
+        settings: Other settings that decide the content of the files, as JSON.
         clips_per_file: Clips in each file.
-        part: Number of this worker, and of all.
+        part: Number of this worker, and the number of workers.
         on_clip: Called after each clip.
 
     Returns:

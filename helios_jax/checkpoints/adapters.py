@@ -30,7 +30,7 @@ def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
         The file.
 
     Raises:
-        ValueError: There are no adapters, or the file's ending is another.
+        ValueError: There are no adapters, or the file does not end in ".safetensors".
         FileExistsError: The file exists.
     """
     from safetensors.numpy import save_file

@@ -42,7 +42,7 @@ class Component:
         """The network with shapes and dtypes but no arrays."""
         module, name = self.module
         network = getattr(importlib.import_module(module), name)
-        # One spelling of the dtype: it is part of the static structure, which decides whether networks share programs.
+        # One form of the dtype: it is part of the static structure, which decides whether networks share programs.
         return nnx.eval_shape(lambda: network(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
 
 
@@ -83,7 +83,7 @@ def with_parameters(abstract: ConfiguredModule, arrays: Mapping[ParamPath, Array
 
 
 def component_folder(folder: Path, component: str) -> FilePath:
-    """The component's own folder, from it or from the checkpoint that contains it."""
+    """Returns the component's own folder, given that folder or the checkpoint that contains it."""
     path = FilePath(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
@@ -118,13 +118,13 @@ def write_json(file: FilePath, content: Mapping[str, Any]) -> None:
 def check_tensors(
     summary: str, needed: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], *, source: str
 ) -> None:
-    """Raises ValueError unless the names and shapes ``given`` are exactly those ``needed``.
+    """Raises ValueError unless the names and shapes ``given`` are exactly the ``needed`` ones.
 
     Args:
         summary: First line of the error.
-        needed: Name -> shape that the configuration asks for.
+        needed: Name -> shape that the configuration requires.
         given: Name -> shape that is stored.
-        source: Who asks for ``needed``, for the error.
+        source: Where ``needed`` comes from, for the error.
     """
     problems = {
         "missing": sorted(needed.keys() - given.keys()),

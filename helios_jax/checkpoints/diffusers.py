@@ -45,7 +45,7 @@ def load_diffusers(
             folder.
         component: "transformer", "vae" or "text_encoder".
         dtype: Compute and parameter dtype; the parameters that are published as fp32-only stay fp32. ``None``
-            keeps every tensor's stored dtype and computes in that of the largest.
+            keeps every tensor's stored dtype and computes in the dtype of the largest tensor.
         mesh: Mesh to shard the parameters over; ``None`` for one device.
         config: Configuration to build the network from; that of ``config.json`` by default.
 
@@ -150,7 +150,7 @@ def _read_parameters(
 def _read_one(
     name: str, entry: Entry, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, read: Read
 ) -> Array:
-    """Reads one published tensor into an array of ours; every device's part is read on its own."""
+    """Reads one published tensor into our layout; every device's part is read separately."""
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         whole = [slice(None)] * len(shape)

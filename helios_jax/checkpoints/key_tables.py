@@ -43,7 +43,7 @@ class Layout:
         return np.ascontiguousarray(np.expand_dims(kept, self.drop))
 
     def published_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the published tensor whose array of ours has ``shape``."""
+        """Shape of the published tensor for an array of ours of shape ``shape``."""
         return self.to_published(np.broadcast_to(np.int8(0), shape)).shape if self.drop or self.perm else tuple(shape)
 
     def published_order[T](self, spec: Sequence[T]) -> list[T | None]:
@@ -78,7 +78,7 @@ class KeyTable:
         stacked: Path prefix whose parameters carry a leading layer axis; the layer's number follows the
             prefix in published names.
         aliases: Other published names, pattern -> name, that mean the same tensor.
-        ignored: Patterns of published tensors that carry nothing for us.
+        ignored: Patterns of published tensors that we do not need.
     """
 
     rules: Rules
@@ -105,7 +105,7 @@ class Entry:
         layer: Index on the parameter's leading axis; ``None`` when the parameter is not stacked.
         layout: How the tensor is laid out.
         shape: Published shape.
-        columns: Where the tensor lies on the parameter's last axis; ``None``: it is all of it.
+        columns: Where the tensor lies on the parameter's last axis; ``None``: it fills the axis.
     """
 
     path: ParamPath
@@ -142,7 +142,7 @@ TRANSFORMER = KeyTable(
         (r"(.*)\.scale", r"\1.weight", AS_IS),
         (r"(.*)", r"\1", AS_IS),
     ),
-    # Early uploads had the output table at top level.
+    # Early uploads had the output table at the top level.
     aliases=((r"scale_shift_table", "norm_out.scale_shift_table"),),
     ignored=(r".*norm_added_q.*",),
 )
@@ -169,8 +169,8 @@ TEXT_ENCODER = KeyTable(
         (r"(.*)\.kernel", r"\1.weight", LINEAR),
         (r"(.*)\.scale", r"\1.weight", AS_IS),
     ),
-    # The embedding is published once, as shared.weight, under a config that says it is not tied: some readers
-    # leave the encoder's own table at zero (grey videos). A second copy is redundant, never different.
+    # The embedding is published once, as shared.weight, with a config that says it is not tied, so some readers
+    # leave the encoder's own table at zero (grey videos). If there is a second copy, it is the same.
     ignored=(r"encoder\.embed_tokens\.weight",),
 )
 

@@ -1,6 +1,6 @@
 """LoRA files: the updates that they hold for the transformer, under any of the usual names.
 
-Names that are understood, each with or without a leading "transformer.", "diffusion_model.", "base_model.model.":
+Supported names, each with or without a leading "transformer.", "diffusion_model.", "base_model.model.":
 
     blocks.0.attn1.to_q.lora_A.weight, .lora_B.weight, .lora_B.bias      diffusers and PEFT
     blocks.0.attn1.to_q.lora_A.default.weight                            the same with an adapter's name
@@ -37,7 +37,7 @@ _ROLES = {
     "diff": r"(.+)\.diff",
     "diff_b": r"(.+)\.diff_b",
 }
-"""Role of a tensor in its layer -> pattern of its name, whose group is the layer's name."""
+"""Role of a tensor in its layer -> pattern of its name; the group captures the layer's name."""
 
 _WAN_NAMES = (
     (r"(patch_[a-z]+)", r"\1"),
@@ -177,7 +177,7 @@ Update = tuple[tuple[np.ndarray, ...], float]
 def _updates(layer: str, parts: Parts, settings: Mapping[str, Any]) -> dict[str, Update | str]:
     """Updates of a layer's "weight" and "bias": factors and their weight, or a description of the problem."""
     updates: dict[str, Update | str] = {}
-    # The bias that belongs to B is scaled like the product B A, dense updates are not scaled at all.
+    # The bias that belongs to B is scaled like the product B A; dense updates are not scaled at all.
     weight = 1.0
     if parts.keys() & {"down", "up", "up_bias", "alpha"}:
         if not {"down", "up"} <= parts.keys():

@@ -75,7 +75,7 @@ def _add(
     columns: slice | None = None,
 ) -> Array:
     """Adds an update to (a layer, columns of) a parameter in place."""
-    # One call per published tensor, so that the fp32 product of only one tensor exists at a time. A stack's layer is
+    # One call per published tensor, so only one tensor's fp32 product exists at a time. A stack's layer is
     # traced: all layers of a stack share a program.
     place = (..., columns or slice(None)) if layer is None else (layer, ..., columns or slice(None))
     old = parameter[place]
@@ -93,7 +93,7 @@ def _product(up: AnyArray, down: AnyArray | None = None) -> Float[Array, "..."]:
 
 
 def _check_fit(path: Path, deltas: Mapping[str, LoraDelta], entries: Mapping[str, Entry]) -> None:
-    """Raises ValueError unless every update has its tensor."""
+    """Raises ValueError unless the transformer has a matching tensor for every update."""
     blocks = 1 + max(entry.layer for entry in entries.values() if entry.layer is not None)
     raise_problems(
         f"{path} does not fit this transformer of {blocks} blocks; was it trained for another model?",

@@ -1,7 +1,7 @@
 """Orbax folders: one component as ``config.json`` and ``weights/``, with our names and layouts of parameters.
 
 Nothing is transposed or stacked on loading: every device reads its own part of each stack. Weights are written
-under a temporary name and renamed when complete, so that the result of an interrupted save does not load.
+under a temporary name and renamed when complete, so an interrupted save cannot be loaded.
 """
 
 import math
@@ -31,7 +31,7 @@ _ITEM = "state"
 """Name of the parameters inside the Orbax checkpoint."""
 
 _CHUNK_BYTES = 2**27
-"""Largest piece that is stored and read as one, so that a device that needs part of a stack reads little more."""
+"""Largest piece that is stored and read as one: a device that needs part of a stack reads little more than that."""
 
 _IN_FLIGHT_BYTES = 2**33
 """Host memory for reads in flight; without a limit a restore holds all the weights at once."""
@@ -69,7 +69,7 @@ def load_orbax(
         folder: The checkpoint or the component's own folder.
         component: "transformer", "vae" or "text_encoder".
         dtype: Compute and parameter dtype; the parameters that are published as fp32-only stay fp32. ``None``
-            keeps every parameter's stored dtype and computes in that of the largest.
+            keeps every parameter's stored dtype and computes in the dtype of the largest.
         mesh: Mesh to shard the parameters over; ``None`` for one device.
 
     Returns:

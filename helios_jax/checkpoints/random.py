@@ -80,7 +80,7 @@ def write_random_checkpoint(
 def random_network(module: Callable[..., ConfiguredModule], config: Any, dtype: DType, draw: Draw) -> Network:
     """A network with weights from ``draw(mean, std, shape, dtype)``, called once per parameter.
 
-    Kernels have variance 1 / fan-in, so that activations keep the scale of their input; norm weights are 1, biases 0.
+    Kernels have variance 1 / fan-in, so activations keep the scale of their input; norm weights are 1, biases 0.
     This is much faster than the modules' own initialisers, which compile a program per shape.
     """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0))))
@@ -104,7 +104,7 @@ def _moments(path: ParamPath, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def write_character_tokenizer(folder: FilePath) -> None:
-    """Writes ``tokenizer/tokenizer.json`` whose pieces are single characters, with T5's special tokens."""
+    """Writes a ``tokenizer/tokenizer.json`` with single characters as pieces and T5's special tokens."""
     pieces = [*_SPECIAL, "▁", *string.ascii_letters, *string.digits, *string.punctuation]
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     model = {"type": "Unigram", "unk_id": 2, "vocab": [[piece, 0.0] for piece in pieces], "byte_fallback": False}
@@ -112,9 +112,9 @@ def write_character_tokenizer(folder: FilePath) -> None:
 
 
 def write_word_tokenizer(folder: FilePath, words: Iterable[str]) -> int:
-    """Writes ``tokenizer/tokenizer.json`` whose pieces are whole words, with T5's special tokens.
+    """Writes a ``tokenizer/tokenizer.json`` with whole words as pieces and T5's special tokens.
 
-    Text is lowercased, and punctuation is separated from words. All words other than the given ones are unknown.
+    Text is lowercased, and punctuation is separated from words. All other words are unknown.
 
     Args:
         folder: The checkpoint.

@@ -107,7 +107,7 @@ def write_tensors(
         folder: Where to write; it must exist.
         stem: File name stem, such as "diffusion_pytorch_model".
         tensors: Name, shape and dtype of every tensor, in the order of the files.
-        read: ``name -> array``; called once per tensor, so that only one shard is in host memory at a time.
+        read: ``name -> array``; called once per tensor, with only one shard in host memory at a time.
         shard_bytes: Largest size of a file.
 
     Returns:
@@ -135,7 +135,7 @@ def write_tensors(
 
 
 def _pack(tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], limit: int) -> Iterator[tuple[list[str], int]]:
-    """Groups tensors, in order, into shards of at most ``limit`` bytes (one larger tensor is a shard)."""
+    """Groups tensors, in order, into shards of at most ``limit`` bytes (a larger tensor gets its own shard)."""
     names: list[str] = []
     size = 0
     for name, shape, dtype in tensors:

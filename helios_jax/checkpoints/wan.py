@@ -5,7 +5,7 @@ With W the patch embedding of one frame's 2x2 positions, the patchers of the tie
     short(x) = W(x)        mid(x) = W(pool_2(x))        long(x) = W(pool_4(x))                             (1)
 
 where pool_k is the mean over k x k x k positions: each position of W's kernel is repeated k times along every axis and
-divided by k^3. (The published training makes these copies before it loads W, that is, of random weights.)
+divided by k^3. (The published training makes these copies before it loads W, so it copies random weights.)
 """
 
 import dataclasses

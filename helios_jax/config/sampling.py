@@ -43,7 +43,7 @@ class SchedulerConfig:
         solver_type: UniPC's B(h): "bh1" or "bh2".
         lower_order_final: The last step of UniPC has order 1.
         disable_corrector: Steps after which UniPC's corrector is skipped.
-        use_dynamic_shifting: Shift sigmas by a token-count dependent mu.
+        use_dynamic_shifting: Shift sigmas by a mu that depends on the token count.
         time_shift_type: "exponential" or "linear" dynamic shift.
         base_seq_len: Token count at which mu = ``base_shift``.
         max_seq_len: Token count at which mu = ``max_shift``.
@@ -136,7 +136,7 @@ class SchedulerConfig:
         """Writes ``scheduler/scheduler_config.json``."""
         name = "HeliosDMDScheduler" if self.solver == "dmd" else "HeliosScheduler"
         published = publish(self, _SCHEDULER_KEYS)
-        if not self.shift_after_upsampling:  # ours alone, unknown to diffusers
+        if not self.shift_after_upsampling:  # our own field, unknown to diffusers
             del published["shift_after_upsampling"]
         return {
             "_class_name": name,
@@ -192,7 +192,7 @@ class PipelineConfig:
 
     Attributes:
         is_distilled: Few-step model: guidance defaults to 1 and the first chunk may be amplified.
-        is_cfg_zero_star: CFG-Zero* in place of plain guidance.
+        is_cfg_zero_star: CFG-Zero* instead of plain guidance.
         is_pyramid: Pyramid pipeline (integer timesteps, levels) rather than single stage.
     """
 

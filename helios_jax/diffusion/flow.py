@@ -12,7 +12,7 @@ where mu depends on the number of tokens n:
 
     (5)  mu(n) = base_shift + (n - base_seq_len) (max_shift - base_shift) / (max_seq_len - base_seq_len)
 
-Schedules are made on the host in float64 and reach the device as small tables.
+Schedules are computed on the host in float64 and reach the device as small tables.
 """
 
 import math
@@ -61,7 +61,7 @@ def dynamic_shift_mu(config: SchedulerConfig, num_tokens: int) -> float:
 
 
 def dynamic_shift_factor(config: SchedulerConfig, mu: float) -> float:
-    """The factor f of equation (4) that ``config.time_shift_type`` makes of mu."""
+    """The factor f of equation (4), from mu as ``config.time_shift_type`` defines."""
     return math.exp(mu) if config.time_shift_type == "exponential" else mu
 
 

@@ -1,12 +1,12 @@
-"""Classifier-free guidance: two predicted velocities, with text c and with the negative text u, become one.
+"""Classifier-free guidance: combines two predicted velocities, c with the text and u with the negative text.
 
     (1)  plain:       v = u + g (c - u)
     (2)  CFG-Zero*:   v = a u + g (c - a u),   a = <c, u> / (|u|^2 + 1e-8) per sample
     (3)  zero-init:   v = 0 in the first steps of the first level
 
 (2) and (3) are arXiv 2503.18886. Each product and sum is rounded to the dtype of the velocities, as
-diffusers 0.42.1 does; a is computed in fp32. The scale g is a traced scalar, so that another one compiles nothing.
-Where (3) holds the caller skips the network.
+diffusers 0.42.1 does; a is computed in fp32. The scale g is a traced scalar, so another value compiles nothing.
+Where (3) applies, the caller skips the network.
 """
 
 import dataclasses
@@ -57,13 +57,13 @@ class ClassifierFree:
     """Plain guidance, equation (1)."""
 
     def is_zero_init(self, level: int, step: int) -> bool:
-        """Never."""
+        """False: plain guidance has no zero-init."""
         return False
 
     def __call__(
         self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar
     ) -> Float[Array, "B *shape"]:
-        """Equation (1)."""
+        """The guided velocity, equation (1)."""
         c, u = cond.astype(jnp.float32), uncond.astype(jnp.float32)
         return _extrapolate(c, u, scale, cond.dtype).astype(cond.dtype)
 
@@ -73,8 +73,8 @@ class CfgZeroStar:
     """CFG-Zero*, equations (2) and (3).
 
     Attributes:
-        zero_steps: Last step of the first level that (3) zeroes. Counted from 0, so that the default
-            of diffusers zeroes two steps; -1 zeroes none.
+        zero_steps: Last step of the first level that (3) zeroes, counted from 0: the default of
+            diffusers zeroes two steps, -1 zeroes none.
     """
 
     zero_steps: int = 1
@@ -86,7 +86,7 @@ class CfgZeroStar:
     def __call__(
         self, cond: Float[Array, "B *shape"], uncond: Float[Array, "B *shape"], scale: Scalar
     ) -> Float[Array, "B *shape"]:
-        """Equation (2)."""
+        """The guided velocity, equation (2)."""
         c, u = cond.astype(jnp.float32), uncond.astype(jnp.float32)
         axes = tuple(range(1, c.ndim))
         projection = (c * u).sum(axes, keepdims=True) / ((u * u).sum(axes, keepdims=True) + 1e-8)

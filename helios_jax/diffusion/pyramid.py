@@ -15,8 +15,8 @@ Nearest upsampling repeats the noise of level l-1 in every 2x2 block. Adding blo
 
     (6)  Cov(b) = (1 + gamma) I - gamma 1 1^T         over the 4 elements of a block
 
-makes it white again: alpha_l up(x) + beta_l b has noise level exactly start_l. In closed form, with z
-white and m its block mean, which needs no factorisation of the (singular at gamma = 1/3) covariance:
+makes it white again: alpha_l up(x) + beta_l b has noise level exactly start_l. With z white and
+m its block mean, a closed form needs no factorisation of the covariance (singular at gamma = 1/3):
 
     (7)  b = sqrt(1 + gamma) (z - m) + sqrt(1 - 3 gamma) m
 
@@ -176,8 +176,8 @@ def level_tokens(
 ) -> tuple[int, ...]:
     """Token counts from which each level's mu is computed, for a chunk of the full latent size.
 
-    Released inference counts tokens before it upsamples, so that a level above the first uses the count
-    of the level below; ``config.shift_after_upsampling`` uses its own.
+    Released inference counts tokens before it upsamples, so a level above the first uses the count of the
+    level below; with ``config.shift_after_upsampling`` it uses its own.
     """
     sizes = level_sizes(config, height, width)
     own = tuple(patch_tokens(transformer, frames, *size) for size in sizes)
@@ -197,7 +197,7 @@ def level_schedule(
 
     A pyramid level takes ``steps`` points from 0.999 to the last entry of the level's sigma table and
     then 0; a single stage takes ``steps`` points from 0.999 towards 0, as the diffusers pipelines ask
-    for. The DMD solver makes one point more and drops the smallest one before 0. A static shift
+    for. The DMD solver takes one point more and drops the smallest one before 0. A static shift
     acts on the pyramid's tables and leaves local sigmas alone.
 
     Args:
@@ -205,7 +205,7 @@ def level_schedule(
         level: Pyramid level, 0 for a single stage.
         steps: Network calls N on this level.
         num_tokens: Tokens from which the dynamic shift computes mu, see ``level_tokens``.
-        mu: The shift parameter itself, in place of ``num_tokens``.
+        mu: The shift parameter itself, instead of ``num_tokens``.
         amplify: Double the steps of a DMD level (first chunk of a distilled model). The other solvers
             ignore it, as diffusers does.
 
@@ -274,7 +274,7 @@ def renoise(
     """The start point of the next level: alpha up(latents) + beta noise.
 
     Args:
-        latents: The end point of the level below, in the dtype that its solver carries on.
+        latents: The end point of the level below, in the dtype that ``Solver.finish`` returns.
         noise: Block noise at the size of the next level.
         alpha: Signal kept, see ``transition``.
         beta: Noise added, see ``transition``.

@@ -42,8 +42,8 @@ first step (no corrector) and the last are one form with different weights, zero
     (8)  x' = p_y y' + p_0 m_k + p_1 m_(k-1)
 
 Rounding follows diffusers 0.42.1 when velocities are narrower than fp32. UniPC and Euler round the scalar of
-the velocity and the product with it (a 0-dimensional tensor takes the dtype of the other operand), Euler
-also the result. DMD rounds the end point, and from the second level on holds samples in the narrow dtype.
+the velocity and the product with it (a 0-dimensional tensor takes the dtype of the other operand); Euler
+also rounds the result. DMD rounds the end point, and from the second level on holds samples in the narrow dtype.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ class Euler:
         return SolverState(x=jnp.array(x_start, jnp.float32))
 
     def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
-        """Equation (1)."""
+        """The step of equation (1)."""
         (delta,) = row
         return SolverState(x=round_to(state.x + _rounded_product(delta, velocity), velocity.dtype))
 
@@ -140,7 +140,7 @@ class Dmd:
         return SolverState(x=jnp.array(x_start), memory=(jnp.array(x_start),))
 
     def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
-        """Equation (2)."""
+        """The step of equation (2)."""
         sigma, sigma_next = row
         (x_start,) = state.memory
         x, v, start = (array.astype(jnp.float32) for array in (state.x, velocity, x_start))
@@ -160,8 +160,8 @@ class UniPC:
     Attributes:
         order: Highest order of the predictor.
         variant: "bh1" or "bh2", the choice of B in (4).
-        lower_order_final: The last step falls to order 1.
-        disable_corrector: Steps that no corrector follows.
+        lower_order_final: The last step has order 1.
+        disable_corrector: Steps after which the corrector is skipped.
     """
 
     order: int = 2
@@ -210,12 +210,12 @@ class UniPC:
         return np.array(rows, np.float32)
 
     def init(self, x_start: Float[Array, "*shape"]) -> SolverState:
-        """Keeps everything in fp32; a level starts without predictions to look back at."""
+        """Keeps everything in fp32; a level starts without earlier predictions."""
         x = jnp.array(x_start, jnp.float32)
         return SolverState(x=x, memory=tuple(jnp.zeros_like(x) for _ in range(3)))
 
     def step(self, state: SolverState, velocity: Float[Array, "*shape"], row: Float[Array, " scalars"]) -> SolverState:
-        """Equations (7) and (8)."""
+        """The step of equations (7) and (8)."""
         sigma, c_x, c_y, c_0, c_1, c_2, p_y, p_0, p_1 = row
         y, m_1, m_2 = state.memory
         m_0 = state.x - _rounded_product(sigma, velocity)

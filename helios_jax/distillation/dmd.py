@@ -1,7 +1,7 @@
 """Distribution matching distillation: the gradient that moves the generator's samples to where data is likely.
 
 Two scores judge a noised sample x of the generator: the real one knows the data, the fake one (the same network with
-adapters) learns the generator's present distribution. With weight w = 3 on the difference between the predictions with
+adapters) learns the generator's current distribution. With weight w = 3 on the difference between the predictions with
 and without the text, and everything but x constant,
 
     x_s  = (1 - s) x + s eps                                                                              (1)
@@ -14,7 +14,7 @@ The critic is trained by plain flow matching on the generator's samples:
 
     loss = mean |v_fake(x_s, t, text) - (eps - x)|^2                                                      (6)
 
-(arXiv 2311.18828, 2405.14867; with these numbers arXiv 2603.04379.) The generator's noise levels go from coarse to
+(arXiv 2311.18828, 2405.14867; numbers from arXiv 2603.04379.) The generator's noise levels go from coarse to
 fine during training, the critic's do not. At step n, with p = min(n / 500, 1), c = (1 + cos pi p) / 2,
 
     u ~ Beta(1 + 3 c, 1 + c / 2);    critic: u ~ U(0.001, 1)                                              (7)
@@ -73,7 +73,7 @@ class ScoreLevels:
         return table[jnp.argmin(jnp.abs(1000 * table - timestep[:, None]), axis=1)]
 
     def _timestep(self, u: Float[Array, ""]) -> Float[Array, ""]:
-        """Equation (8)."""
+        """The timestep for ``u``, equation (8)."""
         shifted = self.shift * u / (1 + (self.shift - 1) * u)
         return jnp.round(jnp.clip(1000 * shifted, self.low, self.high))
 
@@ -88,7 +88,7 @@ def guide(
 def dmd_gradient(
     x: Float[Array, "B T H W C"], fake: Float[Array, "B T H W C"], real: Float[Array, "B T H W C"]
 ) -> Float[Array, "B T H W C"]:
-    """Equation (4), in fp32.
+    """The gradient of distribution matching, equation (4), in fp32.
 
     Args:
         x: The generator's sample.
@@ -101,7 +101,7 @@ def dmd_gradient(
 
 
 def dmd_loss(x: Float[Array, "B T H W C"], gradient: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Equation (5).
+    """The generator's loss, equation (5).
 
     Sampling counterpart: x is the end point m that the step of ``diffusion.solvers.Dmd`` predicts (its equation (2))
     and that ``Dmd.finish`` returns after the last step of a level. The loss moves this m towards the real score's.
@@ -117,7 +117,7 @@ def dmd_loss(x: Float[Array, "B T H W C"], gradient: Float[Array, "B T H W C"]) 
 def critic_loss(
     predicted: Float[Array, "B T H W C"], noise: Float[Array, "B T H W C"], x: Float[Array, "B T H W C"]
 ) -> Float[Array, ""]:
-    """Equation (6).
+    """The critic's loss, equation (6).
 
     Sampling counterpart: the velocity eps - x that is learnt here is inverted by ``diffusion.flow.predict_clean``,
     x_s - s v = x, which is how (2) reads an end point from it and how the step of ``diffusion.solvers.Dmd`` begins.

@@ -8,7 +8,7 @@ On level l, with the schedule's sigma_k and t_k, k < N, and an exit e_l that is 
 
 for k = 0 ... e_l, and m at the exit is the level's result. (1) is the transition of ``diffusion.pyramid``
 (``sampling.chunk.begin_level``), (2) and (3) are the step of ``diffusion.solvers.Dmd``: the rollout calls the functions
-that sampling calls. So the generator is trained on its own samples, at every step that sampling takes (backward
+that sampling calls. The generator is thus trained on its own samples, at every step that sampling takes (backward
 simulation of DMD2, arXiv 2405.14867; on a pyramid, arXiv 2603.04379).
 
 On each level only the call at the exit is differentiated. Its input was computed without gradients unless k = 0, so
@@ -81,7 +81,7 @@ def rollout[M](
     exits: Int[AnyArray, " levels"],
     lowest: int,
 ) -> Float[Array, "B T H W C"]:
-    """A chunk in fp32, differentiable with respect to ``network`` by (4).
+    """Samples a chunk in fp32, differentiable with respect to ``network`` by (4).
 
     Args:
         velocity: Calls the network.
@@ -142,7 +142,7 @@ def _step[M](
     state: SolverState,
     step: Int[AnyArray, ""] | int,
 ) -> SolverState:
-    """The solver's step number ``step``."""
+    """Runs step number ``step`` of the solver."""
     timestep = jnp.broadcast_to(jnp.asarray(timesteps)[step], state.x.shape[:1])
     v = velocity(network, state.x, timestep, level).astype(jnp.float32)
     return solver.step(state, v, jnp.asarray(step_scalars)[step])

@@ -51,16 +51,16 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is sampled and scored.
+    """What to sample and score.
 
     Attributes:
-        videos: Number of videos, each with a caption of its own.
+        videos: Number of videos, each with its own caption.
         batch: Videos sampled at a time.
         steps: Network calls per level, or one number for single-stage models; empty: the pipeline's recommendation.
         guidance: Guidance scale; 1: none.
         num_shapes: Shapes in each scene; 0: 1 to 3.
         world: Seed of the scenes.
-        processes: Processes that score.
+        processes: Number of processes that score.
     """
 
     videos: int = 128
@@ -134,14 +134,14 @@ def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Cl
 
 
 def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings: SampleSettings) -> Clips:
-    """One video for each caption, with all frames of its chunks."""
-    # A stream: a whole call would cut the video to 4k + 1 frames, and scenes have whole chunks.
+    """Samples one video for each caption, with all frames of its chunks."""
+    # Streamed, because ``__call__`` would cut the video to 4k + 1 frames, and scenes have whole chunks.
     chunks = pipe.stream(captions, settings=settings, seed=seed, lookahead=1)
     return np.concatenate([chunk.frames for chunk in chunks], axis=1)
 
 
 def through_vae(pipe: "HeliosPipeline", frames: Clips) -> Clips:
-    """The clips, encoded and decoded in chunks."""
+    """Encodes and decodes the clips in chunks."""
     from helios_jax.models.vae import reconstruct
 
     chunks = np.split(frames, frames.shape[1] // pipe.chunk_frames, axis=1)

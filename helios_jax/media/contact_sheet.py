@@ -16,20 +16,20 @@ class ContactSheet:
     """Collects small copies of some frames of each chunk and writes them as one PNG; a context manager.
 
     Memory is constant: when more than ``max_rows`` rows are kept, every second one is dropped and from
-    then on only every second chunk is kept. The newest chunk is always shown, so that drift can be seen.
-    The PNG is written on leaving the ``with`` block, also by an exception, or by ``close``.
+    then on only every second chunk is kept. The newest chunk is always shown, so drift can be seen.
+    ``close`` writes the PNG, and so does leaving the ``with`` block, even by an exception.
 
     Args:
         path: The file, ending in ``.png``; its folder is created.
         fps: Frames per second, for the labels.
         columns: Frames per chunk, evenly spaced from the first to the last.
-        max_rows: Most rows kept besides that of the newest chunk.
+        max_rows: Most rows kept, not counting the newest chunk's.
         tile_width: Width of the small frames in pixels; their height follows from the first chunk.
         overwrite: Replace an existing file.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off.
-        ValueError: Another ending than ``.png``, or ``columns`` or ``max_rows`` below 2.
+        ValueError: ``path`` does not end in ``.png``, or ``columns`` or ``max_rows`` below 2.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ContactSheet:
         self.num_frames += len(frames)
 
     def close(self) -> None:
-        """Writes the PNG; without any chunk there is none."""
+        """Writes the PNG if there is at least one chunk."""
         if self._newest is None:
             return
         rows = self._rows if self._rows[-1] is self._newest else [*self._rows, self._newest]

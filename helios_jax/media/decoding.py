@@ -1,9 +1,9 @@
-"""The decoder: exact frames of a video file, one at a time, from wherever they are asked for.
+"""The decoder: exact frames of a video file, one at a time, starting at any frame.
 
 A frame is found by its number. The decoder seeks to the last key frame before it, decodes from there, and recognises
-the frame by its presentation time, so that a cut late in a film costs little more than one at its start. A file that
+the frame by its presentation time, so a cut late in a film costs little more than one at its start. A file that
 cannot be searched this way (it stores no times, or its decoder does not confirm them) is decoded from the start:
-the same frames, only later.
+the frames are the same but take longer.
 
 Frames are taken as they are stored, whatever their rate, unless the caller asks for a rate.
 """
@@ -40,7 +40,7 @@ def read_frames(
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ClipError: It is no video, it is damaged before ``stop``, or it is rotated by another angle; or ``fps`` is
+        ClipError: It is not a video, it is damaged before ``stop``, or it is rotated by another angle; or ``fps`` is
             given and the file stores no times.
     """
     path = existing_file(path, "video")
@@ -75,8 +75,8 @@ def _decode_from(path: pathlib.Path, start: int) -> Iterator[Any]:
 
 def _sought(path: pathlib.Path, start: int, timeline: Timeline) -> Iterator[Any]:
     """``_decode_from`` for a cut that does not begin with the film."""
-    # A key frame is a promise of the container. If the frame cannot be had from there (a demuxer that seeks by
-    # decoding time may land too late, an open group of pictures may lack a reference), the key frame before is tried.
+    # Key frames are only the container's claim. If the frame cannot be decoded from one (a demuxer that seeks by
+    # decoding time may land too late, an open group of pictures may lack a reference), the previous one is tried.
     for key in timeline.keys_before(start):
         with open_video(path) as (container, stream):
             container.seek(key, stream=stream)
@@ -101,7 +101,7 @@ def _search(frames: Iterator[Any], timeline: Timeline, start: int) -> Any:
             if number is None or number > start:
                 return None
     except (_DamageError, av.error.FFmpegError):
-        pass  # perhaps only a reference to something before the key frame
+        pass  # perhaps only a reference to a frame before the key frame
     return None
 
 
@@ -114,8 +114,8 @@ def _decode(container: Any, stream: Any, before: int | None = None) -> Iterator[
     Args:
         container: The open file.
         stream: Its video stream.
-        before: Leave out frames shown before this time if no other frame refers to them. On the way from a key frame to
-            a cut, that is up to half of the work.
+        before: Skip frames shown before this time if no other frame refers to them, which saves up to half of the work
+            between a key frame and a cut.
     """
     import av
 
@@ -131,7 +131,7 @@ def _decode(container: Any, stream: Any, before: int | None = None) -> Iterator[
         if broken:
             decoded = stream.codec_context.decode(None)  # frames held back for reordering are intact
         for frame in decoded:
-            if frame.is_corrupt:  # the codec made up pixels in place of what is missing
+            if frame.is_corrupt:  # the codec made up pixels for what is missing
                 raise _DamageError
             yield frame
         if broken:
@@ -143,7 +143,7 @@ class _DamageError(Exception):
 
 
 def _counted(frames: Iterator[Any], path: pathlib.Path, count: int) -> Iterator[Any]:
-    """The same frames, the first of which has the number ``count``; damage is reported with the number it has."""
+    """Yields the frames, the first of which has the number ``count``; reports damage with the frame's number."""
     try:
         for frame in frames:
             yield frame

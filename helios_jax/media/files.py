@@ -1,4 +1,4 @@
-"""Opening media files, with one wording for everything that can be wrong with them."""
+"""Opening media files, with the same error messages everywhere."""
 
 import contextlib
 import pathlib
@@ -13,10 +13,10 @@ class ClipError(ValueError):
 
 
 def existing_file(path: Path, kind: str) -> pathlib.Path:
-    """``path``, which must be a file.
+    """Returns ``path`` if it is a file.
 
     Raises:
-        FileNotFoundError: There is nothing.
+        FileNotFoundError: It does not exist.
         ValueError: It is a folder.
     """
     path = pathlib.Path(path)
@@ -32,7 +32,7 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
     """Opens a video file: PyAV's container and its first video stream.
 
     Raises:
-        ClipError: It is no video; or FFmpeg reports an error inside the ``with`` block.
+        ClipError: It is not a video; or FFmpeg reports an error inside the ``with`` block.
     """
     import av
 
@@ -48,6 +48,6 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
 
 
 def damaged(path: pathlib.Path, intact: int) -> ClipError:
-    """The error for a file of which only the first ``intact`` frames can be decoded."""
+    """The error for a file in which only the first ``intact`` frames can be decoded."""
     remedy = f"use only those (max_frames={intact}), or re-encode it" if intact else "re-encode it"
     return ClipError(f"the video {path} is damaged or cut off: {intact} frames could be decoded; {remedy}")

@@ -33,7 +33,7 @@ def checked_pixels(array: Any, layout: str) -> Frames:
     """The array as uint8 or float32.
 
     Args:
-        array: Anything that numpy makes an array of.
+        array: Anything that numpy can convert to an array.
         layout: The shape that is needed, "[H, W, 3]" or "[F, H, W, 3]".
 
     Raises:

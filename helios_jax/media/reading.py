@@ -66,7 +66,7 @@ def load_video(
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: The file is no video, holds no frame, or is damaged before ``max_frames``; or shape,
+        ValueError: The file is not a video, holds no frame, or is damaged before ``max_frames``; or shape,
             dtype or range of an array are not as above.
     """
     if max_frames is not None and max_frames < 1:
@@ -83,7 +83,7 @@ def load_video(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClipEnds:
-    """The first frame of a clip and its last ones, in the place of the whole.
+    """The first frame of a clip and its last ones, used instead of the whole clip.
 
     ``len`` and slices count the frames of the whole clip, as if it were an array [F, H, W, 3]; slices of frames
     that were not kept raise IndexError.
@@ -112,10 +112,10 @@ class ClipEnds:
 
 
 def load_ends(video: VideoLike, height: int, width: int, *, last: int) -> ClipEnds:
-    """Reads the first frame of a video and its ``last`` ones: all that continuing it needs, however long it is.
+    """Reads the first frame of a video and its ``last`` ones, which are all that is needed to continue it.
 
-    Of a file, only these frames are decoded (and some before them, from the last key frame on), and only they are held
-    in memory. Frames between are not looked at, so damage there goes unnoticed unless the container reports it.
+    Only these frames of a file are decoded (and some before them, from the last key frame on), and only they are held
+    in memory. Frames in between are not decoded, so damage there goes unnoticed unless the container reports it.
 
     Args:
         video: As for ``load_video``.
@@ -146,7 +146,7 @@ def _file_ends(path: pathlib.Path, height: int, width: int, last: int) -> ClipEn
         tail = _stacked(read_frames(path, max(0, count - last)), height, width)
         if len(tail) == min(last, count) > 0:
             return ClipEnds(num_frames=count, first=load_video(path, height, width, max_frames=1), last=tail)
-    # The packets do not tell how many frames there are: look at all, keep the last.
+    # The packets do not give the number of frames: decode all and keep the last.
     count, first, ring = 0, None, collections.deque(maxlen=last)
     for frame in read_frames(path):
         first = frame if first is None else first

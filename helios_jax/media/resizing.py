@@ -58,9 +58,9 @@ def centre_crop(crop: tuple[int, int, int, int], size: PixelSize) -> Box:
 
 
 def nearest_size(aspect: float | None, sizes: Sequence[PixelSize]) -> PixelSize:
-    """Of ``sizes``, the one whose aspect differs from width / height = ``aspect`` by the smallest factor.
+    """The one of ``sizes`` with an aspect that differs from width / height = ``aspect`` by the smallest factor.
 
-    Without an aspect it is the first.
+    Without an aspect, the first of ``sizes``.
     """
     if aspect is None:
         return sizes[0]

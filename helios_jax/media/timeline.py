@@ -1,8 +1,8 @@
 """When each frame of a video file is shown, found without decoding: what seeking and resampling need.
 
-Files are addressed by time, callers count frames. The number of a frame is its rank in presentation order, and neither
-the frame rate (it may vary) nor the order of packets (B-frames come after frames that are shown later) gives it away.
-So the packets are read once, which costs a few microseconds each, and their presentation times are sorted.
+Files are addressed by time, but callers count frames. A frame's number is its rank in presentation order. It follows
+neither from the frame rate (it may vary) nor from the order of packets (B-frames come after frames that are shown
+later), so the packets are read once, at a few microseconds each, and their presentation times are sorted.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Timeline:
     Attributes:
         num_frames: Frames to be shown, up to the first damaged packet.
         damaged: A packet is damaged, or the file ends before it should.
-        times: Presentation times, rising; ``None`` when the file does not store one for each frame, as old AVI files.
-        keys: Presentation times of frames that can be decoded without those before them, rising.
+        times: Presentation times, ascending; ``None`` if the file does not store one per frame, as in old AVI files.
+        keys: Presentation times of frames that can be decoded without earlier frames, ascending.
         end: When the last frame disappears.
         tick: Seconds per unit of these times.
     """
@@ -81,11 +81,11 @@ class Timeline:
 
 
 def read_timeline(path: Path) -> Timeline:
-    """Reads the packets of a video file; the answer is kept, since many clips may be cut from one film.
+    """Reads the packets of a video file; the result is cached, since many clips may be cut from one film.
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ClipError: It is no video.
+        ClipError: It is not a video.
     """
     path = existing_file(path, "video")
     stat = path.stat()

@@ -32,7 +32,7 @@ _MOVFLAGS = "delay_moov+default_base_moof+frag_discont"
 """How fragments are laid out. delay_moov: the header is written with the first fragment, when the codec's parameters
 are known. default_base_moof: positions count from the fragment itself, so it may stand anywhere in a file.
 frag_discont: a fragment states its own start time, that of its first packet; otherwise every piece would begin at
-zero, since the muxer does not know of those before."""
+zero, since the muxer does not know the earlier ones."""
 
 
 class VideoWriter:
@@ -42,15 +42,15 @@ class VideoWriter:
     is, playable with every frame of the completed writes (``make_seekable`` can finish it later).
 
     Args:
-        path: The file, ending in ``.mp4``; its folder is created. It exists from here on, and disappears
-            again if nothing is written.
+        path: The file, ending in ``.mp4``; it and its folder are created at once, and the file is
+            removed again if nothing is written.
         fps: Frames per second.
         crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
         overwrite: Replace an existing file.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off.
-        ValueError: Another ending than ``.mp4``, or ``fps`` or ``crf`` out of range.
+        ValueError: ``path`` does not end in ``.mp4``, or ``fps`` or ``crf`` out of range.
     """
 
     def __init__(self, path: Path, *, fps: int | Fraction = 24, crf: int = 18, overwrite: bool = False) -> None:
@@ -70,7 +70,7 @@ class VideoWriter:
         """Appends ``frames``, uint8 [F, H, W, 3]; they are on disk when this returns.
 
         Raises:
-            ValueError: Another shape or dtype, odd sides, another size than that of earlier frames, or a
+            ValueError: Wrong shape or dtype, odd sides, a size that differs from earlier frames, or a
                 closed writer.
         """
         if self._closed:
@@ -83,7 +83,7 @@ class VideoWriter:
             raise ValueError(f"all frames of {self.path} must have one size: it has {self._size}, got {size}")
         encoded = self._encoder.encode(frames, first_frame=self.num_frames, first_fragment=self._num_fragments)
         boxes = list(_boxes(encoded))
-        # The header (ftyp, moov) is written once: every write encodes alike, so the first one's holds for all.
+        # The header (ftyp, moov) is written once: every write encodes alike, so the first header holds for all.
         wanted = (b"moof", b"mdat") if self._size else (b"ftyp", b"moov", b"moof", b"mdat")
         # The file is opened anew and appended to in one go. Nothing stays open between writes, which may be minutes
         # apart, and a player sees whole fragments only. After fsync they survive a power failure as well.
@@ -129,11 +129,11 @@ class FragmentEncoder:
 
     @classmethod
     def create(cls, *, fps: int | Fraction, crf: int) -> "FragmentEncoder":
-        """H.264 with a constant rate factor, or MPEG-4 Part 2, with a warning, where there is no encoder for it."""
+        """H.264 with a constant rate factor, or MPEG-4 Part 2, with a warning, if there is no H.264 encoder."""
         import av
 
         if "libx264" in av.codecs_available:
-            # Without B-frames packets leave in display order, so that pieces of any length join exactly.
+            # Without B-frames packets leave in display order, so pieces of any length join exactly.
             return cls(fps=fps, codec="libx264", options={"crf": str(crf), "bf": "0", **_COLOUR})
         warn_user("this build of PyAV has no libx264: writing MPEG-4 Part 2 in place of H.264")
         quality = str(3 * _FF_QP2LAMBDA)
@@ -148,7 +148,7 @@ class FragmentEncoder:
         Args:
             frames: RGB with even sides.
             first_frame: Frames of the film before these; they set the clock.
-            first_fragment: Fragments before these. ISO/IEC 14496-12 wants their numbers to rise through the file.
+            first_fragment: Fragments before these. ISO/IEC 14496-12 requires ascending numbers.
         """
         import av
 
@@ -161,7 +161,7 @@ class FragmentEncoder:
             for number, pixels in enumerate(frames, start=first_frame):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
                 frame = frame.reformat(format="yuv420p", interpolation=SWSCALE_FLAGS)
-                # In units of one frame, whatever the rate: no rounding, however long the film is.
+                # Times in units of one frame need no rounding, whatever the rate and however long the film.
                 frame.pts, frame.time_base = number, 1 / Fraction(self.fps)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))  # frames that the encoder looked ahead to
@@ -172,7 +172,7 @@ class FragmentEncoder:
 def make_seekable(path: Path) -> None:
     """Replaces the mp4 at ``path`` by one with its index at the front, copying the encoded frames.
 
-    The copy is written next to the file and replaces it in one step, so that an interruption leaves the original. Use
+    The copy is written next to the file and replaces it in one step, so an interruption leaves the original. Use
     it on the file of an interrupted ``VideoWriter``; sound is not copied.
     """
     import av

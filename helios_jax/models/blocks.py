@@ -1,4 +1,4 @@
-"""A block of the Helios DiT, and what belongs to it.
+"""A block of the Helios DiT and its parts.
 
 Tokens are ordered  long | mid | short | current.  History tokens (clean, timestep 0) and current tokens (noisy,
 timestep t) attend to each other in every block; only current tokens attend to the text:
@@ -8,10 +8,10 @@ timestep t) attend to each other in every block; only current tokens attend to t
     x <- x + gate' * FFN( LN(x) (1 + scale') + shift' )                                                   (3)
 
 with (shift, scale, gate, shift', scale', gate') = table of the block + modulation of the token's timestep. A sample has
-only two distinct modulations, of history (t = 0) and of current tokens, and they are never materialised per token.
+only two distinct modulations, one for history (t = 0) and one for current tokens; neither is materialised per token.
 
 Source: arXiv 2603.04379; numerics as diffusers 0.42.1 ``HeliosTransformer3DModel``: norms, modulation, gates
-and residual sums in fp32, everything between in the compute dtype.
+and residual sums in fp32, everything in between in the compute dtype.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ _MAX_HISTORY_SCALE = 10.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextContext:
-    """Keys and values of the text: of every block, or of one inside a loop over blocks.
+    """Keys and values of the text, for all blocks or, inside a loop over blocks, for one.
 
     Attributes:
         k: Keys.
         v: Values.
         last_key_count: Number of tokens that the last key and value stand for. All padding tokens of a prompt have
-            the same key and value, so that one of them, weighted by their number, represents them all.
+            the same key and value, so one of them, weighted by their number, represents them all.
     """
 
     k: Float[Array, "*L B S N K"]
@@ -53,7 +53,7 @@ class TextContext:
 
 
 class SelfAttention(nnx.Module):
-    """Attention of all tokens to all tokens, equation (1). Queries, keys and values are one projection."""
+    """Attention of all tokens to all tokens, equation (1). One projection gives queries, keys and values."""
 
     def __init__(self, config: TransformerConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs):
         dim, types = config.dim, {"dtype": dtype, "param_dtype": param_dtype}
@@ -69,7 +69,7 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B S D"], rope: RopeTable, num_history: int, num_tokens: int, first_query: int = 0
     ) -> Float[Array, "B S2 D"]:
-        """Attention of the tokens from ``first_query`` on to all of the first ``num_tokens``."""
+        """Lets the tokens from ``first_query`` on attend to the first ``num_tokens`` tokens."""
         config, dim = self.config, x.shape[-1]
         qkv = self.to_qkv(x)
         q, k = qk_norm_rope(
@@ -77,7 +77,7 @@ class SelfAttention(nnx.Module):
         )
         if config.is_amplify_history:
             k = self._amplify(k, num_history)
-        # Attention reads values in place, as the last third of the fused projection's heads: no copy is made of them.
+        # Attention reads the values in place, as the last third of the fused projection's heads, without a copy.
         heads = qkv.reshape(*x.shape[:2], 3 * config.num_heads, config.head_dim)
         out = attention_packed(
             q[:, first_query:],
@@ -92,7 +92,7 @@ class SelfAttention(nnx.Module):
 
     def _amplify(self, k: Float[Array, "B S N K"], num_history: int) -> Float[Array, "B S N K"]:
         """Scales the history's keys by the learned factor in (1, 10)."""
-        # Scaled keys scale their logits alike, so that the attention kernel needs no argument for it.
+        # Scaling a key scales its logits, so the attention kernel needs no argument for it.
         factor = 1.0 + jax.nn.sigmoid(self.history_key_scale[...]) * (_MAX_HISTORY_SCALE - 1.0)
         history = jnp.arange(k.shape[1])[:, None, None] < num_history
         return (k.astype(jnp.float32) * jnp.where(history, factor[:, None], 1.0)).astype(k.dtype)
@@ -110,12 +110,12 @@ class CrossAttention(nnx.Module):
         self.eps = config.eps
 
     def project(self, text: Float[Array, "B S D"]) -> TextContext:
-        """Keys and values of embedded text."""
+        """Computes the keys and values of embedded text."""
         k = rms_norm(self.to_k(text), self.norm_k.scale[...], self.eps)
         return TextContext(k=self._heads(k), v=self._heads(self.to_v(text)))
 
     def __call__(self, x: Float[Array, "B S D"], text: TextContext | Float[Array, "B S2 D"]) -> Float[Array, "B S D"]:
-        """Attention of all tokens of ``x``; embedded text is projected here."""
+        """Lets all tokens of ``x`` attend to the text; embedded text is projected first."""
         if not isinstance(text, TextContext):
             text = self.project(text)
         q = rms_norm(self.to_q(x), self.norm_q.scale[...], self.eps)
@@ -142,12 +142,12 @@ class FeedForward(nnx.Module):
 class Residual:
     """The residual stream between blocks: x + gate * update, not yet summed.
 
-    The sum is left to the next norm, which reads the stream anyway: one pass over memory in place of two.
+    The next norm computes the sum, since it reads the stream anyway: one pass over memory instead of two.
 
     Attributes:
         x: The stream before the last sub-layer.
         update: Output of the last sub-layer; ``None`` if it is already added to x.
-        gate: Its gates, fp32: of history and of current tokens, or one for both.
+        gate: Gates of the update, fp32: one for history and one for current tokens, or one for both.
     """
 
     x: Float[Array, "B S D"]
@@ -184,30 +184,30 @@ class Block(nnx.Module):
         Args:
             residual: The stream before it.
             text: Keys and values, or embedded text to project here.
-            modulation: Six vectors per timestep: of history and of current tokens, or one set for both.
+            modulation: Six vectors for history and six for current tokens, or one set for both.
             rope: Rotary table of all tokens.
             num_history: History tokens, which come first.
             num_tokens: History and current tokens; what follows is padding and is not attended to.
-            is_last: Return current tokens and padding only. History still serves as keys and values, but nothing else
-                of it is read after the last block, so that nothing else is computed.
+            is_last: Return current tokens and padding only. History then only gives keys and
+                values, since nothing reads it after the last block.
         """
         config = self.config
         norm = functools.partial(residual_norm, num_history=num_history, eps=config.eps)
         vectors = self.scale_shift_table[...] + modulation.astype(jnp.float32)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = jnp.unstack(vectors, axis=2)
 
-        # Each norm also makes the addition that the sub-layer before it deferred, and returns the summed stream x.
+        # Each norm also performs the addition that the previous sub-layer deferred, and returns the summed stream x.
         x, y = norm(residual.x, residual.update, gate=residual.gate, scale=1 + scale, shift=shift)
         update = self.attn1(y, rope, num_history, num_tokens, first_query=num_history if is_last else 0)
         if is_last:
-            # From here on there are only current tokens, with keys and values of history already used in attention.
+            # From here on there are only current tokens: attention has used the keys and values of history.
             x, num_history = x[:, num_history:], 0
-            # Without history tokens only the current tokens' vectors are left, the last of each pair.
+            # Without history only the current tokens' vectors are needed, the last of each pair.
             gate, ffn_shift, ffn_scale, ffn_gate = (vector[:, -1:] for vector in (gate, ffn_shift, ffn_scale, ffn_gate))
             norm = functools.partial(residual_norm, eps=config.eps)
 
-        # Only current tokens attend to the text, unless the configuration says otherwise: norm and projections of
-        # history are then not computed at all.
+        # With guidance_cross_attn only current tokens attend to the text: the norm and projections of history are
+        # not computed at all.
         text_for_all = not config.guidance_cross_attn
         weight, bias = self._norm2_affine()
         x, y = norm(x, update, gate=gate, scale=weight, shift=bias, norm_history=text_for_all)
@@ -219,7 +219,7 @@ class Block(nnx.Module):
         return Residual(x=x, update=self.ffn(y), gate=ffn_gate)
 
     def _norm2_affine(self) -> tuple[Float[Array, "1 1 D"], Float[Array, "1 1 D"]]:
-        """Weight and bias of the norm in front of cross-attention; of no effect where the model has none."""
+        """Weight and bias of the norm before cross-attention; ones and zeros if the model has none."""
         if self.config.cross_attn_norm:
             return self.norm2.scale[...][None, None], self.norm2.bias[...][None, None]
         return jnp.ones((1, 1, self.config.dim)), jnp.zeros((1, 1, self.config.dim))
@@ -231,7 +231,7 @@ class Conditions:
     """The arrays that all blocks share.
 
     Attributes:
-        modulation: Six modulation vectors: of history and of current tokens, or one set for both.
+        modulation: Six modulation vectors for history and six for current tokens, or one set for both.
         rope: Rotary table, padding included.
         text: Embedded text, projected by each block; ``None`` where each block has its own ``TextContext``.
     """
@@ -243,7 +243,7 @@ class Conditions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockLayer:
-    """A block as ``helios_jax.parallel.execution.Layers`` runs it: ``Layer[Residual]``.
+    """A block in the form that ``helios_jax.parallel.execution.Layers`` runs: a ``Layer[Residual]``.
 
     Attributes:
         graph: Static half of the block.
@@ -263,7 +263,7 @@ class BlockLayer:
         *,
         is_last: bool = False,
     ) -> Residual:
-        """The block on its own parameters and, if it was projected before, its own text."""
+        """Runs the block on its own parameters and, if the text was projected before, its own keys and values."""
         state, own_text = layer
         text = constants.text if own_text is None else own_text
         assert text is not None, "text is projected before or embedded"
@@ -278,16 +278,16 @@ class BlockLayer:
         )
 
     def pending(self, x: Float[Array, "B S D"], constants: Conditions) -> Residual:
-        """See ``Layer``."""
+        """``x`` with an update of zero pending: the structure that a call returns."""
         gates = constants.modulation[:, :, 0]
         return Residual(x=x, update=jnp.zeros_like(x), gate=jnp.zeros_like(gates, jnp.float32))
 
     def settled(self, x: Float[Array, "B S D"]) -> Residual:
-        """See ``Layer``."""
+        """``x`` with no update pending."""
         return Residual(x=x)
 
     def total(self, residual: Residual) -> Float[Array, "B S D"]:
-        """See ``Layer``."""
+        """The stream as one array, with the pending update added."""
         if residual.update is None:
             return residual.x
         return residual_sum(residual.x, residual.update, residual.gate, num_history=self.num_history)

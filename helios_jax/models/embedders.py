@@ -44,10 +44,10 @@ class ConditionEmbedder(nnx.Module):
 
 
 def timestep_features(timestep: Float[Array, " B"], features: int) -> Float[Array, "B E"]:
-    """[cos, sin] of t 10000^(-i / (features/2)), fp32.
+    """Sinusoidal features [cos, sin] of t 10000^(-i / (features/2)), fp32.
 
-    The exponents are rounded to fp32 as published. Their powers are computed on the host and rounded correctly: the
-    ``exp`` of compilers differs in the last place, and at t = 1000 that moves an angle by 6e-5.
+    The exponents are rounded to fp32 as published. Their powers are computed on the host and rounded correctly:
+    compilers' ``exp`` functions differ in the last place, which moves an angle by 6e-5 at t = 1000.
     """
     half = features // 2
     exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)

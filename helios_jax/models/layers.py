@@ -1,8 +1,8 @@
 """Layers shared by the networks: dtype-aware linear layers, norms, patch embedding.
 
 Numerics (design rule): norms, modulation, gates and softmax run in fp32; matrix products run in the
-compute dtype with fp32 accumulation. With compute dtype fp32 the products ask for full fp32
-precision, since the default of recent GPUs is TF32.
+compute dtype with fp32 accumulation. With compute dtype fp32 the products request full
+precision, since recent GPUs default to TF32.
 """
 
 import math
@@ -17,7 +17,7 @@ from pallas_kernels.linear import Activation
 from pallas_kernels.linear import linear as fused_linear
 
 _SMALL_TABLE = 4096
-"""Rows up to which the gradient of a table is a matrix product."""
+"""Tables with at most this many rows compute their gradient as a matrix product."""
 
 
 def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
@@ -26,7 +26,7 @@ def matmul_precision(dtype: DType) -> jax.lax.Precision | None:
 
 
 def adapter_output(layer: "Linear | PatchEmbed", x: Float[Array, "*B D"], dtype: DType) -> Float[Array, "*B D2"]:
-    """What the adapter of a layer adds to its output, scale (x A) B; see ``helios_jax.models.lora``."""
+    """The term scale (x A) B that a layer's adapter adds to its output; see ``helios_jax.models.lora``."""
     a, b = layer.lora_a[...].astype(dtype), layer.lora_b[...].astype(dtype)
     precision = matmul_precision(dtype)
     fused = b.ndim == 3  # one adapter for each of the equal parts of the output
@@ -79,7 +79,7 @@ def linear(
 
 
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
-    """RMSNorm over the last axis with weight; computes in fp32 and rounds once, to the dtype of ``x``."""
+    """Applies a weighted RMSNorm over the last axis; computes in fp32 and rounds once, to the dtype of ``x``."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + eps)
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
@@ -101,10 +101,10 @@ class LayerNormAffine(nnx.Module):
 
 
 def lookup(table: Float[Array, "V D"], indices: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Rows of a table; the gradient of a small one is a matrix product with one-hot rows.
+    """Looks up rows of a table; the gradient of a small table is a matrix product with one-hot rows.
 
-    XLA adds up the gradients of a row one by one, on GPUs in no fixed order: this is slow where many indices are equal,
-    as for padding, and gives another sum in every run. Tables of a large vocabulary keep XLA's gradient, because
+    XLA adds up the gradients of a row one by one, on GPUs in no fixed order. This is slow where many indices are equal,
+    as for padding, and the sum differs from run to run. Tables of a large vocabulary keep XLA's gradient, because
     one-hot rows of that length would fill the memory.
     """
     return _lookup_small(table, indices) if len(table) <= _SMALL_TABLE else jnp.take(table, indices, axis=0)
@@ -194,7 +194,7 @@ def from_patches(tokens: Float[Array, "B T2 H2 W2 values"], patch: tuple[int, in
 
 
 def stack_layers[M: nnx.Module](make: Callable[[nnx.Rngs], M], num_layers: int, rngs: nnx.Rngs) -> M:
-    """Builds ``num_layers`` equal modules as one, whose parameters carry a leading L axis.
+    """Builds ``num_layers`` equal modules as one module with parameters stacked on a leading L axis.
 
     To run the stack, split it once into graph definition and state, and merge one layer inside the loop's body.
     """

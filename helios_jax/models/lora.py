@@ -2,7 +2,7 @@
 
     y = x W + bias + (alpha / r) (x A) B          A ~ N(0, 1/r^2), B = 0 at the start            (1)
 
-An adapter is three attributes of its layer, so that it is stacked, scanned, sharded and saved like any parameter:
+An adapter is three attributes of its layer, so it is stacked, scanned, sharded and saved like any parameter:
 
     lora_a      [in, r]; a patch embedding's is a convolution kernel [frames, rows, columns, in, r]
     lora_b      [r, out]; a pointwise convolution for a patch embedding
@@ -43,15 +43,15 @@ def add_lora[M: nnx.Module](
     excludes: Sequence[str] = (),
     key: Key[Array, ""],
 ) -> M:
-    """Puts adapters on layers; the output does not change until they are trained.
+    """Adds adapters to layers; the output does not change until they are trained.
 
     Args:
-        module: The network; it stays as it is.
+        module: The network; it is not modified.
         rank: Rank r of every adapter.
         alpha: Scale of (1) times r; ``rank`` by default.
         targets: Patterns of layer paths such as "blocks/attn1/to_qkv", each matched as a whole.
         excludes: Patterns of layers to leave out.
-        key: Source of the initial A. Every layer's draw depends on its own path only.
+        key: Source of the initial A. A layer's draw depends only on its path.
 
     Returns:
         A network that shares its arrays with ``module``.
@@ -81,7 +81,7 @@ def add_lora[M: nnx.Module](
 
 
 def attach(layer: AdaptableLayer, a: Float[Array, "..."], b: Float[Array, "..."], scale: float) -> None:
-    """Gives a layer the adapter of these factors, laid out as above, in place."""
+    """Adds an adapter to a layer, in place; the factors are laid out as in the module's docstring."""
     layer.lora_a, layer.lora_b, layer.lora_scale = nnx.Param(a), nnx.Param(b), scale
 
 
@@ -91,7 +91,7 @@ def merge_lora[M: nnx.Module](module: M) -> M:
     Products are computed in fp32, one layer of a stack at a time, and each kernel is rounded once.
 
     Returns:
-        A network that shares its other arrays with ``module``, which stays as it is.
+        A network that shares its other arrays with ``module``, which is not modified.
     """
     merged = nnx.merge(*nnx.split(module))
     for _, layer in _layers(merged):
@@ -103,7 +103,7 @@ def merge_lora[M: nnx.Module](module: M) -> M:
 
 
 def strip_lora[M: nnx.Module](module: M) -> M:
-    """The network without its adapters; arrays are shared, ``module`` stays as it is."""
+    """The network without its adapters; arrays are shared with ``module``, which is not modified."""
     module = nnx.merge(*nnx.split(module))
     for _, layer in _layers(module):
         if hasattr(layer, "lora_a"):
@@ -128,7 +128,7 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def _kernel_ndim(layer: AdaptableLayer) -> int:
-    """Axes of the kernel of one layer, not stacked."""
+    """Number of axes of one layer's kernel, without the stack's axis."""
     return 2 if isinstance(layer, Linear) else 5
 
 

@@ -4,8 +4,8 @@ A token at frame index t, row y and column x of its own stream's token grid is r
 
     angle_j = p * theta^(-2 j / n),   j = 0 .. n/2 - 1,   p in (t, y, x),                          (1)
 
-with n the channels given to that axis (44, 42, 42 of the 128 of a head in the published model). The rotation itself
-is ``pallas_kernels.qk_norm_rope``.
+where n is the number of channels given to that axis (44, 42 and 42 of a head's 128 in the published model). The
+rotation itself is ``pallas_kernels.qk_norm_rope``.
 
 The mid and long history tiers see the grid of the short tier through average pooling of cos and sin
 over 2x2x2 and 4x4x4 cells, so their pairs both rotate and shrink; they are not renormalised
@@ -50,7 +50,7 @@ def _frequencies(channels: int, theta: float) -> Float[np.ndarray, " K2"]:
 def pool_grid(grid: Float[Array, "T H W 2 K2"], cell: int) -> Float[Array, "T2 H2 W2 2 K2"]:
     """Averages cos and sin over cells of ``cell``^3 positions; the last ones are repeated to fill a cell."""
     t, h, w, _, pairs = grid.shape
-    # Fused with the computation of the angles, the means take XLA 20 seconds to compile for a GPU; separately, one.
+    # Without this barrier XLA fuses the means with the angles and takes 20 seconds instead of one to compile for a GPU.
     grid = lax.optimization_barrier(grid)
     flat = pad_to_multiple(grid.reshape(1, t, h, w, 2 * pairs), (cell, cell, cell))
     _, t, h, w, _ = flat.shape
@@ -59,5 +59,5 @@ def pool_grid(grid: Float[Array, "T H W 2 K2"], cell: int) -> Float[Array, "T2 H
 
 
 def flatten_grid(grid: Float[Array, "T H W 2 K2"]) -> RopeTable:
-    """Token order: frame, row, column."""
+    """Flattens a grid to tokens in the order frame, row, column."""
     return grid.reshape(-1, *grid.shape[3:])

@@ -6,13 +6,13 @@ Each of the L blocks, with R the T5 norm (statistics over the model dimension, n
     x <- x + W_o ( gelu(W_0 y) * (W_1 y) ),   y = R(x)                                            (2)
     R(x) = w * cast( x / sqrt(mean(x^2) + eps) )                                                  (3)
 
-The scores of (1) are not divided by sqrt(K): Q starts smaller by that factor, and the embeddings with variance 1,
-as T5's do. (With other variances a new encoder mixes its tokens before they mean anything.) The bias b of a query at
+The scores of (1) are not divided by sqrt(K): Q is initialised smaller by that factor and embeddings with variance 1,
+as in T5. (With other variances a new encoder mixes its tokens before they mean anything.) The bias b of a query at
 i and a key at j is row bucket(j - i) of the block's table: one half of the rows for j > i, the other half for j <= i;
 in each half the first rows hold one distance each and the rest grow geometrically up to ``max_distance``.
 
 Sources: T5 (Raffel et al. 2020, arXiv 1910.10683), umT5 (Chung et al. 2023, arXiv 2304.09151) and
-``UMT5EncoderModel`` of transformers, whose attribute names the parameter paths keep: the published
+``UMT5EncoderModel`` of transformers. Parameter paths keep its attribute names: the published
 ``encoder.block.3.layer.0.SelfAttention.q.weight`` is slice 3 of ``encoder.block.layer.0.SelfAttention.q.kernel``.
 """
 
@@ -165,7 +165,7 @@ class Umt5Encoder(ConfiguredModule):
 
     Args:
         config: Sizes.
-        dtype: Compute dtype; norms' statistics and the softmax are fp32 in any case.
+        dtype: Compute dtype; norm statistics and the softmax are always fp32.
         param_dtype: Dtype of every parameter; ``dtype`` when None.
         rngs: Source of the initial parameters.
     """

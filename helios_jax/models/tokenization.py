@@ -1,7 +1,7 @@
 """From prompts to text embeddings: cleaning, tokens, the encoder.
 
-The steps and their order are those of the Wan and Helios pipelines of diffusers, so that the same text gives
-the same token ids and embeddings.
+The steps and their order match the Wan and Helios pipelines of diffusers, so the same text gives the same token
+ids and embeddings.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _KEY_COUNTS = (128, 256)
 
 @functools.cache
 def _text_fixer() -> Callable[[str], str]:
-    """ftfy's repair of broken unicode; without the package the identity, with one warning."""
+    """ftfy's repair of broken unicode; without the package, the identity and one warning."""
     if importlib.util.find_spec("ftfy") is None:
         warn_user(
             "the package ftfy is not installed: prompts are cleaned without its unicode repair, so the token ids "
@@ -116,7 +116,7 @@ class Tokenizer:
         self.pieces.save(str(target / "tokenizer.json"))
         settings = {
             "tokenizer_class": "T5TokenizerFast",
-            # All extra tokens are in tokenizer.json; none are to be added to them.
+            # All extra tokens are in tokenizer.json; transformers must not add more.
             "extra_ids": 0,
             "pad_token": self.pieces.id_to_token(self.pad_token_id),
             "eos_token": self.pieces.id_to_token(self.eos_token_id),
@@ -163,15 +163,15 @@ def encode_tokens(
 
 
 def possible_keys(max_tokens: int) -> tuple[int, ...]:
-    """What ``needed_keys`` may be for texts padded to ``max_tokens``; step programs are compiled for each."""
+    """Possible values of ``needed_keys`` for texts padded to ``max_tokens``; each has its own step programs."""
     return (*(count for count in _KEY_COUNTS if count < max_tokens), max_tokens)
 
 
 def needed_keys(embeds: Float[Array, "B S D"]) -> int:
-    """How many leading tokens get keys of their own; the last of them also represents all tokens after it.
+    """Number of leading tokens that get keys of their own; the last of them also represents all tokens after it.
 
-    Equal tokens have equal keys and values in every block, so one padded token, counted often enough, does for all.
-    What is padding is read off the embeddings, since they may come from anywhere: waits for them.
+    Equal tokens have equal keys and values in every block, so one weighted padding token represents all of them.
+    Padding is recognised by its values, since embeddings may come from anywhere; this waits for them to be computed.
     """
     start = int(_padding_start(embeds))
     return next(count for count in possible_keys(embeds.shape[1]) if start < count)
@@ -179,7 +179,7 @@ def needed_keys(embeds: Float[Array, "B S D"]) -> int:
 
 @jax.jit
 def _padding_start(embeds: Float[Array, "B S D"]) -> Int[Array, ""]:
-    """The index from which on all tokens of a text are equal, the largest of the batch."""
+    """Index from which all tokens of a text are equal; the largest of the batch."""
     differs = (embeds[:, :-1] != embeds[:, -1:]).any((0, 2))
     return jnp.max(jnp.where(differs, jnp.arange(1, embeds.shape[1]), 0), initial=0)
 
@@ -187,7 +187,7 @@ def _padding_start(embeds: Float[Array, "B S D"]) -> Int[Array, ""]:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["encoder"], meta_fields=["tokenizer"])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """Prompts to embeddings. A pytree whose leaves are the encoder's parameters, so that ``jax.device_put`` moves it.
+    """Turns prompts into embeddings. A pytree of the encoder's parameters, so ``jax.device_put`` can move it.
 
     Attributes:
         encoder: The ``Umt5Encoder``, split.

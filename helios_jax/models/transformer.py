@@ -55,7 +55,7 @@ class Tokens:
     Attributes:
         x: The token stream.
         embedding: Time embedding of each sample.
-        modulation: Six modulation vectors: of history and of current tokens, or one set for both.
+        modulation: Six modulation vectors for history and six for current tokens, or one set for both.
         rope: Rotary table of all tokens.
         num_history: History tokens.
         grid: Frames, rows and columns of current tokens.
@@ -196,9 +196,9 @@ class HeliosTransformer(ConfiguredModule):
         Args:
             latents: Noisy chunk, at the size of its level.
             timestep: Timestep of each sample.
-            text: Keys and values from ``text_context`` when many calls share a prompt, as in sampling. Or, from
-                ``condition_embedder.text``, embedded text that each block projects: in training, where the keys and
-                values of all blocks and their gradients would take 1.3 GB a sample.
+            text: Keys and values from ``text_context`` when many calls share a prompt, as in sampling. In training,
+                embedded text from ``condition_embedder.text``, which each block projects: the keys and values of all
+                blocks and their gradients would take 1.3 GB per sample.
             context: From ``context``; ``None`` for a clip without history.
             rope: From ``rope``.
             execution: How the blocks are run; by default as in sampling.
@@ -222,10 +222,10 @@ class HeliosTransformer(ConfiguredModule):
         modulation = modulation[:, None]
         num_history = 0
         if context is not None:
-            # History first: kernels and slices then need no index per token, only the number num_history.
+            # History comes first, so kernels and slices need only num_history instead of an index per token.
             num_history = context.tokens.shape[1]
             x = jnp.concatenate([context.tokens, x], axis=1)
-            # Without zero_history_timestep history is modulated as current tokens are: one set of vectors for both.
+            # Without zero_history_timestep, history is modulated like current tokens, by the same set of vectors.
             if self.config.zero_history_timestep:
                 of_history = jnp.broadcast_to(context.modulation[:, None], modulation.shape)
                 modulation = jnp.concatenate([of_history, modulation], axis=1)
@@ -249,7 +249,7 @@ class HeliosTransformer(ConfiguredModule):
         layer = BlockLayer(
             graph=graph, num_history=tokens.num_history, num_tokens=tokens.num_history + tokens.num_current
         )
-        # Keys and values differ from block to block and are walked along with the weights; embedded text is shared.
+        # Keys and values differ per block and are stacked like the weights; embedded text is shared by all blocks.
         own, shared = (text, None) if isinstance(text, TextContext) else (None, text)
         constants = Conditions(modulation=tokens.modulation, rope=tokens.rope, text=shared)
         return execution.layers.run(layer, tokens.x, (layers, own), constants)
@@ -258,7 +258,7 @@ class HeliosTransformer(ConfiguredModule):
         """The last part of ``denoise``: output norm and projection of current tokens, as latents."""
         modulation = self.norm_out.scale_shift_table[...] + tokens.embedding[:, None, None].astype(jnp.float32)
         shift, scale = jnp.unstack(modulation, axis=2)
-        # The addition that the last block deferred is made here, in the pass over memory that the norm takes anyway.
+        # The norm also performs the addition that the last block deferred, in the same pass over memory.
         _, y = residual_norm(
             residual.x[:, : tokens.num_current],
             None if residual.update is None else residual.update[:, : tokens.num_current],

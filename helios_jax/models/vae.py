@@ -8,8 +8,8 @@ per channel, with the constants of the configuration (``normalize``, ``denormali
 
 Encoder and decoder are chains of causal layers (``vae_layers``). A whole clip is one slice without a
 past. ``slice_frames`` cuts the clip along time and carries the layers' caches from slice to slice, which
-bounds the memory by that of one slice. On the CPU this changes no bit of the result; on a GPU the
-convolution algorithm may depend on the length of the slice, and with it the last bits.
+limits the memory to that of one slice. On the CPU the result is the same to the last bit; on a GPU the
+convolution algorithm, and with it the last bits, may depend on the length of the slice.
 """
 
 from typing import Any
@@ -154,7 +154,7 @@ class WanVae(ConfiguredModule):
 
         Args:
             video: The clip.
-            slice_frames: Latent frames per slice; ``None`` takes the clip whole.
+            slice_frames: Latent frames per slice; ``None`` for the whole clip at once.
 
         Returns:
             Mean and log-variance (in [-30, 20]) of the raw latents in fp32, T = k + 1.
@@ -176,7 +176,7 @@ class WanVae(ConfiguredModule):
 
         Args:
             latents: Raw latents (``denormalize`` computes them from the diffusion model's).
-            slice_frames: Latent frames per slice; ``None`` takes the clip whole.
+            slice_frames: Latent frames per slice; ``None`` for the whole clip at once.
 
         Raises:
             ValueError: Wrong number of channels, no frame, or ``slice_frames`` below 1.
@@ -187,7 +187,7 @@ class WanVae(ConfiguredModule):
 
 
 def in_slices(network: CausalLayer, x: Float[Array, "B T H W C"], frames: int | None) -> Float[Array, "B T2 H2 W2 C2"]:
-    """Runs a causal network over a clip, ``frames`` at a time; ``None`` takes the clip whole.
+    """Runs a causal network over a clip, ``frames`` at a time; ``None`` runs it over the whole clip at once.
 
     The first slice holds frame 0 and the remainder, at most ``frames`` in all; equal slices follow.
 
@@ -219,7 +219,7 @@ def _require_channels(x: Float[Array, "B T H W C"], channels: int, name: str) ->
 
 
 def normalize(config: VaeConfig, raw: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-    """Raw latents to those of the diffusion model, equation (1), in fp32."""
+    """Converts raw latents to those of the diffusion model, equation (1), in fp32."""
     mean, std = (jnp.array(values, jnp.float32) for values in (config.latents_mean, config.latents_std))
     return (raw.astype(jnp.float32) - mean) / std
 
@@ -244,7 +244,7 @@ def to_uint8(video: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
 def decode_frames(
     vae: WanVae, latents: Float[Array, "B T h w C"], slice_frames: int | None = None
 ) -> UInt8[Array, "B F H W P"]:
-    """Pixels of the diffusion model's latents; ``slice_frames`` as in ``WanVae.decode``."""
+    """Decodes latents of the diffusion model to pixels; ``slice_frames`` as in ``WanVae.decode``."""
     return to_uint8(vae.decode(denormalize(vae.config, latents), slice_frames))
 
 

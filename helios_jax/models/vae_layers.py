@@ -15,7 +15,7 @@ K_1, K_2 of a causal kernel,
     y_t = K_0 * x_{t-2} + K_1 * x_{t-1} + K_2 * x_t = [K_0; K_1; K_2] * [x_{t-2}, x_{t-1}, x_t],   (2)
 
 one two-dimensional convolution whose input is three shifted copies of the clip side by side on the
-channels. It keeps the tensor cores fuller than a three-dimensional one, and frames are independent of
+channels. It fills the tensor cores better than a three-dimensional one, and frames are independent of
 each other once the copies have been gathered.
 
 Doubling rows and columns by repetition before a 3x3 convolution computes each product up to four times. Row 2i of
@@ -23,9 +23,9 @@ the result sees rows i-1, i, i of the small image, row 2i+1 sees i, i, i+1. So, 
 
     y_{2i} = k_0 x_{i-1} + (k_1 + k_2) x_i,      y_{2i+1} = (k_0 + k_1) x_i + k_2 x_{i+1},       (3)
 
-and alike for columns: one 2x2 convolution of the small image with four times the channels, 16 products in place of 36.
+and likewise for columns: one 2x2 convolution of the small image with four times the channels, 16 products, not 36.
 
-Two frames at once take four convolutions over space in place of six, of sums of frames:
+Two frames at once take four convolutions over space, applied to sums of frames, instead of six:
 
     y_t = m_0 + m_1 + m_2,   y_(t+1) = m_1 - m_2 - m_3,                                         (4)
     m_0 = K_0 * (x_{t-2} - x_t),                        m_1 = (K_0 + K_1 + K_2) / 2 * (x_{t-1} + x_t),
@@ -51,7 +51,7 @@ from helios_jax.typing import Array, DType, Float
 from pallas_kernels.norm_silu_pairs import norm_silu_pairs, runs_as_kernel
 
 _FEW_OUTPUTS, _COLUMNS_AT_ONCE = 4, 4
-"""Convolutions with at most so many outputs compute this many columns at once."""
+"""A convolution with at most ``_FEW_OUTPUTS`` outputs computes ``_COLUMNS_AT_ONCE`` columns at once."""
 
 Cache = Any
 """A layer's memory of earlier frames: ``None``, an array or a tuple of caches."""
@@ -81,9 +81,9 @@ def per_frame(
 ) -> Float[Array, "B T H2 W2 C2"]:
     """Applies a function of images to the frames of clips: all at once on accelerators, one by one on a CPU.
 
-    The CPU's sums and matrix products round differently for different numbers of rows. One frame at a time,
-    a frame's value does not depend on how many others share the call, hence not on the slicing. Inside
-    ``frames_together`` CPUs too take all frames at once.
+    The CPU's sums and matrix products round differently for different numbers of rows. With one
+    frame at a time, a frame's value depends neither on how many others share the call nor on the slicing.
+    Inside ``frames_together`` CPUs also take all frames at once.
     """
     frames = [clip.reshape(-1, *clip.shape[2:]) for clip in clips]
     if _together.get():
@@ -95,9 +95,9 @@ def per_frame(
 
 @contextlib.contextmanager
 def frames_together() -> Iterator[None]:
-    """All frames at once on CPUs too, and stills without the zeros before them, for training.
+    """Takes all frames at once on CPUs too, and stills without the zeros before them; for training.
 
-    On a CPU that is several times as fast. Values then depend on the slicing, in their last bits.
+    On a CPU this is several times as fast, but the last bits of values then depend on the slicing.
     """
     token = _together.set(True)
     try:
@@ -117,7 +117,7 @@ def one_by_one(
 
 
 class Conv(nnx.Module):
-    """A convolution of frames; with several taps, of that many frames at once, equation (2).
+    """A convolution over frames; with several taps, over that many frames at once, equation (2).
 
     Args:
         window: Sides of the kernel: (), (rows, columns), (taps,) or (taps, rows, columns).
@@ -183,7 +183,7 @@ class Conv(nnx.Module):
         few = kernel.shape[-1] <= _FEW_OUTPUTS and x.shape[3] % _COLUMNS_AT_ONCE == 0
         convolve = convolve_to_few if plain and few else convolve
 
-        # The sum is written in images, as the convolution is, which lets XLA make one pass of both.
+        # The sum is computed on images, like the convolution, which lets XLA fuse both into one pass.
         def convolve_and_add(x: Float[Array, "images H W C"], *shortcut: Float[Array, "images H2 W2 C2"]) -> Array:
             y = convolve(x)
             return sum(shortcut, y + self.bias[...].astype(self.dtype) if with_bias else y)
@@ -198,7 +198,7 @@ def conv2d(
     padding: str | tuple[tuple[int, int], tuple[int, int]],
     precision: jax.lax.Precision | None,
 ) -> Float[Array, "images H2 W2 C2"]:
-    """A convolution of images."""
+    """Convolves images."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout, precision=precision)
 
@@ -240,7 +240,7 @@ class CausalConv(Conv):
         cache: Cache,
         shortcut: Float[Array, "B T H W C2"] | None = None,
     ) -> tuple[Float[Array, "B T H W C2"], Cache]:
-        """The convolution of SiLU(norm(x)), plus ``shortcut``; where a kernel runs, two frames of a clip at once."""
+        """Convolves SiLU(norm(x)) and adds ``shortcut``; where a kernel runs, two frames of a clip at once."""
         gamma = norm.gamma[...]
         if cache is not None or not runs_as_kernel(x, gamma):
             return self(jax.nn.silu(norm(x)), cache, shortcut)
@@ -251,16 +251,16 @@ class CausalConv(Conv):
     def _in_pairs(
         self, sums: Sequence[Float[Array, "B pairs H W C"]], frames: int, shortcut: Float[Array, "B T H W C2"] | None
     ) -> Float[Array, "B T H W C2"]:
-        """The convolution by four products for every two frames, equation (4), plus ``shortcut``.
+        """Convolves with four products for every two frames, equation (4), and adds ``shortcut``.
 
         Args:
             sums: From ``norm_silu_pairs``.
-            frames: Of the clip.
+            frames: Frames of the clip.
             shortcut: What to add.
         """
         first, middle, last = self.kernel[...].astype(jnp.float32)
         kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
-        # The bias of the second product is in both results.
+        # Only the second product has the bias, since it enters both results with a plus sign.
         m0, m1, m2, m3 = (
             self._convolve(d, kernel.astype(self.dtype), with_bias=number == 1).astype(jnp.float32)
             for number, (d, kernel) in enumerate(zip(sums, kernels, strict=True))
@@ -330,7 +330,7 @@ class AttentionBlock(nnx.Module):
             weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
             return jnp.matmul(weights, v, precision=self.precision).reshape(*qkv.shape[:-1], -1)
 
-        # One frame after the other everywhere: the scores of a single one are (H W)^2 numbers.
+        # One frame after the other on every device: the scores of a single frame are (H W)^2 numbers.
         qkv = self.to_qkv.over(self.norm(x))
         frames = one_by_one(attend, qkv.reshape(-1, *qkv.shape[2:]))
         return x + self.proj.over(frames.reshape(x.shape)), cache
@@ -360,8 +360,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles rows and columns, halves channels and, with ``time``, doubles the frames after the first.
 
-    The time convolution makes two frames of each frame but the first (T -> 2 T - 1); it sees zeros in place
-    of the first frame, not that frame. Cache: that of the time convolution.
+    The time convolution turns every frame after the first into two (T -> 2 T - 1); it sees zeros instead of
+    the first frame. Cache: that of the time convolution.
     """
 
     def __init__(self, features: int, *, time: bool, **numerics: Any) -> None:
@@ -396,6 +396,6 @@ class Upsample(nnx.Module):
 
 
 def _halves(kernel: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The two kernels of length 2 in equation (3), of one of length 3."""
+    """The two kernels of length 2 in equation (3), from one of length 3."""
     first, second, third = jnp.unstack(kernel, axis=axis)
     return jnp.stack([first, second + third], axis), jnp.stack([first + second, third], axis)

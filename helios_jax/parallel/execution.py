@@ -1,10 +1,10 @@
-"""How a stack of blocks is run, apart from what a block is.
+"""Ways to run a stack of blocks, independent of what a block is.
 
     Resident    every weight on the device, nothing kept for a gradient: sampling
-    Scanned     one ``lax.scan`` that keeps for the gradient what ``remat`` says: training
+    Scanned     one ``lax.scan`` that saves for the gradient what ``remat`` says: training
 
-An ``Execution`` is static under ``jax.jit``. The network passes it its blocks as one ``Layer``; neither the network nor
-a block asks which form runs it, so that a new form is only a new implementation of ``Layers``.
+An ``Execution`` is static under ``jax.jit``. The network passes its blocks as one ``Layer``; neither the network nor
+a block depends on the form that runs it, so a new form only needs a new implementation of ``Layers``.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Layer[R](Protocol):
         ...
 
     def total(self, residual: R) -> Array:
-        """The stream as one array, the pending addition made."""
+        """The stream as one array, after the pending addition."""
         ...
 
     def last_tokens(self, x: Array) -> Array:
@@ -53,10 +53,10 @@ class Layer[R](Protocol):
 
 @runtime_checkable
 class Layers(Protocol):
-    """A form of running all layers of a stack in order. Implementations are frozen dataclasses, hence static."""
+    """A way to run all layers of a stack in order. Implementations are frozen dataclasses and therefore static."""
 
     def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
-        """The residual stream after the last layer: of the tokens that are read then, and padding.
+        """Returns the residual stream after the last layer, for the tokens that are read there and for padding.
 
         Args:
             layer: One layer.
@@ -76,7 +76,7 @@ class Resident:
     """
 
     def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
-        """See ``Layers``."""
+        """Runs all layers but the last in a loop, and the last one separately; see ``Layers``."""
 
         # The last layer is handled separately, because history tokens need only their keys and values there. A scan
         # over the other layers would need a stack without the last one: a copy of nearly all weights. An index into
@@ -85,7 +85,7 @@ class Resident:
             return layer(residual, jax.tree.map(lambda stack: stack[index], stacks), constants, is_last=is_last)
 
         last = len(jax.tree.leaves(stacks)[0]) - 1
-        # A loop's carry must keep its structure, hence the pending zero in front of the first layer.
+        # A loop's carry must keep its structure, so the first layer starts with a pending zero.
         before_last = jax.lax.fori_loop(0, last, run_layer, layer.pending(x, constants))
         return run_layer(last, before_last, is_last=True)
 
@@ -101,14 +101,14 @@ class Scanned:
     remat: Remat = "none"
 
     def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
-        """See ``Layers``.
+        """Runs all layers in one scan; see ``Layers``.
 
         Raises:
             ValueError: Unknown ``remat``.
         """
 
-        # Between layers the addition is made: a gradient keeps the stream of every layer, and one array takes half the
-        # memory of two. The last layer runs like the others, since a scan has one body.
+        # The addition is performed between layers: the stream of every layer is saved for the gradient, and one array
+        # takes half the memory of two. The last layer runs like the others, since a scan has one body.
         def body(x: Array, one: Any, constants: Any) -> Array:
             return layer.total(layer(layer.settled(x), one, constants))
 
@@ -127,4 +127,4 @@ class Execution:
 
 
 SAMPLING = Execution()
-"""The default: blocks as sampling runs them."""
+"""The default, for sampling."""

@@ -30,13 +30,13 @@ ATTENTION = "self_attention"
 def compiler_options(remat: Remat) -> dict[str, Any]:
     """Options of ``jax.jit`` for a function that is differentiated under ``remat``."""
     # XLA groups kernels into CUDA graphs. Inside a graph a copy waits for the kernels before it, and the kernels after
-    # it wait for the copy, so that nothing would be transferred while blocks compute. A minimum size that no graph
+    # it wait for the copy, so nothing would be transferred while blocks compute. A minimum size that no graph
     # reaches turns graphs off.
     return {"xla_gpu_graph_min_graph_size": 2**30} if remat == "offload" else {}
 
 
 def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat) -> Array:
-    """Iterates ``x = body(x, layer, constants)`` over ``layers``, saves for the gradient what ``remat`` says.
+    """Iterates ``x = body(x, layer, constants)`` over ``layers`` and saves for the gradient what ``remat`` says.
 
     Args:
         body: One layer. For "offload" it must not close over traced arrays.

@@ -2,13 +2,13 @@
 
 The names of a mesh's axes say what they are for:
 
-    fsdp      shards parameters, and what an optimizer keeps of them; in training also splits the samples of a batch
+    fsdp      shards parameters and their optimizer state; in training also splits the samples of a batch
     data      replicas: every device along it holds the same parameters; splits samples
     context   devices that share a sample: holds replicas of parameters; in training splits the rows of latents
     (others)  shard parameters, as fsdp does
 
-Parameters are sharded in the manner of fully sharded data parallelism: each one along its largest axis that the
-sharding axes divide, over all of these together. How the parts meet in a computation is the compiler's choice.
+Parameters are sharded as in fully sharded data parallelism: each one over all sharding axes together, along its
+largest axis that can be divided evenly. The compiler decides how a computation combines the parts.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.shardin
         return SingleDeviceSharding(jax.config.jax_default_device or jax.devices()[0])
     names = tuple(name for name in mesh.axis_names if name not in REPLICATING)
     parts = math.prod(mesh.shape[name] for name in names)
-    # The leading axis of three and more is the layer axis of a stack, which a loop reads one index at a time: divided,
-    # each layer would come from a single device. Axes are chosen by shape alone, so that the optimizer's moments of a
-    # parameter and its checkpoints are placed alike without knowing its path.
+    # The first of three or more axes is the layer axis of a stack, which a loop reads one index at a time: if it were
+    # sharded, each layer would come from a single device. Axes are chosen by shape alone, so a parameter's optimizer
+    # moments and its checkpoints get the same placement without knowing its path.
     first = 1 if len(shape) > 2 else 0
     candidates = [axis for axis in range(first, len(shape)) if shape[axis] % parts == 0]
     if not names or not candidates or math.prod(shape) < MIN_SHARDED_SIZE:
@@ -52,8 +52,8 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.shardin
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     """Enters the mesh that the arrays of ``tree`` are on, if it has several devices; otherwise does nothing.
 
-    Kernels ask for it while they are traced: the compiler cannot divide a kernel, so that on a mesh of several devices
-    the plain references run instead.
+    Kernels look up the mesh while they are traced: the compiler cannot partition a kernel, so on a mesh of several
+    devices the plain references run instead.
     """
     sharding = jax.tree.leaves(tree)[0].sharding
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
@@ -62,9 +62,9 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
 
 
 def replicated_like(tree: Any) -> jax.sharding.Sharding:
-    """The sharding of a value that every device of the arrays in ``tree`` holds whole.
+    """The sharding that keeps a full copy of a value on every device of the arrays in ``tree``.
 
-    Place a compiled program's first inputs so: they are then committed to the same devices as what the program returns.
+    Use it for a compiled program's first inputs: they are then committed to the same devices as the program's outputs.
     Otherwise the first call and the later ones would compile one program each.
     """
     sharding = jax.tree.leaves(tree)[0].sharding

@@ -62,7 +62,7 @@ class _Gradient:
 
     Attributes:
         kept: The remaining residual arrays.
-        sources: For each array of the function its index among the caller's, or None for the next one of ``kept``.
+        sources: For each array of the function, its index among the caller's arrays, or None for the next of ``kept``.
         structure: The function without its arrays.
     """
 
@@ -73,7 +73,7 @@ class _Gradient:
     @classmethod
     def without(cls, at_hand: Arrays, function: Any) -> "_Gradient":
         """Takes ``function`` apart; arrays are recognised by identity."""
-        # jax.vjp keeps weights and constants as residuals too. Copied along, they would multiply the traffic to the
+        # jax.vjp keeps weights and constants as residuals too. Copying them would multiply the traffic to the
         # host, and every layer would hold its own copy of the constants.
         places = {id(array): place for place, array in enumerate(at_hand)}
         arrays, structure = jax.tree.flatten(function)
@@ -82,7 +82,7 @@ class _Gradient:
         return cls(kept=kept, sources=sources, structure=structure)
 
     def function(self, at_hand: Arrays) -> Callable[[Array], tuple[Array, Arrays, Arrays]]:
-        """The function again, around the same arrays."""
+        """Rebuilds the function around the same arrays."""
         kept = iter(self.kept)
         return self.structure.unflatten(next(kept) if place is None else at_hand[place] for place in self.sources)
 
@@ -132,7 +132,7 @@ def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Ar
     def step(carry: tuple[Array, Array, Arrays, Arrays, _Gradient]) -> Any:
         turn, cotangent, of_layers, of_constants, gradient = carry
         index = count - 1 - turn
-        # Fetched one turn ahead. The last turn reads index -1 as 0 and drops it: turns need no condition.
+        # Fetched one iteration ahead. The last iteration reads index -1 as 0 and drops the result: no condition needed.
         ahead = fetch(index - 1)
         layer = _at(saved.layers, index)
         cotangent, *more = gradient.function([*layer, *saved.constants])(cotangent)
@@ -140,7 +140,7 @@ def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Ar
             jax.lax.dynamic_update_index_in_dim(stack, one, index, 0, allow_negative_indices=False)
             for stack, one in zip(of_layers, more[0], strict=True)
         ]
-        # Gradients of a layer's weights go to their place in a stack; those of constants add up over layers.
+        # Gradients of a layer's weights go to their place in a stack; gradients of constants are summed over layers.
         of_constants = jax.tree.map(jnp.add, of_constants, more[1])
         return turn + 1, cotangent, of_layers, of_constants, ahead
 

@@ -1,1 +1,1 @@
-"""Sampling: the pipeline, its chunk loop, and the conditions and draws that they take."""
+"""Sampling: the pipeline, its chunk loop, conditioning and noise."""

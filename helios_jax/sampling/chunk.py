@@ -2,9 +2,9 @@
 
     noise [B,9,h,w,C] -- halve -- level 0 -- up + renoise -- level 1 -- up + renoise -- level 2 -- latents [B,9,h,w,C]
 
-Each level is one compiled step program, dispatched once per network call with a donated state. The schedule enters as
-the scalars of each step, so that another number of steps, chunk or prompt compiles nothing new; only
-texts of more than 127 tokens have programs of their own (``needed_keys``). The functions below the sampler are pure:
+Each level is one compiled step program, dispatched once per network call with a donated state. The schedule is passed
+as scalars for each step, so another number of steps, chunk or prompt compiles nothing new; only texts of
+more than 127 tokens have their own programs (``needed_keys``). The functions below the sampler are pure:
 arrays in, arrays out.
 """
 
@@ -73,8 +73,8 @@ class ChunkSampler:
     @property
     def placement(self) -> jax.sharding.Sharding:
         """The sharding of samples, noise and history: a full copy on every device of the network."""
-        # All that enters a step program is committed to this placement beforehand. A program's output is committed, a
-        # fresh array is not, and JAX compiles one program for each: without it the first step would compile twice.
+        # All inputs of a step program are committed to this placement beforehand. A program's output is committed, a
+        # fresh array is not, and JAX compiles one program for each: otherwise the first step would compile twice.
         return replicated_like(self.transformer.params)
 
     def sample(
@@ -100,10 +100,10 @@ class ChunkSampler:
             on_step: Called after each step has been dispatched.
 
         Returns:
-            Clean latents in model space, in the dtype that the solver ends in.
+            Clean latents in model space, in the dtype that ``Solver.finish`` returns.
 
-        Every draw is named after the chunk, and block noise after the level it enters. So a chunk that is sampled again
-        after an interruption gets the same noise, and a test can replay the draws of another implementation.
+        Every draw is named after the chunk, and block noise after the level it enters. A chunk that is sampled again
+        after an interruption therefore gets the same noise, and a test can replay the draws of another implementation.
         """
         solver = make_solver(self.scheduler)
         dtype, placement = self.transformer.dtype, self.placement
@@ -119,8 +119,8 @@ class ChunkSampler:
                 draw = jax.device_put(noise.normal(f"chunk{chunk}/block{level}", shape), placement)
                 state = begin_level(solver, state, draw, plan.transition, self.scheduler.gamma, dtype)
             for step, scalars in enumerate(plan.step_scalars):
-                # CFG-Zero* starts with steps of velocity zero. The host decides this, so that the network is not called
-                # at all; a select within ``denoise_step`` would compute the velocity and discard it.
+                # CFG-Zero* starts with steps of velocity zero. The host decides this, so the network is not called at
+                # all; a select within ``denoise_step`` would compute the velocity and discard it.
                 if self.guidance is not None and self.guidance.is_zero_init(level, step):
                     state = zero_step(solver, state, scalars, dtype)
                 else:
@@ -204,7 +204,7 @@ def begin_level(
         gamma: Correlation of the block noise.
         dtype: Dtype of the velocities.
     """
-    # Not donated: the next level is four times as large, so that no buffer could be reused.
+    # Not donated: the next level is four times as large, so no buffer could be reused.
     noise = block_noise(jnp.asarray(z), gamma)
     return solver.init(renoise(solver.finish(state, dtype), noise, *transition, dtype))
 
@@ -245,7 +245,7 @@ def denoise_step(
     if guidance is None:
         velocity = model.denoise(state.x, jnp.broadcast_to(timestep, (batch,)), text=text, context=context, rope=rope)
     else:
-        # Both prompts as one batch: every weight is read once. The history is the same for both.
+        # Both prompts form one batch, so every weight is read once. The history is the same for both.
         doubled = dataclasses.replace(context, tokens=jnp.concatenate([context.tokens] * 2))
         both = model.denoise(
             jnp.concatenate([state.x] * 2),
@@ -256,15 +256,15 @@ def denoise_step(
         )
         cond, uncond = jnp.split(both, 2)
         velocity = guidance(cond, uncond, jnp.asarray(scale))
-    # On a mesh the compiler would otherwise shard the result like the parameters, and the next step, whose input then
-    # has another sharding, would compile a program of its own.
+    # On a mesh the compiler would otherwise shard the result like the parameters, and the next step would compile again
+    # for an input with another sharding.
     return jax.lax.with_sharding_constraint(solver.step(state, velocity, jnp.asarray(scalars)), placement)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=1)
 def zero_step(solver: Solver, state: SolverState, scalars: Float[AnyArray, " scalars"], dtype: DType) -> SolverState:
     """One step of the solver with velocity zero, without the network."""
-    # The solver steps all the same: UniPC keeps this prediction, m = x, for its later orders.
+    # The solver still takes its step: UniPC keeps this prediction, m = x, for its later orders.
     return solver.step(state, jnp.zeros(state.x.shape, dtype), jnp.asarray(scalars))
 
 

@@ -1,4 +1,4 @@
-"""What the context holds before the first chunk.
+"""Conditioning: the content of the context before the first chunk.
 
     text-to-video    nothing
     image-to-video   anchor = image;  last frame = last latent frame of the image as a 33-frame still clip
@@ -60,11 +60,11 @@ class Conditioner:
         return self.from_nothing(request.height // factor, request.width // factor)
 
     def from_nothing(self, height: int, width: int) -> History:
-        """Text-to-video. ``height`` and ``width`` are latent sides."""
+        """The context of text-to-video. ``height`` and ``width`` are latent sides."""
         return History.empty(self.history_config, self.batch, height, width, self._config.z_dim)
 
     def from_image(self, image: Float[np.ndarray, "H W P"]) -> History:
-        """Image-to-video, from pixels in [-1, 1]."""
+        """The context of image-to-video, from pixels in [-1, 1]."""
         anchor = self._noisy("anchor", self._encode(image[None], "anchor"), self.image_sigmas)
         still = np.broadcast_to(image, (self._piece_frames, *image.shape))
         last = self._encode(still, "still")[:, -1:]
@@ -72,10 +72,10 @@ class Conditioner:
         return empty.replace_tail(self._noisy("still", last, self.video_sigmas)).with_anchor(anchor)
 
     def from_video(self, video: Frames | ClipEnds) -> History:
-        """Video-to-video, from unsigned frames [F,H,W,3], of which the first and the last ones are enough.
+        """The context of video-to-video, from unsigned frames [F,H,W,3]; only the first and the last ones are read.
 
-        Pieces that the buffer would forget at once are not encoded, but they are counted: a piece's number, and with
-        it the names of its draws, depends on the length of the whole clip.
+        Pieces that would not stay in the buffer are not encoded, but they are counted: a piece's number, and with it
+        the names of its draws, depends on the length of the whole clip.
 
         Raises:
             ValueError: The clip is shorter than one piece.

@@ -1,8 +1,8 @@
 """Every random draw of sampling, by name.
 
-A sampler asks a ``NoiseSource`` for named arrays instead of advancing a generator. So a draw depends on its purpose
-only, not on the order of the draws, the batch or the device, and recorded draws can be replayed. Names, with shapes
-channels-last (h, w: latent sides; B: batch):
+A sampler asks a ``NoiseSource`` for named arrays instead of advancing a generator. A draw therefore depends only on
+its purpose, not on the order of the draws, the batch or the device, and recorded draws can be replayed. Names, with
+shapes channels-last (h, w: latent sides; B: batch):
 
     chunk{k}/initial                              [B,9,h,w,C]       noise that chunk k starts from, full size
     chunk{k}/block{l}                             [B,9,h_l,w_l,C]   white noise from which the block noise entering
@@ -54,11 +54,11 @@ class KeyNoise:
     key: Key[Array, ""]
 
     def normal(self, name: str, shape: Sequence[int]) -> Float[Array, "*shape"]:
-        """See ``NoiseSource``."""
+        """Normal values from the key, the name and each sample's index."""
         return _normal(self.key, _fold(name), tuple(shape))
 
     def uniform(self, name: str, shape: Sequence[int]) -> Float[Array, "*shape"]:
-        """See ``NoiseSource``."""
+        """Uniform values from the key and the name."""
         return _uniform(self.key, _fold(name), tuple(shape))
 
 

@@ -1,4 +1,4 @@
-"""``HeliosPipeline``: a checkpoint, and video from text, images and clips.
+"""``HeliosPipeline``: loads a checkpoint and generates video from text, images and clips.
 
     pipe = HeliosPipeline.from_pretrained("BestWishYsh/Helios-Distilled")
     out = pipe("A red fox trots through fresh snow.", num_frames=132)      # the whole video
@@ -196,7 +196,7 @@ class HeliosPipeline:
             progress: Show a progress bar with frames per second.
             on_step: Called after each step has been dispatched.
             on_chunk: Called with each chunk.
-            **overrides: Fields of ``SampleSettings``, such as ``num_frames=66``, that replace those of ``settings``.
+            **overrides: Fields of ``SampleSettings``, such as ``num_frames=66``, that override ``settings``.
 
         Returns:
             A ``Stream``: an iterator of ``Chunk`` with ``set_prompt``.
@@ -276,7 +276,7 @@ class HeliosPipeline:
             **overrides: As in ``stream``.
 
         Returns:
-            Seconds that it took.
+            The time that it took, in seconds.
         """
         settings = dataclasses.replace(settings or SampleSettings(), **overrides)
         return compile_programs(self, settings, batch=batch, conditioning=conditioning)

@@ -41,7 +41,7 @@ def plan_chunk(
 
     Args:
         scheduler: Noise schedule and solver.
-        transformer: Gives the patch, hence the token counts that determine the dynamic shift.
+        transformer: Its patch size gives the token counts that determine the dynamic shift.
         steps: Network calls per level.
         frames: Latent frames of a chunk.
         size: Full latent (height, width).

@@ -50,8 +50,8 @@ def _interpolate(
 class EmbeddingTimeline:
     """The text embeddings of successive chunks, [B, S, E] each.
 
-    While nothing changes, ``next`` returns the same array object, so that callers can cache what they derive from it
-    by identity.
+    While nothing changes, ``next`` returns the same array object, so callers can cache what they derive from it by
+    identity.
 
     Args:
         embeds: Embeddings of the first chunk.
@@ -103,7 +103,7 @@ class PromptSchedule:
     Attributes:
         prompts: The texts, in order.
         chunks_per_prompt: Chunks of every prompt, or one number per prompt.
-        blend_chunks: How many of the first chunks of every later prompt are blended from the prompt before by (1).
+        blend_chunks: Chunks at the start of every later prompt that are blended from the previous prompt by (1).
 
     Raises:
         ValueError: There are no prompts, an interval is not positive, there are not as many intervals as prompts, or

@@ -1,4 +1,4 @@
-"""A sampling call: its inputs and settings, checked, with defaults filled in, before any work starts."""
+"""Sampling calls: checks inputs and settings and fills in defaults before any work starts."""
 
 import dataclasses
 import math
@@ -48,13 +48,13 @@ class Request:
         height: Pixel rows.
         width: Pixel columns.
         num_chunks: Chunks to generate; ``None``: no end.
-        num_frames: Frames of the finished video: those of all chunks, cut to 4k + 1; ``None``: no end.
+        num_frames: Frames of the finished video, the frames of all chunks cut to 4k + 1; ``None``: no end.
         steps: Network calls per level.
         guidance_scale: Guidance is on when it exceeds 1.
         amplify_first_chunk: Twice the steps in the first chunk.
         skip_first_chunk: Take the anchor from the second chunk.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
-        video: The first frame of a clip and the last ones, which the context can hold; or ``None``.
+        video: The first frame of a clip and the last ones, as far as the context can hold them; or ``None``.
         history_config: Layout of the context.
     """
 
@@ -104,7 +104,7 @@ class RequestDefaults:
         """Checks a call and fills in its defaults.
 
         Raises:
-            ValueError: Anything that cannot work, with what was given and what is needed.
+            ValueError: The call cannot work; the message says what was given and what is needed.
             FileNotFoundError: An image or video that does not exist.
         """
         height, width = settings.height, settings.width
@@ -129,7 +129,7 @@ class RequestDefaults:
         window = self.vae.pixel_frames(history_config.chunk_frames)
         clip = None
         if video is not None:
-            # Of a long clip only this much ever reaches the context, see ``Conditioner.from_video``.
+            # Only this much of a long clip reaches the context, see ``Conditioner.from_video``.
             clip = load_ends(video, height, width, last=visible_chunks(history_config) * window)
             if len(clip) < window:
                 raise ValueError(
@@ -153,7 +153,7 @@ class RequestDefaults:
         )
 
     def _guidance_scale(self, settings: SampleSettings) -> float:
-        """The guidance scale; a warning on distilled models, which are trained to do without."""
+        """The guidance scale; warns about guidance on distilled models, which are trained to do without."""
         distilled, given = self.pipeline.is_distilled, settings.guidance_scale
         scale = (1.0 if distilled else 5.0) if given is None else float(given)
         if not math.isfinite(scale):
@@ -179,7 +179,7 @@ class RequestDefaults:
             )
 
     def _check_texts(self, inputs: SampleInputs, batch: int, has_text_encoder: bool, guided_tokens: int | None) -> None:
-        """Checks the prompt, and the negative one of a guided call: texts have ``guided_tokens`` tokens there."""
+        """Checks the prompt and, in a guided call, where texts have ``guided_tokens`` tokens, the negative prompt."""
         self._check_text(inputs.prompt, inputs.prompt_embeds, "prompt", batch, has_text_encoder)
         # Without guidance the negative prompt is not used, so it need not fit.
         if guided_tokens is None:
@@ -212,7 +212,7 @@ class RequestDefaults:
 
 
 def visible_chunks(history_config: HistoryConfig) -> int:
-    """Chunks of which at least a part fits into the buffer of the context."""
+    """Number of chunks that fit into the context's buffer at least in part."""
     return -(-history_config.buffer_frames // history_config.chunk_frames)
 
 

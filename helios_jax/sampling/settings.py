@@ -24,7 +24,7 @@ class SampleSettings:
         num_frames: Frames wanted, rounded up to whole chunks; ``None`` streams without end.
         height: Pixel rows; a multiple of 64 for pyramid models, 16 for single-stage ones.
         width: Pixel columns, likewise.
-        steps: Network calls per level, as (2, 2, 2), or an int for single-stage models; ``None``: the
+        steps: Network calls per level, e.g. (2, 2, 2), or an int for single-stage models; ``None``: the
             checkpoint's recommendation.
         guidance_scale: Guidance is on above 1; ``None``: 1 for distilled models and 5 for others.
         amplify_first_chunk: Twice the steps in the first chunk; ``None``: on for distilled models.

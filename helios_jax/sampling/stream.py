@@ -56,7 +56,7 @@ class Stream:
     """Yields ``Chunk`` after ``Chunk``; ends after ``request.num_chunks``, or never.
 
     An exception that interrupts ``next``, from a callback or a signal, leaves the stream usable: ``next`` resumes with
-    the chunk that was interrupted, with the text and the noise that it had.
+    the chunk that was interrupted, with the same text and noise.
 
     Args:
         request: The checked call.
@@ -104,7 +104,7 @@ class Stream:
         self._on_step = on_step or (lambda _: None)
         self._on_chunk = on_chunk or (lambda _: None)
         self._embeds: Array | None = None  # of the chunk that is sampled
-        self._next_text = 0  # the first chunk whose embeddings the timeline has not yet given out
+        self._next_text = 0  # the first chunk with embeddings not yet taken from the timeline
         self._projected: TextContext | None = None
         self._projected_from: Array | None = None
         full = history.frames.shape[2:4]
@@ -123,7 +123,7 @@ class Stream:
         self._fill_queue(1 if is_first else 1 + self._lookahead)
         if not self._pending:
             raise StopIteration
-        # The chunk stays in the queue until its frames are here, so that an interrupted wait loses nothing.
+        # The chunk stays in the queue until its frames are here, so an interrupted wait loses nothing.
         pending = self._pending[0]
         frames, latents = jax.device_get((pending.pixels, pending.latents))
         self._pending.popleft()
@@ -153,7 +153,7 @@ class Stream:
         started = time.perf_counter()
         index = self.index
         # Sampling calls ``on_step`` and takes nearly all of the time, so this is where exceptions arrive. It changes
-        # nothing of the stream but the timeline, which ``_project_text`` keeps in step: the chunk can be sampled again.
+        # only the timeline of the stream, which ``_project_text`` keeps in step, so the chunk can be sampled again.
         latents = self._sampler.sample(
             index,
             self._plans if index else self._first_plans,
@@ -167,7 +167,7 @@ class Stream:
         # ``remember`` donates the old history. It and the index change together, with no callback in between.
         self._history = remember(self._history, latents, self._anchors(index))
         self.index += 1
-        # Start the copies now, to follow the work without the host; ``device_get`` only waits for them.
+        # Start the copies now, so they follow the work without the host; ``device_get`` only waits for them.
         pixels.copy_to_host_async()
         latents.copy_to_host_async()
         return _Pending(index=index, pixels=pixels, latents=latents, started=started)

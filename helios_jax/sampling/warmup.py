@@ -17,7 +17,7 @@ from helios_jax.sampling.stream import Stream
 
 @runtime_checkable
 class Streams(Protocol):
-    """The part of a pipeline that is needed here."""
+    """The part of a pipeline that warm-up uses."""
 
     scheduler: SchedulerConfig
     transformer: Network[HeliosTransformer]
@@ -30,7 +30,7 @@ class Streams(Protocol):
 
     @property
     def stream(self) -> Callable[..., Stream]:
-        """See ``HeliosPipeline.stream``."""
+        """The method ``HeliosPipeline.stream``."""
         ...
 
 
@@ -41,7 +41,7 @@ def compile_programs(
     batch: int,
     conditioning: Literal["image", "video"] | None,
 ) -> float:
-    """Samples one chunk, and one more for each length of text that has programs of its own.
+    """Samples one chunk, and one more for each length of text that has its own programs.
 
     Args:
         pipe: The pipeline.
@@ -50,7 +50,7 @@ def compile_programs(
         conditioning: What sampling will start from.
 
     Returns:
-        Seconds that it took.
+        The time that it took, in seconds.
     """
     start = time.perf_counter()
     frames, levels = pipe.chunk_frames, pipe.scheduler.num_levels

@@ -17,12 +17,12 @@ CLIPS = {"partition": PartitionSpec(SAMPLE_AXES, None, "context")}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptBatch:
-    """Prompts of a batch, as embeddings of a frozen encoder or as tokens for one that is trained.
+    """Prompts of a batch: embeddings from a frozen encoder, or tokens for an encoder in training.
 
     Attributes:
         embeds: Output of the text encoder, zeros after the last token.
         tokens: Token ids, the tokenizer's padding after the last one.
-        lengths: Tokens of each prompt, the end-of-sequence token included; given with ``tokens``.
+        lengths: Tokens of each prompt, including the end-of-sequence token; given with ``tokens``.
     """
 
     embeds: Float[AnyArray, "B S E"] | None = None
@@ -31,7 +31,7 @@ class PromptBatch:
 
     @property
     def length(self) -> int:
-        """Tokens per prompt, padding included.
+        """Tokens per prompt, including padding.
 
         Raises:
             ValueError: There are neither embeddings nor tokens.

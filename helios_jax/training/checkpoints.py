@@ -1,13 +1,13 @@
-"""Checkpoints of training: what changes while it runs, written in the background.
+"""Training checkpoints: everything that changes during a run, written in the background.
 
-    <workdir>/config.json                    the settings that the run was begun with
+    <workdir>/config.json                    the settings that the run began with
     <workdir>/checkpoints/<step>/<player>/   trainable, optimizer, ema, updates, ema_count
     <workdir>/checkpoints/<step>/progress/   the step and the position in the data
 
-Frozen parameters are omitted: they are those of the weights that training starts from. A checkpoint gets its name when
-it is complete, so that a run that is killed, or a disk that fills up, leaves the earlier checkpoints as they were.
+Frozen parameters are omitted: they equal the weights that training starts from. A checkpoint gets its name only when it
+is complete, so a killed run or a full disk leaves the earlier checkpoints intact.
 
-Checkpoints written before there were players (<step>/trainable, optimizer, ema and progress) are still read.
+Checkpoints in the older layout without players (<step>/trainable, optimizer, ema and progress) can still be read.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ class Resumable(Protocol):
         ...
 
     def get_state(self) -> Any:
-        """Its position, in types that JSON has."""
+        """The iterator's position, in JSON types."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Moves to the position of an iterator over the same data."""
+        """Moves to a position saved by an iterator over the same data."""
         ...
 
 
@@ -47,8 +47,8 @@ class Checkpoints:
     """The checkpoints of one run; a context manager.
 
     Args:
-        folder: Where they are; created if needed, and removed on closing if it is empty.
-        keep: How many of the newest to keep.
+        folder: Their folder; created if needed, and removed on closing if it is empty.
+        keep: How many of the newest checkpoints to keep.
         keep_every: Checkpoints of steps that are multiples of this are kept for good; 0: none.
     """
 
@@ -78,13 +78,13 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def save(self, items: Mapping[str, Any], data: Resumable, *, step: int, wait: bool = False) -> None:
-        """Starts to write a checkpoint, once an earlier one is written; does nothing if the step has one.
+        """Starts writing a checkpoint after any earlier one is written; does nothing if the step already has one.
 
         Args:
             items: Pytrees by player, after ``step`` steps. Their arrays may be donated as soon as this returns.
-            data: The iterator that gave the batches of these steps.
+            data: The iterator that yielded the batches of these steps.
             step: How many steps are done.
-            wait: Return when it is complete.
+            wait: Return only when the checkpoint is complete.
 
         Raises:
             OSError: This checkpoint, or the one before it, could not be written.
@@ -103,18 +103,18 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def restore(self, abstract: Items, data: Resumable) -> tuple[int, Items]:
-        """The newest checkpoint; ``data`` is set to its position.
+        """Reads the newest checkpoint and sets ``data`` to its position.
 
         Args:
-            abstract: What is stored of each player, as shapes, dtypes and shardings.
+            abstract: The stored items of each player, as shapes, dtypes and shardings.
             data: An iterator over the same data.
 
         Returns:
-            How many steps were done, and what is stored of each player.
+            How many steps were done, and the stored items of each player.
 
         Raises:
             ValueError: The checkpoint is damaged, does not fit ``abstract``, or was written by another number of
-                processes whose iterators had different positions.
+                processes at different positions in the data.
         """
         step = self.steps[-1]
         folder = self.folder / str(step)
@@ -133,13 +133,13 @@ class Checkpoints:
         return dict(stored), progress
 
     def _restore_without_players(self, step: int, abstract: Items) -> tuple[Items, Any]:
-        """A checkpoint of the layout before there were players: the fields of the only one are its items."""
+        """Reads the older layout without players, whose items are the fields of the only player."""
         ((name, player),) = abstract.items()
         counts = ("updates", "ema_count")
         fields = {field: value for field, value in player.items() if field not in counts}
         stored = dict(self._checkpointer.load_checkpointables(step, {**fields, "progress": None}))
         progress = stored.pop("progress")
-        # There, one count served for all: every step updated the parameters and, if there were any, the averages.
+        # That layout has one count: every step updated the parameters and, if there were any, the averages.
         done = {"updates": progress["step"], "ema_count": progress["step"] if "ema" in fields else 0}
         counters = {count: jax.device_put(np.int32(done[count]), player[count].sharding) for count in counts}
         return {name: stored | counters}, progress
@@ -150,10 +150,10 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
-            # Threads that were still writing when another one failed have put files back since.
+            # Threads that were still writing when another one failed may have recreated files.
             if self._failed:
                 self._remove_partial()
-            # That of a run that could not begin.
+            # A run that could not begin leaves an empty folder.
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
             logging.getLogger("absl").removeFilter(_not_from_orbax)
@@ -166,7 +166,7 @@ class Checkpoints:
     def _explaining_failures(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # TensorStore's kinds for a full disk are ValueError and others
+        except Exception as error:  # TensorStore reports a full disk as ValueError, among others
             self._failed = True
             self._remove_partial()
             last = f"that of step {self.steps[-1]} is complete" if self.steps else "there is none yet"
@@ -184,7 +184,7 @@ class Checkpoints:
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Sequence[str]) -> None:
-    """Compares the settings of a resumed run with those it was begun with; a new run passes.
+    """Compares the settings of a resumed run with the ones it began with; a new run passes.
 
     Args:
         workdir: Folder of the run.
@@ -211,7 +211,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
 
 
 def write_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Saves the settings of a run that has begun, or is resumed."""
+    """Saves the settings of a new or resumed run."""
     if jax.process_index() == 0:
         file = _settings_file(workdir)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def _of_all_processes(text: str) -> list[str]:
 
 
 def _of_this_process(texts: Sequence[str]) -> str:
-    """Inverse of ``_of_all_processes``; another number of processes will do when all texts are equal."""
+    """Inverse of ``_of_all_processes``; the number of processes may differ if all texts are equal."""
     if len(texts) == jax.process_count():
         return texts[jax.process_index()]
     if len(set(texts)) == 1:

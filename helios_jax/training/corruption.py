@@ -63,9 +63,9 @@ class Segments:
 
 
 def history_segments(layout: HistoryConfig) -> Segments:
-    """The segments of a history buffer: the rest that fills no chunk, whole chunks, and the last chunk in two parts.
+    """The segments of a history buffer: the remainder that fills no chunk, whole chunks, the last chunk in two parts.
 
-    The last chunk is split after as many frames as the mid tier has, as published.
+    The first part of the last chunk is as long as the mid tier, as published.
     """
     chunk, mid = layout.chunk_frames, layout.sizes[1]
     count, tail = divmod(layout.buffer_frames, chunk)
@@ -191,7 +191,7 @@ class SaturationDraws:
     Attributes:
         clean: U(0,1); below ``Saturation.clean`` the segment is left unchanged.
         side: U(0,1); below 1/2 the segment becomes paler, else more saturated.
-        strength: U(0,1) within the range of that side.
+        strength: U(0,1), determines the factor within the range of that side.
     """
 
     clean: Float[Array, "*B T"]
@@ -256,13 +256,13 @@ def blur(x: Float[Array, "B T H W C"], scale: Float[Array, "B T"]) -> Float[Arra
 def _through(size: int, scale: Float[Array, ""]) -> Float[Array, "size size"]:
     """The matrix that takes ``size`` pixels to round(scale size) and back; scale is at most 1.
 
-    A small and a large pixel overlap by a hat function of their distance in small pixels. Normalised over large pixels
-    it shrinks, with antialiasing; normalised over small pixels it enlarges.
+    A small and a large pixel overlap by a hat function of their distance in small pixels. Normalised over large pixels,
+    the overlaps shrink with antialiasing; normalised over small pixels, they enlarge.
     """
     small = jnp.maximum(jnp.round(scale * size), 1)
     pixel = jnp.arange(size)
     centre = 2 * pixel + 1
-    # Twice ``size`` times the distance is a whole number, and exact.
+    # The distance times 2 * size is an integer, so the numerator is exact.
     distance = (small * centre - size * centre[:, None]) / (2 * size)
     hat = jnp.maximum(1 - jnp.abs(distance), 0) * (pixel < small)[:, None]
     down = hat / jnp.maximum(hat.sum(1, keepdims=True), jnp.finfo(hat.dtype).tiny)  # of pixels >= small, all zero

@@ -1,4 +1,4 @@
-"""What an experiment is trained on, as settings: encoded clips, or scenes of a procedural world."""
+"""Settings of the training data: encoded clips, or scenes of a procedural world."""
 
 import dataclasses
 
@@ -19,13 +19,13 @@ class Latents:
 
     Attributes:
         folders: Data sets.
-        ratios: How often a clip of each is seen, relative to one with ratio 1; empty: 1 for all.
+        ratios: How often a clip of each data set is seen, relative to one with ratio 1; empty: 1 for all.
         tokens: Length that texts are padded to.
         tokenizer: Checkpoint with a tokenizer, to train on tokens; empty: stored embeddings are used.
-        drop_text: Part of the captions that are replaced by the empty text, for guidance; needs ``tokenizer``.
+        drop_text: Fraction of the captions that become the empty text, for guidance; needs ``tokenizer``.
         layout: Geometry of the context, the same as the method's.
         on_error: What to do about a record that cannot be used.
-        in_memory: Read everything first and keep it, for small data sets and many steps per second.
+        in_memory: Read everything first and keep it in memory, for small data sets and many steps per second.
         threads: Threads that read.
     """
 
@@ -74,7 +74,7 @@ class MovingShapes:
     Attributes:
         scenes: How many scenes.
         frames: Length of a clip.
-        length: Frames of a scene, of which a clip is a random part; 0: as many as a clip has.
+        length: Frames of a scene, from which a clip is a random cut; 0: as many as a clip has.
         height: Pixel rows.
         width: Pixel columns.
         world: Seed of the scenes.
@@ -118,5 +118,5 @@ class MovingShapes:
 
 
 def _records(folder: str) -> list[LatentRecord]:
-    """Everything in a data set."""
+    """All records of a data set."""
     return [records[index] for records in open_latents(folder).values() for index in range(len(records))]

@@ -2,8 +2,8 @@
 
     batch -> microbatches -> mean gradient of method.loss -> optimizer step -> moving average
 
-is one compiled program, whose state is donated. The draws of sample i of step n follow from
-fold_in(fold_in(seed, n), i), whatever the devices, processes and microbatches.
+is one compiled program that donates its state. The draws of sample i of step n follow from
+fold_in(fold_in(seed, n), i) for any number of devices, processes and microbatches.
 """
 
 import dataclasses
@@ -51,18 +51,18 @@ class Descent:
 
 
 def procedure_of(experiment: Experiment) -> Procedure:
-    """How an experiment is trained: its method if that is a procedure, else by descending the method's loss."""
+    """The procedure of an experiment: its method if that is a procedure, else ``Descent`` of the method's loss."""
     method = experiment.method
     return method if isinstance(method, Procedure) else Descent(method=method)
 
 
 class Descending:
-    """``Descent`` under way, see ``Running``."""
+    """A ``Descent`` in progress; see ``Running``."""
 
     def __init__(self, experiment: Experiment, method: Method, mesh: Mesh, restore: Restore | None) -> None:
         networks = experiment.initial_networks(mesh)
         self._graph, trainable, self._frozen = split_params(networks, experiment.trainable, mesh)
-        # Else the parameters would stay in the dtype that they were loaded in next to their fp32 copies.
+        # Otherwise the parameters as loaded would stay in memory next to their fp32 copies.
         del networks
         counts = f"{_count(trainable)} parameters are trained and {_count(self._frozen)} are frozen"
         report(f"{counts}, on {dict(mesh.shape)}")
@@ -73,9 +73,9 @@ class Descending:
         )
         self._method = method
         self._state = start_state({PLAYER: updater}, {PLAYER: trainable}, mesh, restore)
-        # The state is donated: parameters, moments and averages are updated in place, where a second copy of them would
-        # not fit. That holds only if outputs are laid out as inputs are, which the compiler would not choose by itself.
-        # Frozen parameters are read only, hence neither donated nor returned.
+        # The state is donated: parameters, moments and averages are updated in place, because a second copy would not
+        # fit. That requires outputs with the shardings of the inputs, which the compiler would not choose by itself.
+        # Frozen parameters are only read, so they are neither donated nor returned.
         self._step = jax.jit(
             make_step(experiment, method, self._graph, updater, mesh),
             donate_argnums=0,
@@ -84,7 +84,7 @@ class Descending:
         )
 
     def step(self, batch: Any, number: int) -> Metrics:
-        """See ``Running``. The device counts steps itself, so that nothing is copied to it."""
+        """See ``Running``. The device counts steps itself, so nothing is copied to it."""
         self._state, metrics = self._step(self._state, self._frozen, batch)
         return metrics
 
@@ -106,7 +106,7 @@ class Descending:
 def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updater: Updater, mesh: Mesh) -> Step:
     """The training step: gradients of all microbatches, one update.
 
-    Where loss or gradient is not finite the update is skipped, and the metric "skipped" is 1.
+    If the loss or the gradient is not finite, the update is skipped and the metric "skipped" is 1.
     """
     count = experiment.accumulation
 
@@ -118,7 +118,7 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
         player = state.players[PLAYER]
         gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen)
         keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
-        # Keys belong to samples, so that they are cut with the batch: microbatches change memory, not draws.
+        # Keys belong to samples and are split with the batch: microbatches change memory use, not draws.
         leaves, structure = jax.tree.flatten((batch, keys))
         pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
 
@@ -127,11 +127,11 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
 
         first = structure.unflatten([leaf[0] for leaf in pieces])
         if count == 1:
-            # Without a loop of one iteration: XLA compiles the body of a loop to slower code, on CPUs by far.
+            # No loop of one iteration: XLA compiles the body of a loop to slower code, much slower on CPUs.
             gradients, metrics = gradient(*first)
         else:
-            # A scan, not an unrolled loop: activations of only one microbatch exist at a time. The sums of gradients
-            # and metrics are means of equal parts in the end, because losses are means over samples.
+            # A scan, not an unrolled loop: activations of only one microbatch exist at a time. Dividing the sums by
+            # ``count`` gives the means of the whole batch, because losses are means over samples.
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *first))
             sums, _ = jax.lax.scan(accumulate, zeros, pieces)
             gradients, metrics = jax.tree.map(lambda total: total / count, sums)
@@ -149,6 +149,6 @@ def sample_keys(seed: int, step: Int[Array, ""] | int, batch_size: int) -> Key[A
 
 
 def _count(params: Params) -> str:
-    """Number of parameters, readable."""
+    """The number of parameters as readable text."""
     count = sum(array.size for array in params.values())
     return f"{count / 1e6:,.1f}M" if count >= 10**5 else f"{count:,}"

@@ -33,11 +33,11 @@ class Ema:
             raise ValueError(f"need 0 <= decay < 1 and start >= 0, got decay={self.decay}, start={self.start}")
 
     def decay_at(self, count: Int[Array, ""] | int) -> Float[Array, ""]:
-        """d_c of update ``count`` of the average, from 1."""
+        """The decay d_c of update ``count`` of the average, counted from 1."""
         n = jnp.asarray(count, jnp.float32) - self.start - 1
         return jnp.where(n <= 0, 0.0, jnp.minimum((1 + n) / (10 + n), self.decay))
 
     def update(self, average: Params, params: Params, count: Int[Array, ""]) -> Params:
-        """Update number ``count`` of the average."""
+        """Performs update number ``count`` of the average."""
         decay = self.decay_at(count)
         return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, params)

@@ -1,7 +1,7 @@
-"""What an experiment file decides: frozen settings, each of which builds its part of a run.
+"""The settings in an experiment file; they are frozen, and each builds its part of a run.
 
 Roles with several implementations are protocols: ``Start`` (the weights to begin with, in ``starts``), ``Data`` (in
-``datasets``), ``Method`` (a loss, in ``methods``) or ``Procedure`` (a way to train of its own), ``Product`` (what the
+``datasets``), ``Method`` (a loss, in ``methods``) or ``Procedure`` (its own way to train), ``Product`` (what the
 result is saved as, in ``products``) and ``Validation``.
 """
 
@@ -40,7 +40,7 @@ class Start(Protocol):
 
         Raises:
             FileNotFoundError: Weights are missing.
-            ValueError: They cannot be used.
+            ValueError: The weights cannot be used.
         """
         ...
 
@@ -65,7 +65,7 @@ class Data(Protocol):
 
 @runtime_checkable
 class Product(Protocol):
-    """What trained networks are saved as."""
+    """The form that trained networks are saved in."""
 
     def export(self, networks: Any, folder: pathlib.Path) -> None:
         """Merges adapters and saves the networks to ``folder``, which is new and empty."""
@@ -91,7 +91,7 @@ class Validator(Protocol):
     """A validation that has loaded what it needs."""
 
     def __call__(self, networks: Any, folder: pathlib.Path) -> Sequence[pathlib.Path]:
-        """Writes files that show what the networks do to ``folder``, and returns their paths."""
+        """Writes files to ``folder`` that show what the networks produce, and returns their paths."""
         ...
 
 
@@ -124,13 +124,13 @@ class Experiment:
 
     Attributes:
         start: The weights to begin with.
-        method: The loss to descend; or a ``Procedure``, which decides by itself how it trains.
+        method: The loss to minimise, or a ``Procedure``, which defines its own training step.
         data: The training data.
-        product: What the result is saved as.
+        product: The form that the result is saved in.
         optimizer: The optimizer.
         steps: Steps to train for.
         batch_size: Samples per step, over all devices.
-        accumulation: Microbatches that a batch is processed in, one after the other, to save memory.
+        accumulation: Number of microbatches that a batch is processed in, one after the other, to save memory.
         remat: What the backward pass recomputes, to save memory.
         seed: Seed of random weights, of the order of the data, and of every draw of the method.
         lora: Adapters to add; ``None``: none.
@@ -138,11 +138,11 @@ class Experiment:
         ema: Moving average of the trained parameters; ``None``: none.
         mesh: How devices share the work.
         validation: Periodic validation; ``None``: none.
-        on_nan: What to do when loss or gradient is not finite: "skip" the update, or "stop". Parameters stay as they
-            were in either case.
-        log_every: Steps between two lines of the log, which are means over those steps.
+        on_nan: What to do when loss or gradient is not finite: "skip" the update, or "stop". Parameters stay unchanged
+            in either case.
+        log_every: Steps between two lines of the log; each line has the means over these steps.
         checkpoint_every: Steps between two checkpoints.
-        keep_checkpoints: How many of the newest are kept.
+        keep_checkpoints: How many of the newest checkpoints are kept.
         keep_every: Checkpoints of steps that are multiples of this are kept for good; 0: none.
     """
 
@@ -198,7 +198,7 @@ MAY_CHANGE = (
     "on_nan",
     "accumulation",
     "remat",
-    # Where ``remat`` was before it became a setting of the experiment: runs begun then can be resumed.
+    # The former name of the setting ``remat``: runs that saved it under this name can still be resumed.
     "method.remat",
 )
 """Settings that a resumed run may change, because they do not decide what is trained (``steps``: as long as the

@@ -1,13 +1,13 @@
-"""How much arithmetic a training sample takes, for the utilisation of the hardware (MFU).
+"""Floating-point operations of a training sample, for the utilisation of the hardware (MFU).
 
-Per network call on S tokens, C of them current, with E of text, model width D, hidden width F and L blocks:
+Per network call on S tokens, C of them current, with E text tokens, model width D, hidden width F and L blocks:
 
     weights    2 L (S (4 D^2 + 2 D F) + 2 C D^2)         self-attention and feed-forward; q and o of cross-attention
     attention  4 L D (S^2 + C E)                                                                                (1)
 
-and once per sample 2 E L 2 D^2 for the keys and values of the text. A training step takes 3 times the attention, and of
-the weights twice (forward, and back to the inputs), plus once where weights are trained, plus 3 times the adapters'
-share. What rematerialisation repeats is not counted, as is usual for MFU; nor are patches and embedders (0.2 %).
+and once per sample 2 E L 2 D^2 for the keys and values of the text. A training step takes 3 times the attention, twice
+the weights (forward, and back to the inputs), once more the weights that are trained, and 3 times the adapters' share.
+Recomputation by rematerialisation is not counted, as is usual for MFU; neither are patches and embedders (0.2 %).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkCalls:
-    """The calls of the transformer that a training sample takes.
+    """The transformer calls of one training sample.
 
     Attributes:
         current: Current tokens of each call.
@@ -40,10 +40,10 @@ class NetworkCalls:
 
 @runtime_checkable
 class CountsCalls(Protocol):
-    """A method whose arithmetic is known: an optional part of ``Method``."""
+    """A method that counts its network calls: an optional part of ``Method``."""
 
     def network_calls(self, networks: Any, batch: Any) -> NetworkCalls:
-        """The calls for each sample of a batch of these shapes."""
+        """The network calls for each sample of a batch with these shapes."""
         ...
 
 
@@ -80,7 +80,7 @@ def history_tokens(config: TransformerConfig, history_config: HistoryConfig, hei
 def training_flops(method: Any, networks: Any, batch: Any, trainable: Params, frozen: Params) -> float | None:
     """Operations of a training step per sample; ``None`` for methods that do not count their calls.
 
-    A text encoder that is trained is left out: of the published size, it takes about 3 % of a step.
+    A text encoder that is trained is left out; at the published size, it takes about 3 % of a step.
     """
     if not isinstance(method, CountsCalls):
         return None
@@ -93,6 +93,6 @@ def training_flops(method: Any, networks: Any, batch: Any, trainable: Params, fr
 
 
 def peak_flops() -> float | None:
-    """Peak of all devices together; ``None`` if it is not known."""
+    """Peak operations per second of all devices together; ``None`` if unknown."""
     kind = jax.devices()[0].device_kind
     return next((jax.device_count() * peak for name, peak in PEAK_FLOPS.items() if name in kind), None)

@@ -59,7 +59,7 @@ class ContextDrop:
         t2v: Probability of an empty context.
         i2v: Probability of the anchor and the short tier alone.
         v2v: Probability of a past that begins at the border of a chunk.
-        batch_level: One form for the whole batch, by the first sample's draws; off: each sample has its own.
+        batch_level: The first sample's draws decide one form for the whole batch; off: each sample has its own.
     """
 
     t2v: float = 0.4
@@ -144,7 +144,7 @@ class Injection:
         """The context of every sample, fp32; ``.tiers(layout)`` is what the network reads.
 
         Raises:
-            ValueError: The batch holds more or fewer frames of history than the layout.
+            ValueError: The batch and the layout differ in the number of history frames.
         """
         if batch.history.shape[1] != self.layout.buffer_frames:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Loaders: data sets become endless, restartable iterators of batches.
+"""Loaders that turn data sets into endless, restartable iterators over batches.
 
 Which samples a batch holds, and in which order, is decided in ``tickets``; which part of a clip a sample shows, in
 ``windows``; how its caption becomes arrays, in ``text_formats``; and what happens to bad records, in ``sources``.
@@ -44,18 +44,18 @@ def latent_loader(
         text: How captions become arrays; ``PaddedEmbeds()`` by default.
         ratios: How often a clip of each source is seen relative to one with ratio 1, which is the default.
         history_config: Geometry of the context; the published one by default.
-        process_index: Which rows of each batch are wanted; those of this JAX process by default.
-        process_count: Of how many processes.
+        process_index: Process that loads its rows of each batch; this JAX process by default.
+        process_count: Number of processes that share each batch.
         on_error: What to do about a record that cannot be used: stop, or log it and take the next one of its source.
-        report: With "skip": a file that gets one line of JSON for each such record.
+        report: With "skip": a file that receives one line of JSON for each such record.
         threads: Threads that read; each works on a batch of its own.
 
     Returns:
-        An endless iterator of ``LatentBatch`` with numpy leaves. ``get_state()`` is a small dict that
-        ``set_state()`` takes back, for any number of processes; Orbax saves it by grain.checkpoint.CheckpointSave.
+        An endless iterator of ``LatentBatch`` with numpy leaves. ``get_state()`` returns a small dict that
+        ``set_state()`` accepts on any number of processes; Orbax saves it with grain.checkpoint.CheckpointSave.
 
     Raises:
-        ValueError: Arguments that do not fit, now; RecordError, while iterating.
+        ValueError: Arguments do not fit; while iterating, RecordError: a record cannot be used.
         FileNotFoundError: A folder holds no finished data set.
     """
     text = PaddedEmbeds() if text is None else text
@@ -102,21 +102,21 @@ def video_loader(
 
     Args:
         sources: Random-access sequences of clips, uint8 [F, H, W, 3]; H and W are those of the first clip.
-        batch: As in ``latent_loader``, like the arguments below that bear its names.
-        frames: Frames wanted; shorter clips cannot be used.
-        seed: See ``batch``.
-        ratios: See ``batch``.
-        process_index: See ``batch``.
-        process_count: See ``batch``.
-        on_error: See ``batch``.
-        report: See ``batch``.
-        threads: See ``batch``.
+        batch: As in ``latent_loader``.
+        frames: Frames of each sample; shorter clips cannot be used.
+        seed: As in ``latent_loader``.
+        ratios: As in ``latent_loader``.
+        process_index: As in ``latent_loader``.
+        process_count: As in ``latent_loader``.
+        on_error: As in ``latent_loader``.
+        report: As in ``latent_loader``.
+        threads: As in ``latent_loader``.
 
     Returns:
         An endless iterator of ``VideoBatch`` with numpy leaves, see ``latent_loader``.
 
     Raises:
-        ValueError: Arguments that do not fit, now; RecordError, while iterating.
+        ValueError: Arguments do not fit; while iterating, RecordError: a record cannot be used.
     """
     ratios = checked_ratios(sources, ratios)
     size = np.shape(sources[0][0])[1:]
@@ -129,13 +129,13 @@ def video_loader(
             )
 
     def load(clips: Sequence[UInt8[np.ndarray, "_ H W 3"]], draws: Sequence[float]) -> VideoBatch:
-        # + 1: the last place, where the end of the clip is shown, counts as well.
+        # + 1 includes the last start, which shows the end of the clip.
         starts = (int(draw * (len(clip) - frames + 1)) for clip, draw in zip(clips, draws, strict=True))
         return VideoBatch(
             frames=np.stack([clip[start : start + frames] for clip, start in zip(clips, starts, strict=True)])
         )
 
-    # One group: all clips have one size, so that clips of several sources may share a batch.
+    # One group: all clips have the same size, so clips of several sources may share a batch.
     return batches(
         [[Source(source, ratio, check) for source, ratio in zip(sources, ratios, strict=True)]],
         load,

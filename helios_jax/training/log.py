@@ -1,8 +1,8 @@
 """The log of a run: means over windows of steps, written to files and printed as lines.
 
-Names of metrics decide how they are treated. "<player>/skipped" is 1 at steps whose update of this player was skipped;
-the other numbers "<player>/..." of such a step are not finite and stay out of the means. A run of one player has no
-prefix: "skipped", "loss". A step need not have all names: a mean is over the steps of the window that have it.
+The name of a metric decides how it is treated. "<player>/skipped" is 1 at steps that skipped this player's update; the
+other metrics "<player>/..." of such a step are not finite and stay out of the means. Runs with one player have no
+prefix: "skipped", "loss". A step may lack some metrics: a mean is over the steps of the window that have the metric.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ class Log:
         self._pending = step, metrics
 
     def flush(self) -> None:
-        """Waits for the metrics taken last.
+        """Waits for the metrics that were added last.
 
         Raises:
-            FloatingPointError: They are not finite, and training is to stop then.
+            FloatingPointError: They are not finite, and ``on_nan`` is "stop".
         """
         if self._pending is None:
             return
@@ -66,7 +66,7 @@ class Log:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Stops the clock: what happens inside is not training."""
+        """Stops the clock during work that is not training."""
         self.flush()
         start = time.perf_counter()
         yield
@@ -74,7 +74,7 @@ class Log:
             self._clock += time.perf_counter() - start
 
     def _warn(self, step: int, player: str, values: Mapping[str, float]) -> None:
-        """Reports a skipped update; raises FloatingPointError where training is to stop."""
+        """Reports a skipped update; raises FloatingPointError if ``on_nan`` is "stop"."""
         loss, norm = values[f"{player}loss"], values[f"{player}gradient_norm"]
         problem = f"{_label(player)}loss {loss:g} or gradient norm {norm:g} is not finite at step {step}"
         if self._experiment.on_nan == "stop":
@@ -85,7 +85,7 @@ class Log:
         report(f"{problem}: update left out")
 
     def _write(self, step: int) -> None:
-        """Ends a window."""
+        """Writes the means of a window and starts the next one."""
         means = window_means(self._window)
         means["memory_gib"] = _memory_gib()
         if self._clock is not None:
@@ -118,7 +118,7 @@ def report(line: str) -> None:
 
 
 def window_means(window: list[dict[str, float]]) -> dict[str, float]:
-    """The metrics of several steps as one record: numbers of skipped updates, means of everything else.
+    """The metrics of several steps as one record: counts of skipped updates, means of everything else.
 
     A mean is over the steps that have the metric and did not skip the player's update; NaN if every one did.
     """
@@ -144,7 +144,7 @@ def _players(values: Mapping[str, float]) -> list[str]:
 
 
 def _player_of(name: str, players: list[str]) -> str | None:
-    """The player whose metric this is; the names of a metric may have slashes of their own, as "level0/mse"."""
+    """The player that a metric belongs to; metric names may contain slashes themselves, such as "level0/mse"."""
     return max((player for player in players if name.startswith(player)), key=len, default=None)
 
 
@@ -175,7 +175,7 @@ def _line(step: int, steps: int, values: dict[str, float]) -> str:
 
 
 def _memory_gib() -> float:
-    """Peak memory of the first device; of the process for devices that do not report it (CPU)."""
+    """Peak memory of the first device, or of the process if the device does not report it (CPU)."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**30

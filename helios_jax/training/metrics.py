@@ -1,4 +1,4 @@
-"""Metrics of a step, and where those of a run are written: one protocol, two writers."""
+"""Metrics of a step, and writers that record them as JSON lines and for TensorBoard."""
 
 import json
 import pathlib
@@ -29,14 +29,14 @@ class JsonLines:
     """One JSON object per line in ``<folder>/metrics.jsonl``, on disk when ``write`` returns.
 
     A resumed run appends. It may repeat steps that a killed run had already written; then the last line of a step
-    counts. Lines need not have the same names.
+    counts. Lines need not have the same metrics.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = pathlib.Path(folder) / "metrics.jsonl"
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         self._file = self.path.open("a")
-        # A kill in the middle of a line left it without its end; the next record must not continue it.
+        # A kill cut the last line short; the next record must not continue it.
         if torn:
             self._file.write("\n")
 

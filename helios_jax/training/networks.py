@@ -14,8 +14,8 @@ from helios_jax.typing import Array, Float
 class Networks(nnx.Module):
     """Networks that are optimised, saved and restored together.
 
-    A network is an attribute by its name, and parameters have paths such as "transformer/proj_out/kernel". Any names
-    will do; methods and products here know "transformer", "text_encoder" (needed for batches of tokens) and "vae".
+    Each network is an attribute, and parameters have paths such as "transformer/proj_out/kernel". All names are
+    allowed; methods and products here use "transformer", "text_encoder" (needed for batches of tokens) and "vae".
 
     Args:
         networks: The networks by name; only those that the method uses or trains.
@@ -26,16 +26,16 @@ class Networks(nnx.Module):
             setattr(self, name, network)
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only when there is no such attribute. Names with an underscore are those that flax and Python ask for.
+        # Called only for missing attributes. Flax and Python themselves look for names with a leading underscore.
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         given = [other for other, network in vars(self).items() if isinstance(network, nnx.Module)]
         raise AttributeError(f"no {name} among the networks ({', '.join(given) or 'none given'}): pass {name}=...")
 
     def text_embeds(self, text: PromptBatch) -> Float[Array, "B S E"]:
-        """The text as the transformer takes it, zeros after the last token, as in sampling.
+        """The text embeddings for the transformer, with zeros after the last token, as in sampling.
 
-        Tokens are encoded by ``text_encoder``, so that gradients reach it.
+        Tokens are encoded by ``text_encoder``, so gradients reach it.
 
         Raises:
             ValueError: Neither embeddings nor tokens with their lengths are given.

@@ -1,4 +1,4 @@
-"""AdamW as in the published recipes, with factors of learning rate and weight decay by parameter.
+"""AdamW as in the published recipes, with factors of the learning rate and weight decay for each parameter.
 
     g <- g min(1, clip / |g|)                                  one norm over all trained parameters        (1)
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2                                                     (2)

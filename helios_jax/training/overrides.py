@@ -45,7 +45,7 @@ def frozen(mirror: Any) -> Any:
 
 
 def as_json(settings: Any) -> Any:
-    """Settings in types that JSON has. A dataclass gets its name as "class": protocols have several implementations."""
+    """Settings in JSON types. A dataclass stores its name as "class": protocols have several implementations."""
     if dataclasses.is_dataclass(settings):
         values = {field.name: as_json(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
         return {"class": type(settings).__name__, **values}

@@ -39,5 +39,5 @@ def values_by_pattern(rules: Rules, paths: Iterable[str], default: float) -> dic
             f"the patterns {idle} decide nothing: each must be the first in its list to match a parameter; "
             f"the parameters are {', '.join(paths)}"
         )
-    values: dict[Any, float] = dict(reversed(rules))  # of equal patterns the first counts
+    values: dict[Any, float] = dict(reversed(rules))  # the first of equal patterns counts
     return {path: default if pattern is None else values[pattern] for path, pattern in first.items()}

@@ -1,4 +1,4 @@
-"""Procedures: how networks are trained. The trainer's loop knows these two roles, and neither losses nor optimizers.
+"""Procedures: how networks are trained. The trainer's loop knows only these two roles, no losses or optimizers.
 
     Procedure   settings; ``start`` loads the networks and returns a
     Running     the players' state on the devices, which ``step`` advances by one batch
@@ -20,15 +20,15 @@ from helios_jax.training.state import Restore
 
 @runtime_checkable
 class Running(Protocol):
-    """A procedure under way."""
+    """A procedure in progress."""
 
     def step(self, batch: Any, number: int) -> Metrics:
         """Advances the state by one batch; returns as soon as the work is dispatched.
 
         Args:
             batch: A global batch, on the devices.
-            number: Which step of the run this is, from 1. Decisions of the host depend on it alone, so that a resumed
-                run takes the same ones.
+            number: Number of the step in the run, from 1. Decisions on the host depend on it alone, so a resumed run
+                makes the same ones.
 
         Returns:
             Scalars by name. For every player that was updated: its "loss", and what ``Updater.apply`` returns. The
@@ -37,7 +37,7 @@ class Running(Protocol):
         ...
 
     def items(self) -> Mapping[str, Any]:
-        """What a checkpoint holds, by player: all that changes while the procedure runs."""
+        """The contents of a checkpoint, by player: everything that changes while the procedure runs."""
         ...
 
     def networks(self) -> nnx.Module:
@@ -62,7 +62,7 @@ class Procedure(Protocol):
             restore: Reads the newest checkpoint; ``None``: there is none.
 
         Raises:
-            ValueError: Settings that cannot work, or a checkpoint that does not fit them.
+            ValueError: The settings cannot work, or the checkpoint does not fit them.
             FileNotFoundError: Weights are missing.
         """
         ...

@@ -1,4 +1,4 @@
-"""What trained networks are saved as: a pipeline, or a VAE whose configuration has the statistics of its latents."""
+"""Products of training: a pipeline, or a VAE with the statistics of its latents in its configuration."""
 
 import dataclasses
 import pathlib
@@ -28,7 +28,7 @@ class Pipeline:
     """A checkpoint that ``HeliosPipeline.from_pretrained`` reads.
 
     Attributes:
-        parts: Folder or hub id of the checkpoint with the networks that are not trained, and the tokenizer.
+        parts: Folder or hub id of the checkpoint with the tokenizer and the networks that are not trained.
         config: Kind of pipeline.
         scheduler: Settings of its sampler.
         dtype: Precision of transformer and text encoder.
@@ -97,7 +97,7 @@ def released(name: str, network: ConfiguredModule, dtype: Precision, config: Any
     Args:
         name: Its name among the networks.
         network: The network; it is not changed.
-        dtype: Precision to release it in; parameters that are published in fp32 only stay fp32.
+        dtype: Precision to release it in; parameters that are published only in fp32 stay fp32.
         config: A configuration of the same sizes to release it with; ``None``: its own.
     """
     abstract = find_component(name).abstract(config or network.config, dtype)

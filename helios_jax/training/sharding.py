@@ -1,8 +1,8 @@
 """Where training's arrays live: a mesh of the axes data, fsdp and context.
 
-Samples are split over data and fsdp together. Parameters and what the optimizer keeps of them are sharded over fsdp
-alone (``helios_jax.parallel.mesh``). The context axis splits the rows of a sample's clips, for batches of fewer samples
-than devices. How the parts meet is the compiler's choice: the maths is that of one device.
+Samples are split over data and fsdp together. Parameters and their optimizer state are sharded over fsdp alone
+(``helios_jax.parallel.mesh``). The context axis splits the rows of a sample's clips, for batches of fewer samples than
+devices. The compiler chooses the communication; the maths is that of one device.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from helios_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Devices along each axis; one axis may be -1, for all that are left.
+    """Devices along each axis; one axis may be -1, for all remaining devices.
 
     Attributes:
         data: Replicas: each holds all parameters that ``fsdp`` shards, and trains on its own samples.
@@ -60,9 +60,9 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     """Which part of every batch this process loads: (index, number of parts).
 
     Raises:
-        ValueError: The samples of this process are no contiguous part of the batch.
+        ValueError: The samples of this process are not a contiguous part of the batch.
     """
-    # Neighbours along context share samples, so that a block of them counts as one part of the batch.
+    # Neighbours along context share samples, so a block of them counts as one part of the batch.
     blocks, own = mesh.devices.reshape(-1, mesh.shape["context"]), jax.process_index()
     here = [number for number, block in enumerate(blocks) if any(device.process_index == own for device in block)]
     first, size = here[0], len(here)
@@ -113,8 +113,8 @@ def partition_specs(tree: Any) -> list[PartitionSpec]:
 def microbatches(arrays: Sequence[Array], specs: Sequence[PartitionSpec], count: int, mesh: Mesh) -> list[Array]:
     """[B, ...] -> [count, B / count, ...], every sample staying on its device; inside a jitted function.
 
-    Microbatch m holds samples m, m + count, ...: cutting the batch into contiguous pieces would move samples, for a
-    device holds contiguous ones.
+    Microbatch m holds samples m, m + count, ...: contiguous microbatches would move samples between devices, because
+    each device holds contiguous samples.
 
     Args:
         arrays: Arrays of a batch.

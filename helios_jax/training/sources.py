@@ -1,4 +1,4 @@
-"""Sources: random access to the records that batches are made of, and what happens to those that cannot be used."""
+"""Sources: random access to the records for batches, and the handling of records that cannot be used."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ class Source:
 
     Attributes:
         records: The records.
-        ratio: How often to use one, relative to a source with ratio 1.
+        ratio: How often to use a record, relative to a source with ratio 1.
         check: Raises ValueError for a record that cannot be used.
     """
 
@@ -83,8 +83,8 @@ class Source:
     def read_next(self, index: int, skipped: Skipped) -> Any:
         """The record, or the first after it that can be used.
 
-        The replacement depends on the records alone, not on what was read before, so that a resumed run and a run on
-        another number of processes replace a bad record by the same good one.
+        The replacement depends on the records alone, not on what was read before. Resumed runs and runs on another
+        number of processes therefore replace a bad record with the same good one.
 
         Raises:
             RecordError: None can be used, or ``skipped`` raises.
@@ -99,14 +99,14 @@ class Source:
 
 
 def split_by_size(source: Any) -> Mapping[Size, Sequence[Any]]:
-    """The records of each latent size, since a batch has one.
+    """Groups records by latent size, because a batch has only one size.
 
     Args:
         source: A folder that ``helios-prepare`` wrote, or a sequence of ``LatentRecord``.
 
     Raises:
         FileNotFoundError: The folder holds no finished data set.
-        RecordError: A record whose latents have no size.
+        RecordError: The latents of a record have no size.
     """
     if isinstance(source, str | pathlib.Path):
         from helios_jax.data.helios_latents.reader import open_latents
@@ -132,7 +132,7 @@ def checked_ratios(sources: Sequence[Any], ratios: Sequence[float] | None) -> Se
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Part(Sequence[Any]):
-    """Some records of a sequence, named by their places in the whole."""
+    """Some records of a sequence, named by their places in the whole sequence."""
 
     records: Sequence[Any]
     indices: Sequence[int]

@@ -22,7 +22,7 @@ Precision = Literal["bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Random:
-    """Random weights for the networks whose sizes are given.
+    """Random weights for the networks with given sizes.
 
     Attributes:
         transformer: Sizes of the transformer.
@@ -64,7 +64,7 @@ class Wan:
     """The transformer of Wan2.1 with new history patchers (``checkpoints.wan``): the start of stage 1.
 
     Attributes:
-        folder: A text-to-video checkpoint of Wan2.1 in the layout of diffusers: folder or hub id.
+        folder: Folder or hub id of a Wan2.1 text-to-video checkpoint in the layout of diffusers.
         dtype: Its precision.
     """
 

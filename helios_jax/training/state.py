@@ -1,7 +1,7 @@
 """The state of training: players, each with parameters, optimizer and moving averages.
 
-Frozen parameters are no part of it. A procedure keeps them separately, because steps only read them, and checkpoints
-omit them: they are those of the weights that training starts from.
+Frozen parameters are not part of it. A procedure keeps them separately, because steps only read them. Checkpoints omit
+them, because they equal the weights that training starts from.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def split_params(networks: nnx.Module, trainable: Rules, mesh: Mesh) -> tuple[nn
 def start_state(
     updaters: Mapping[str, Updater], trainable: Mapping[str, Params], mesh: Mesh, restore: Restore | None
 ) -> TrainState:
-    """The state before the first step, or that of a checkpoint. Donates ``trainable``.
+    """The state before the first step, or the state in a checkpoint. Donates ``trainable``.
 
     Args:
         updaters: How each player is updated.
@@ -68,7 +68,7 @@ def start_state(
     if restore is None:
         return initial_state(updaters, trainable, mesh)
     abstract = abstract_state(updaters, trainable, mesh)
-    # The checkpoint's arrays are read while these would still occupy the device, whoever else refers to them.
+    # Deleted explicitly: other references would keep these arrays on the device while the checkpoint is read.
     jax.tree.map(lambda array: array.delete(), trainable)
     step, items = restore(state_items(abstract))
     return state_from_items(step, items, abstract)
@@ -100,7 +100,7 @@ def _beginning(updaters: Mapping[str, Updater]) -> Callable[[Mapping[str, Params
 
 
 def state_items(state: TrainState) -> Items:
-    """What a checkpoint holds of a state."""
+    """The items that a checkpoint stores of a state."""
     return {
         name: {field: value for field, value in vars(player).items() if jax.tree.leaves(value)}
         for name, player in state.players.items()

@@ -1,4 +1,4 @@
-"""How the captions of records become the ``PromptBatch`` of a step: stored embeddings, or tokens."""
+"""Text formats that turn the captions of records into a ``PromptBatch``: stored embeddings, or tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class PaddedEmbeds:
     """Stored embeddings, with zero rows up to a fixed number of tokens.
 
     Attributes:
-        tokens: Rows wanted.
+        tokens: Number of rows.
     """
 
     tokens: int = 512
@@ -63,8 +63,8 @@ class Tokens:
 
     Attributes:
         tokenizer: The tokenizer.
-        tokens: Ids wanted; longer captions lose their last ones, with a warning.
-        drop: Part of the captions that are replaced by the empty text, for guidance; different ones in every epoch.
+        tokens: Number of ids; longer captions are truncated, with a warning.
+        drop: Fraction of the captions that become the empty text, for guidance; different ones in every epoch.
     """
 
     tokenizer: "Tokenizer"
@@ -90,7 +90,7 @@ class Tokens:
         """The ids of one caption, without padding."""
         from helios_jax.models.tokenization import clean_prompt
 
-        # Reading threads share the cache without a lock: two that tokenize one caption at once store equal arrays.
+        # Reading threads share the cache without a lock: two that tokenize the same caption store equal arrays.
         known = self._known.get(caption)
         if known is None:
             ids, mask = self.tokenizer([clean_prompt(caption)], self.tokens)

@@ -8,8 +8,8 @@
 
 Everything up to the last line is a pure function of the position in the stream: global batch j holds the same
 samples for any number of processes, and the state of an iterator is j. A ticket's draw, uniform in [0, 1), depends on
-(seed, position in the stream of its source) and selects the part of the clip, so that a clip shows another part in
-every epoch.
+(seed, position in the stream of its source) and selects the part of the clip, so a clip shows another part in every
+epoch.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,13 +48,13 @@ def batches(
     skipped: Skipped,
     threads: int,
 ) -> grain.DatasetIterator[Any]:
-    """The stream of the drawing above.
+    """The endless stream of batches (see the module's docstring).
 
     Args:
         groups: Sources whose records may share a batch.
         load: Makes a batch of records and their draws.
         batch: Samples in a global batch.
-        rows: The rows of it that this process loads.
+        rows: Rows of the global batch that this process loads.
         seed: Seed of the order and of the draws.
         skipped: Takes records that cannot be used.
         threads: Threads that read; each works on a batch of its own.
@@ -67,10 +67,10 @@ def batches(
         raise ValueError("a source has no records")
 
     def tickets(number: int) -> grain.MapDataset:
-        # Each source has its own seeds, so that sources of equal length are not shuffled alike.
+        # Each source has its own seeds; otherwise sources of equal length would be shuffled alike.
         order, draws = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
         # grain's random_map would create a generator for every ticket, which takes longer than all the rest.
-        # ``position`` counts on through the epochs (it comes after ``repeat``): hence other draws in each of them.
+        # ``position`` keeps counting across epochs (it comes after ``repeat``), so every epoch has different draws.
         return (
             grain.MapDataset.range(len(sources[number].records))
             .seed(order)

@@ -5,7 +5,7 @@ With u in [0, 1) drawn from a density, table entry i = floor(1000 u) of 1000:
     (1)  sigma = (1000 - i) / 1000                 t = 1000 sigma, given to the network unrounded
     (2)  sigma <- f sigma / (1 + (f - 1) sigma)    with a dynamic shift; f depends on the number of tokens
 
-Densities and weights are those of Stable Diffusion 3 (arXiv 2403.03206, section 3.1), as diffusers has them:
+Densities and weights are those of Stable Diffusion 3 (arXiv 2403.03206, section 3.1), as in diffusers:
 
     (3)  logit-normal   u = sigmoid(mean + std n),  n standard normal
     (4)  mode           u = 1 - w - s (cos^2(pi w / 2) - 1 + w),  w uniform

@@ -1,9 +1,9 @@
 """The trainer: one loop for every procedure.
 
-    settings -> procedure -> players' state, fresh or of the newest checkpoint
+    settings -> procedure -> players' state, fresh or from the newest checkpoint
     batch -> procedure's step -> log, checkpoints, validation; at the end the product
 
-A run that is stopped in any way and started again with the same command resumes bit for bit as if it had not been:
+A run that is stopped in any way and restarted with the same command continues bit for bit as if it had never stopped:
 the draws of a step depend on the seed, the step and the sample alone, and a checkpoint holds the players' state and
 the position in the data.
 """
@@ -35,14 +35,14 @@ def train(experiment: Experiment, workdir: Path) -> int:
     """Runs an experiment, or resumes it.
 
     Args:
-        experiment: What to do.
+        experiment: The experiment to run.
         workdir: Folder of the run: settings, checkpoints, metrics, validation and the product.
 
     Returns:
         0 when it is finished, ``PREEMPTED`` when it stopped on SIGTERM.
 
     Raises:
-        ValueError: Settings that cannot work, or that differ from those the run was begun with.
+        ValueError: The settings cannot work, or differ from the ones that the run began with.
         FileNotFoundError: Weights or data are missing.
         FloatingPointError: Loss or gradient is not finite, with ``on_nan="stop"``.
         OSError: A checkpoint could not be written.
@@ -84,7 +84,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
                 log.add(done, running.step(batch, done))
                 stop = preempted(done)
                 if stop or done % experiment.checkpoint_every == 0 or done == experiment.steps:
-                    # The log first: with on_nan="stop" it raises here, and what is not finite is not saved.
+                    # The log first: with on_nan="stop" it raises here, before values that are not finite are saved.
                     log.flush()
                     checkpoints.save(running.items(), data, step=done, wait=stop)
                 if stop:
@@ -100,11 +100,11 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
 
 def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -> None:
-    """Writes the product, unless it exists. One process does it."""
+    """Writes the product unless it exists; only the first process writes."""
     from jax.experimental import multihost_utils
 
     graph, params = flatten(networks)
-    # Every process takes part in the gathering, which is collective, even though only the first one writes.
+    # Gathering is collective: every process takes part, although only the first one writes.
     if jax.process_count() > 1:
         params = {path: multihost_utils.process_allgather(array, tiled=True) for path, array in params.items()}
     if jax.process_index() == 0 and not folder.exists():
@@ -116,16 +116,16 @@ def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -
         experiment.product.export(unflatten(graph, params), partial)
         partial.rename(folder)
         report(f"wrote {folder}")
-    # The others must not end before: the end of a process looks to the rest like its failure.
+    # The other processes must wait: the rest would take the end of a process for its failure.
     multihost_utils.sync_global_devices("export")
 
 
 @contextlib.contextmanager
 def _preemption() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that says whether to stop: after a SIGTERM, at one step in all processes.
+    """Yields a function of the step that says whether to stop: after a SIGTERM, at the same step in all processes.
 
-    The handler only notes the signal. A step that is running is finished and saved; to save from within the handler
-    would catch the state half replaced, and in several processes at different steps.
+    The handler only notes the signal; the running step is finished and saved. A handler that saves could catch the
+    state half replaced, and at different steps in different processes.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

@@ -29,7 +29,7 @@ class Player:
         trainable: The parameters, fp32.
         optimizer: State of the optimizer.
         updates: Calls of ``Updater.apply``, int32; skipped updates count.
-        ema: Moving averages of ``trainable``; empty without.
+        ema: Moving averages of ``trainable``; empty if there are none.
         ema_count: Steps of the moving average, int32; skipped ones count.
     """
 
@@ -94,7 +94,7 @@ class Updater:
         # The log reports the skip by the player's name, and stops the run if it has to.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, player)
-        # Counters count skipped steps too, so that the player keeps time with the run.
+        # Counters include skipped steps, so the player keeps time with the run.
         new = dataclasses.replace(
             new, updates=player.updates + 1, ema_count=player.ema_count + (average and self.ema is not None)
         )
@@ -106,7 +106,7 @@ class Updater:
         return new, metrics
 
     def average(self, player: Player) -> Player:
-        """One step of the moving average; without one, the player as it is."""
+        """Takes one step of the moving average; without an average, returns the player unchanged."""
         if self.ema is None:
             return player
         count = player.ema_count + 1

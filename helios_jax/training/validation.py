@@ -32,7 +32,7 @@ class Samples:
 
     Attributes:
         every: Steps between validations.
-        prompts: One video each.
+        prompts: Prompts of the videos, one each.
         negative_prompt: The negative prompt for guidance.
         num_frames: Length of the videos.
         height: Pixel rows.
@@ -86,7 +86,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """``Samples``, ready: the VAE, and the prompts as embeddings unless the text encoder is trained."""
+    """Prepared ``Samples``: the VAE, and the prompts as embeddings unless the text encoder is trained."""
 
     samples: Samples
     product: Pipeline
@@ -127,7 +127,7 @@ class Reconstructions:
     Attributes:
         every: Steps between validations.
         clips: Source of the clips.
-        count: How many.
+        count: Number of clips.
         fps: Frames per second of the files.
     """
 
@@ -144,7 +144,7 @@ class Reconstructions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Reconstructor:
-    """``Reconstructions``, ready."""
+    """Prepared ``Reconstructions``."""
 
     settings: Reconstructions
     frames: UInt8[np.ndarray, "B F H W 3"]

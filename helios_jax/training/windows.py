@@ -1,11 +1,11 @@
 """Windows: the part of a clip that one sample shows.
 
-A window around chunk k of a clip with latent frames z (9 per chunk), as Helios is trained (arXiv 2603.04379):
+A window around chunk k of a clip with latent frames z (9 per chunk), as in Helios's training (arXiv 2603.04379):
 
     target = z[9k : 9k + 9],   history = z[9k - 19 : 9k],   anchor = z[0]                  (1)
 
-with zeros before the start of the clip, and a zero anchor for k = 0. The sampler's context holds the same when it
-generates its chunk k.
+with zeros before the start of the clip, and a zero anchor for k = 0. The sampler's context holds the same frames
+when it generates chunk k.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,12 @@ def window_batch(
 
     Args:
         records: Clips of one latent size.
-        draws: A number in [0, 1) for each, which decides its chunk, and what of its text is used.
+        draws: A number in [0, 1) for each record, which decides its chunk and how its text is used.
         history_frames: Latent frames of history.
         text: How captions become arrays.
     """
-    # The whole part of a scaled draw is the chunk, uniform among the clip's. The fraction that is left is uniform
-    # again and independent of the chunk, so that the text can use it: one draw per sample serves both.
+    # The integer part of a scaled draw is the chunk, uniform among the clip's chunks. The remaining fraction is again
+    # uniform and independent of the chunk, so the text can use it: one draw per sample serves both.
     places = [divmod(draw * len(record.latents), 1.0) for record, draw in zip(records, draws, strict=True)]
     windows = [
         cut_window(record.latents, record.anchor, int(chunk), history_frames)

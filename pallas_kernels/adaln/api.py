@@ -40,7 +40,7 @@ def residual_norm(
     Args:
         x: The residual stream.
         update: Output of the previous sub-layer, for all S tokens or for the current ones only (S - num_history);
-            history then passes through equation (1) unchanged. ``None``: x is the stream already.
+            history then passes through equation (1) unchanged. ``None``: x is already the stream.
         gate: fp32 rows of equation (1); ``None`` adds the bare update.
         scale: fp32 rows of equation (2), the whole factor: 1 + modulation for adaLN, the weight for an affine norm.
         shift: fp32 rows of equation (2).

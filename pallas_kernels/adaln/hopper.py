@@ -1,8 +1,8 @@
 """The residual sum and norm on Hopper: one warpgroup holds one token in registers, from load to store.
 
-The pass is bound by memory: it reads x and update and writes both results once, 16 bytes per lane and access.
-The rows of gate, scale and shift are shared by all tokens and come out of L2. Keeping them in registers or shared
-memory over several tokens measured slower, since fewer warpgroups then fit on an SM (figures in the README).
+The pass is bound by memory: it reads x and update and writes both results once, 16 bytes per lane and access. The rows
+of gate, scale and shift are shared by all tokens and read from L2. Keeping them in registers or shared memory over
+several tokens measured slower, since fewer warpgroups then fit on an SM (figures in the README).
 """
 
 import jax
@@ -74,7 +74,7 @@ def residual_norm(
             ],
             grid=(batch, tokens),
             grid_names=("sample", "token"),
-            # Nothing but the reductions, which synchronise by themselves, goes through shared memory.
+            # Only the reductions use shared memory, and they synchronise by themselves.
             compiler_params=CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
             kernel_name="residual_norm",
         )(*operands)

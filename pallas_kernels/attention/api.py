@@ -1,4 +1,4 @@
-"""Attention: one function, of arrays of its heads or of arrays that hold more."""
+"""Softmax attention on arrays of its heads, or on larger arrays that contain them."""
 
 from typing import Any, Literal, overload
 
@@ -49,9 +49,9 @@ def attention(
 ) -> Float[Array, "B S N K"] | tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
     """softmax(scale q k^T) v over the first ``kv_length`` keys.
 
-    Sequences whose length is a multiple of 8 reach the kernel without a copy. A caller whose length is not can
-    keep its arrays padded and pass the true number of keys: padded rows of ``k`` and ``v`` must be finite, and
-    padded rows of ``q`` give rows of no meaning.
+    Sequences whose length is a multiple of 8 reach the kernel without a copy. A caller whose length is not can keep its
+    arrays padded and pass the true number of keys: padded rows of ``k`` and ``v`` must be finite, and padded rows of
+    ``q`` give meaningless rows.
 
     Args:
         q: Queries.
@@ -59,11 +59,11 @@ def attention(
         v: Values, in the dtype of ``q`` and ``k``.
         scale: Factor of the logits, by default 1/sqrt(K).
         kv_length: Number of keys that count, by default all.
-        last_key_count: How many times the last of these keys counts. One key can so stand for many with the same key
-            and value, such as those of padding.
+        last_key_count: How many times the last of these keys counts. One key can thus stand for many with the same key
+            and value, such as padding.
         implementation: ``"pallas"`` (Hopper, 16-bit, K of 64 or 128), ``"cudnn"`` (GPU, 16-bit, every key once, no
             log-sum-exp), ``"xla"``, or ``None`` for the first of these that can run.
-        return_lse: Whether to return also the natural logarithm of the sum of exponentials, fp32. No gradient
+        return_lse: Whether to also return the natural logarithm of the sum of exponentials, fp32. No gradient
             flows through it.
         residual_name: Name of the output and of the log-sum-exp for policies of ``jax.checkpoint``. If a policy keeps
             both, the backward pass does not compute the attention again.
@@ -129,7 +129,7 @@ def attention_packed(
     return_lse: bool = False,
     residual_name: str | None = None,
 ) -> Float[Array, "B S N K"] | tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
-    """:func:`attention` on ``num_heads`` heads of arrays that hold more.
+    """:func:`attention` on ``num_heads`` heads of arrays that contain more.
 
     The output of a fused projection, [B, S, 3 N, K], is passed three times with ``first_heads=(0, N, 2 * N)``: the
     Pallas kernel reads the heads where they are, while a slice would be copied before the call.
@@ -144,7 +144,7 @@ def attention_packed(
         kv_length: Number of keys that count, by default all.
         last_key_count: How many times the last of these keys counts.
         implementation: ``"pallas"``, ``"cudnn"``, ``"xla"``, or ``None`` for the first of these that can run.
-        return_lse: Whether to return also the log-sum-exp.
+        return_lse: Whether to also return the log-sum-exp.
         residual_name: Name of the results for policies of ``jax.checkpoint``.
 
     Raises:

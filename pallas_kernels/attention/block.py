@@ -120,5 +120,5 @@ class Block:
         return lax.div(row, plan.num_heads), lax.rem(row, plan.num_heads), tile * TILE
 
     def slot(self, count: Index) -> Array:
-        """The slot of a step that is number ``count`` of this block."""
+        """The slot of step number ``count`` of this block."""
         return lax.rem(count, self.plan.stages)

@@ -23,7 +23,7 @@ class AttentionConfig:
 
 
 # 129 to 256 keys would be exactly two blocks of 128 in two slots. Every barrier then has a constant address of its own;
-# the compiler keeps all of these in registers, finds too few and spills seven. With blocks of 96 it does not.
+# the compiler keeps all of these in registers, runs out and spills seven. Blocks of 96 avoid this.
 _CONFIGS = (
     (1024, AttentionConfig(block_kv=160)),
     (257, AttentionConfig(block_kv=128)),

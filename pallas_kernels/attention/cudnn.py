@@ -76,7 +76,7 @@ def attention_cudnn_gradient(
 
 @functools.cache
 def _require_known_rule() -> None:
-    """Compares the parameters of JAX's private function with those that it is called with.
+    """Checks that JAX's private function still has the parameters that it is called with.
 
     A change of JAX would otherwise show as an error in JAX's own code or, if residuals are reordered, as wrong numbers.
     """

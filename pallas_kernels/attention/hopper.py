@@ -22,7 +22,7 @@ score exceeds the largest of its row's first block by 40 or so) or is not a numb
 
     m  <- max(m, c rowmax(S_j)),    a = 2^(m_before - m),    l <- a l,    O <- a O      (5)
 
-before (3). Where P is fp16, whose exponents do not suffice, all tiles are computed that way at once.
+before (3). If P is fp16, with its narrower range of exponents, all tiles are computed that way from the start.
 
 The grid is persistent: a thread block walks over tiles of 128 queries, and the next tile's queries, keys and values
 are loaded while the last one is finished. A tile of queries that runs past the end needs no mask: TMA fills with zeros

@@ -86,8 +86,8 @@ def _pallas_forward(q: Array, k: Array, v: Array, problem: Problem) -> tuple[Res
 def _pallas_backward(problem: Problem, saved: _Residuals, cotangents: Result) -> tuple[Array, Array, Array]:
     """The gradients of q, k and v by cuDNN, or by XLA where a key counts several times.
 
-    cuDNN takes the output and log-sum-exp of the kernel, so that the attention is not computed again. The log-sum-exp
-    as a result of the caller has no gradient.
+    cuDNN takes the output and log-sum-exp of the kernel, so the attention is not computed again. No gradient flows
+    through the log-sum-exp that the caller gets.
     """
     q, k, v, out, lse = saved
     if problem.last_key_count > 1:

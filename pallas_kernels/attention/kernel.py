@@ -69,7 +69,7 @@ def run_block(plan: Plan, q_gmem: Ref, k_gmem: Ref, v_gmem: Ref, *refs: Ref) -> 
 def produce(block: Block) -> None:
     """The producer: loads the blocks of keys and values of all tiles, and of repeated tiles once more."""
     plan, memory = block.plan, block.memory
-    # A producer computes nothing: its registers are worth more to the consumers.
+    # A producer computes nothing, so it leaves its registers to the consumers.
     compat.set_max_registers(_REGISTERS["producer"], action="decrease")
 
     def load_tile(n: Index, count: Index) -> None:
@@ -87,7 +87,7 @@ def produce(block: Block) -> None:
 
         loaded = lax.fori_loop(0, block.my_tiles, load_again, loaded)
 
-    # Every arrival at a barrier is waited for: nobody refills the slots that the consumers free last.
+    # Every arrival at a barrier must be waited for, also at the slots that are freed last and not refilled.
     @pl.loop(lax.max(loaded - plan.stages, 0), loaded)
     def _(count: Array) -> None:
         compat.barrier_wait(memory.k_free.at[block.slot(count)])
@@ -105,7 +105,7 @@ def _load_keys_and_values(block: Block, n: Index, step: Index, count: Index) -> 
         (memory.k_gmem, plan.first_heads[1], memory.k_smem, memory.k_full, memory.k_free),
         (memory.v_gmem, plan.first_heads[2], memory.v_smem, memory.v_full, memory.v_free),
     ):
-        # Nobody frees a slot before it has been filled once, so the first round must not wait.
+        # No slot is freed before it has been filled once, so the first round must not wait.
         pl.when(count >= plan.stages)(lambda free=free: compat.barrier_wait(free.at[slot]))
         compat.copy_gmem_to_smem(gmem.at[batch, rows, first + head], smem.at[slot], full.at[slot])
 
@@ -142,7 +142,7 @@ def _run_attempt(block: Block, attempt: Array, carry: tuple[Array, Array]) -> tu
         return jnp.where(wanted, count + block.plan.num_steps, count)
 
     def find_next() -> Array:
-        # The second result of a tile must not be overtaken by its first, still on the way to global memory.
+        # The first result of a tile may still be on its way to global memory and must not overwrite the second.
         compat.wait_smem_to_gmem(0)
         compat.barrier_arrive(block.memory.judged)
         return _doubtful_tiles(block)
@@ -163,8 +163,8 @@ def _run_tile(block: Block, n: Index, first_count: Index, attempt: Index) -> Non
 def _load_queries(block: Block, n: Index) -> None:
     """Starts the copy of this consumer's queries of tile ``n``.
 
-    Each consumer loads its own, since it alone knows when its last product has read the ones before: with a barrier of
-    both, the faster consumer would wait for the other.
+    Each consumer loads its own, since only it knows when its last product has read the previous ones. With one barrier
+    for both, the faster consumer would wait for the other.
     """
     memory, warpgroup = block.memory, block.warpgroup
     batch, head, start = block.locate(n)
@@ -206,8 +206,8 @@ def _attend(
     return o, m, total
 
 
-# Both visits round P to the dtype of V only after the product that reads the P before has ended. Rounded earlier, its
-# registers would be written while that product is in flight, for which ptxas serialises every wgmma.
+# Both visits round P to the dtype of V only after the product that reads the previous P has ended. Rounded earlier, its
+# registers would be written while that product is in flight, and ptxas would serialise every wgmma.
 
 
 def _visit_with_first_max(
@@ -269,7 +269,7 @@ def _advance[T](
     p: Float[Array, "64 T"],
     softmax: Callable[[Array], T],
 ) -> tuple[Float[Array, "64 K"], T]:
-    """O with the block before ``step``, and ``softmax`` of the scores of the block at ``step``.
+    """O with the block before ``step`` added, and ``softmax`` of the scores of the block at ``step``.
 
     The products (1) of this block and (4) of the one before are in flight together, so that the tensor cores have work
     while the softmax starts on the scores.
@@ -278,7 +278,7 @@ def _advance[T](
     compat.barrier_wait(memory.k_full.at[slot(step)])
 
     def release_k_and_softmax(s: Array) -> T:
-        # The scores are there, so the keys have been read; the producer may replace them during the softmax.
+        # The scores are complete, so the keys have been read; the producer may replace them during the softmax.
         compat.barrier_arrive(memory.k_free.at[slot(step)])
         return softmax(s)
 
@@ -301,7 +301,7 @@ def finish(block: Block, n: Index, o: Float[Array, "64 K"], m: Float[Array, "64"
     """Divides O by its sums and starts the copies of the results of tile ``n``."""
     plan, memory, warpgroup = block.plan, block.memory, block.warpgroup
     out_tile = memory.out_smem.at[warpgroup]
-    # The results of the tile before must have left shared memory, not have reached global memory.
+    # The results of the previous tile must have left shared memory, but need not have reached global memory.
     compat.wait_smem_to_gmem(0, wait_read_only=True)
     out_tile[...] = (o * _spread(1.0 / total, plan.head_dim)).astype(plan.dtype)
     if plan.return_lse:

@@ -1,4 +1,4 @@
-"""Softmax attention as its definition reads, in fp32: what every implementation is tested against."""
+"""Softmax attention by its definition, in fp32; every implementation is tested against it."""
 
 import math
 
@@ -18,7 +18,7 @@ def attention_reference(
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B N S"]]:
     """Attention over the first ``kv_length`` keys and the natural log of the sum of exponentials, both fp32.
 
-    The last of these keys counts ``last_key_count`` times: exp(logit) occurs so often in the sum.
+    The last of these keys counts ``last_key_count`` times: exp(logit) occurs that many times in the sum.
     """
     q, k, v = (x.astype(jnp.float32) for x in (q, k[:, :kv_length], v[:, :kv_length]))
     logits = jnp.einsum("bsnk,btnk->bnst", q, k, precision="highest")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _BLOCK_LOGITS = 2**31
-"""Logits (elements) that may exist at once; longer sequences go block by block of queries."""
+"""Logits (elements) that may exist at once; longer sequences are computed in blocks of queries."""
 
 
 def attention_xla(

@@ -71,7 +71,7 @@ def _obstacle(x: Array, kernel: Array, bias: Array | None, *, activation: str | 
 
 
 def _kernel(x: Array, kernel: Array, bias: Array | None, *, activation: str | None) -> Array:
-    """Any leading axes, as one axis of rows."""
+    """The layer by the kernel, with all leading axes merged into one axis of rows."""
     return _fused(activation, x.reshape(-1, x.shape[-1]), kernel, bias).reshape(*x.shape[:-1], kernel.shape[1])
 
 
@@ -101,7 +101,7 @@ def _backward(
 ) -> tuple[Array, Array, Array | None]:
     """The gradient of x from the kernel, which reads the same weights transposed; the other two from XLA.
 
-    Of frozen weights the gradient is dropped by the caller, and XLA then does not compute it.
+    For frozen weights the caller drops the gradient, and XLA then does not compute it.
     """
     x, kernel, bias, total = residuals
     if activation is not None:

@@ -50,7 +50,7 @@ CONFIGS = (
 def choose_config(rows: int, columns: int, num_blocks: int) -> LinearConfig:
     """The tile shapes with the largest rate times share of useful work.
 
-    Useful is what the result contains. Tiles past its end and thread blocks that idle in the last round are not.
+    Only elements of the result are useful; tiles past its end and thread blocks that idle in the last round are not.
 
     Args:
         rows: Rows of the result.

@@ -65,7 +65,7 @@ def linear_hopper(
         dtype=x.dtype,
         out_features=out_features,
         grid=grid,
-        # Bands of equal height: a low last one would share less.
+        # Bands of equal height: a shorter last band would share less.
         band=pl.cdiv(grid[0], pl.cdiv(grid[0] * block_rows, _BAND_ROWS)),
         num_tiles=num_tiles,
         num_blocks=min(num_tiles, num_blocks),

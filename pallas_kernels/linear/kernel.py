@@ -99,7 +99,7 @@ class Block:
         return row * plan.config.block[0], column * plan.config.block[1]
 
     def slot(self, count: Index) -> Array:
-        """The slot of a step that is number ``count`` of this block."""
+        """The slot of step number ``count`` of this block."""
         return lax.rem(count, self.plan.config.stages)
 
 
@@ -129,14 +129,14 @@ def run_block(plan: Plan, *refs: Ref) -> None:
 def produce(block: Block) -> None:
     """The producer: loads the slices of all tiles."""
     plan = block.plan
-    # A producer computes nothing: its registers are worth more to the consumers.
+    # A producer computes nothing, so it leaves its registers to the consumers.
     compat.set_max_registers(_REGISTERS["producer"], action="decrease")
 
     @pl.loop(0, block.my_tiles)
     def _(n: Array) -> None:
         pl.loop(0, plan.steps)(lambda step: _load_slices(block, n, step))
 
-    # Every arrival at a barrier is waited for: nobody refills the slots that the consumers free last.
+    # Every arrival at a barrier must be waited for, also at the slots that are freed last and not refilled.
     @pl.loop(lax.max(block.my_tiles * plan.steps - plan.config.stages, 0), block.my_tiles * plan.steps)
     def _(count: Array) -> None:
         compat.barrier_wait(block.free.at[block.slot(count)])
@@ -149,7 +149,7 @@ def _load_slices(block: Block, n: Index, step: Index) -> None:
     count = n * block.plan.steps + step
     slot = block.slot(count)
     along, across = pl.ds(step * DEPTH, DEPTH), pl.ds(column, config.block[1])
-    # Nobody frees a slot before it has been filled once, so the first round must not wait.
+    # No slot is freed before it has been filled once, so the first round must not wait.
     pl.when(count >= config.stages)(lambda: compat.barrier_wait(block.free.at[slot]))
     rows = pl.ds(row, config.block[0])
     compat.copy_gmem_to_smem(block.x_gmem.at[rows, along], block.x_smem.at[slot], block.full.at[slot])
@@ -219,7 +219,7 @@ def finish(block: Block, row: Index, column: Index, total: Float[Array, "R C"]) 
             first = lax.min(column + start, plan.out_features - chunk)
             y = y + _columns_of(block.bias_gmem, first, (plan.config.rows, chunk), plan.interpreted)
         y = _gelu(y) if plan.activation == "gelu" else y
-        # The chunk before must have left shared memory, not have reached global memory.
+        # The previous chunk must have left shared memory, but need not have reached global memory.
         compat.wait_smem_to_gmem(0, wait_read_only=True)
         block.out_smem.at[block.warpgroup][...] = y.astype(plan.dtype)
         # TMA reads through the async proxy, which sees what threads have stored only after this fence.

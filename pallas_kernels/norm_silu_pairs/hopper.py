@@ -2,8 +2,8 @@
 
 The pass is bound by memory: it reads every frame and writes twice as many. A block of one warpgroup computes some
 pixels of the four frames that a pair of results depends on. TMA copies them into shared memory, each thread replaces
-them by the four sums, in the fragments that it would own in a wgmma, and TMA copies the sums out. The block of the
-next pair reads two of the frames as well; it is the next one in the grid, so that it finds them in L2.
+them by the four sums, in the fragments that it would own in a wgmma, and TMA copies the sums out. The block of the next
+pair reads two of the frames as well; it is the next one in the grid, so it finds them in L2.
 """
 
 import math
@@ -41,7 +41,7 @@ def norm_silu_pairs(
         sample, pair, first = lax.axis_index("sample"), lax.axis_index("pair"), lax.axis_index("tile") * _ROWS
         numbers = [2 * pair - 2 + i for i in range(_FRAMES)]
         for number, tile in zip(numbers, smem, strict=True):
-            # Frames beyond the clip are read as its nearest and scaled by zero.
+            # For frames beyond the clip, its nearest frame is read and scaled by zero.
             inside = jnp.clip(number, 0, frames - 1)
             compat.copy_gmem_to_smem(x_gmem.at[sample, inside, pl.ds(first, _ROWS)], tile, arrived)
 

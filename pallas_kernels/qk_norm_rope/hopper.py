@@ -2,7 +2,7 @@
 
 A pair of bf16 channels is handled as one 32-bit word, even channel in the low half. A bf16 is the upper half of a
 float32, so both channels come out of a word as fp32 by a shift and a mask, pairs stay within a lane, and neither the
-weights nor the table need a permutation. Seen from XLA the change of type moves no data.
+weights nor the table need a permutation. For XLA the change of type is a bitcast and moves no data.
 """
 
 import jax
@@ -78,7 +78,7 @@ def qk_norm_rope(
         out_type=[out_type, out_type],
         grid=(batch, tokens),
         grid_names=("sample", "token"),
-        # Nothing but the reductions, which synchronise by themselves, goes through shared memory.
+        # Only the reductions use shared memory, and they synchronise by themselves.
         compiler_params=CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
         kernel_name="qk_norm_rope",
     )(*(_as_words(x, pairs) for x in (q, k, q_scale, k_scale)), table)

@@ -1,4 +1,4 @@
-"""Hub ids: what is downloaded and what is said when nothing can be."""
+"""Hub ids: what is downloaded, and the errors when nothing can be."""
 
 import pathlib
 

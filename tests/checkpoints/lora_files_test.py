@@ -68,7 +68,7 @@ def published(network: Network, folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def alpha(layer: str) -> float:
-    """What the recording script asks for."""
+    """The alpha that the recording script gives to a layer."""
     return 2.0 if layer.endswith("attn2.to_k") else 7.0 if layer == "patch_short" else 5.0
 
 

@@ -85,7 +85,7 @@ def test_weights_are_never_overwritten(vae_folder, tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_save_does_not_load_and_can_be_repeated(tmp_path):
-    """The process dies when all weights are written and only the final rename is missing."""
+    """The process dies after all weights are written, before the final rename."""
     code = f"""
         import os
         import helios_jax as hx

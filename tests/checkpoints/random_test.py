@@ -1,4 +1,4 @@
-"""Tokenizers for models that are trained from nothing."""
+"""Tokenizers for models that are trained from scratch."""
 
 import numpy as np
 

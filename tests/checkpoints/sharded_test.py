@@ -106,7 +106,7 @@ def test_sharded_values_equal_those_on_one_device(report, source):
 
 
 def test_sharded_merge_equals_that_on_one_device(report):
-    """Products of rank six in fp32, in another order of summation at most."""
+    """Products of rank six in fp32 differ in the order of summation at most."""
     assert report["lora"]["error"] <= 1e-6
 
 

@@ -15,7 +15,7 @@ VAE = pathlib.Path(__file__).parents[1] / "parity" / "data" / "vae" / "other"
 
 @pytest.mark.parametrize("layout", ["diffusers", "orbax"])
 def test_the_layout_is_recognised(tmp_path, layout):
-    """From the checkpoint's folder and from the component's own."""
+    """It is recognised from the checkpoint's folder and from the component's own."""
     vae = hx.load_diffusers(VAE, "vae")
     save_weights(vae, tmp_path, "vae", layout)
     assert layout_of(tmp_path / "vae") == layout

@@ -1,4 +1,4 @@
-"""The files of helios_latents: exact round trips, TFDS's own reading, and what is said when something is wrong."""
+"""The files of helios_latents: exact round trips, TFDS's own reading, and errors."""
 
 import json
 import subprocess

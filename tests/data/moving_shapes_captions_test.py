@@ -1,4 +1,4 @@
-"""Captions state everything, and are understood."""
+"""Captions state every attribute, and the parser understands them."""
 
 import re
 

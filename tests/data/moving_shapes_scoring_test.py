@@ -1,4 +1,4 @@
-"""The scorer finds everything in spoilt videos, and nothing where nothing is."""
+"""The scorer finds everything in degraded videos, and nothing where there is nothing."""
 
 import dataclasses
 

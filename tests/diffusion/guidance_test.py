@@ -16,7 +16,7 @@ DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "schedules"
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(("name", "guidance"), [("plain", ClassifierFree()), ("zero_star", CfgZeroStar())])
 def test_guidance_equals_diffusers(name: str, guidance, dtype: str):
-    """Bit-exact in bf16."""
+    """The results are bit-exact in bf16."""
     with np.load(DATA / "guidance.npz") as arrays:
         cond, uncond, expected = (arrays[f"{dtype}/{key}"] for key in ("cond", "uncond", name))
     guided = jax.jit(guidance)(jnp.asarray(cond, dtype), jnp.asarray(uncond, dtype), 5.0)
@@ -26,7 +26,7 @@ def test_guidance_equals_diffusers(name: str, guidance, dtype: str):
 
 
 def test_zero_star_projects_each_sample():
-    """With c = k u + w, w orthogonal to u: v = k u + g w, for every sample its own k."""
+    """With c = k u + w, w orthogonal to u: v = k u + g w, where every sample has its own k."""
     u, w = jax.random.normal(jax.random.key(0), (2, 2, 3, 4, 4, 2))
     axes = (1, 2, 3, 4)
     w = w - (w * u).sum(axes, keepdims=True) / (u * u).sum(axes, keepdims=True) * u

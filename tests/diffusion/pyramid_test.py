@@ -26,7 +26,7 @@ NAMES = [
     for r in RECORDS
 ]
 TOKENS = (540, 540, 2160)
-"""What released inference computes mu from, at 384x640."""
+"""The token counts from which released inference computes mu, at 384x640."""
 
 
 def test_levels_of_the_published_pyramid():
@@ -253,7 +253,7 @@ def test_the_transition_makes_the_noise_white_again(level: int, gamma: float):
 @pytest.mark.parametrize("solver", ["dmd", "unipc", "euler"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_renoise_equals_torch(solver: str, dtype: str):
-    """Bit-exact in bf16, where every product and the sum are rounded."""
+    """The result is bit-exact in bf16, where every product and the sum are rounded."""
     config = SchedulerConfig(solver=solver)
     carried = "float32" if solver == "unipc" else dtype
     renoise = jax.jit(pyramid.renoise, static_argnums=(2, 3, 4))

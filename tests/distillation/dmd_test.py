@@ -100,7 +100,7 @@ def test_critic_loss_in_numpy():
 
 @pytest.mark.parametrize(("step", "mean"), [(0, 824), (500, 607), (2000, 607), (None, 607)])
 def test_mean_timesteps(step, mean):
-    """Published Monte-Carlo means: from coarse to uniform within 500 steps; ``None`` is the critic."""
+    """Published Monte-Carlo means move from coarse to uniform within 500 steps; ``None`` is the critic."""
     levels, count = ScoreLevels(shift=SHIFT), 40_000
     keys = jax.random.split(jax.random.key(0), count)
     draw = levels.for_critic if step is None else lambda key: levels.for_generator(key, step)

@@ -22,7 +22,7 @@ LEVELS = 3
 
 
 def schedules(steps=(2, 2, 2), *, amplify: bool = False):
-    """At the published size."""
+    """Schedules at the published size."""
     return plan_chunk(
         SCHEDULER,
         TransformerConfig.helios_14b(),
@@ -48,7 +48,7 @@ def draws(seed: int = 0) -> RolloutDraws:
 
 
 def velocity(gains, x, timestep, level):
-    """Not linear, of another strength on each level and at each timestep."""
+    """A nonlinear velocity with a different strength at each level and timestep."""
     strength = gains[level] * (1 + timestep / 1000)[:, None, None, None, None]
     return jnp.tanh(strength * x) + 0.3 * jnp.roll(x, 1, axis=2)
 
@@ -92,7 +92,7 @@ def test_only_few_step_schedules_are_rolled_out():
 
 
 def test_the_last_exits_are_the_sampler():
-    """Exits after the last steps: level by level, the steps of a sampled chunk."""
+    """With exits after the last steps, the rollout takes the steps of a sampled chunk, level by level."""
     plans, noise = schedules((2, 3, 2)), draws()
     solver = make_solver(SCHEDULER)
     state = begin_first_level(solver, noise.initial, LEVELS - 1)
@@ -109,7 +109,7 @@ def test_the_last_exits_are_the_sampler():
 
 @pytest.mark.parametrize("exits", EXITS)
 def test_gradients_reach_a_level_if_all_above_exit_at_once(exits):
-    """All combinations; the sizes are those of differences of the part that is differentiated."""
+    """All combinations of exits; gradients match finite differences of the part that is differentiated."""
     plans, noise, lowest = schedules(), draws(), lowest_trained(exits)
 
     direction = jax.random.normal(jax.random.key(9), SHAPE)

@@ -1,4 +1,4 @@
-"""The recipe of the small world: its settings fit together, true scenes get full marks, losses become small files."""
+"""The recipe of the small world: consistent settings, full marks for true scenes, small files of losses."""
 
 import functools
 import json

@@ -56,7 +56,7 @@ def test_lengths_of_the_model(length, kv_length):
 
 @pytest.mark.parametrize("growth", [12, 60])
 def test_scores_that_grow_in_one_of_many_heads(growth):
-    """Its tiles are done again, by thread blocks whose other tiles are not."""
+    """Thread blocks recompute the tiles of this head, but not their other tiles."""
     length, head = 4560, 17
     shape = (1, length, 40, 128)
     q, k, v = (draw(seed, shape) for seed in range(3))

@@ -55,7 +55,7 @@ def assert_close(x, kernel, bias, got, activation):
 
 
 def check(run, x, kernel, bias, activation):
-    """Runs the compiled ``run()`` between guards, and again for the same bits."""
+    """Runs the compiled ``run()`` between guards, and again to compare the bits."""
     first = run()
     assert_close(x, kernel, bias, first, activation)
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_every_tile_shape(config, transposed):
 
 @pytest.mark.parametrize("num_blocks", [1, 7])
 def test_few_thread_blocks(num_blocks):
-    """Each computes many tiles through the same slots."""
+    """Each thread block computes many tiles through the same slots."""
     x, kernel, bias = normal(3, 1000, 192), normal(4, 192, 640) * 192**-0.5, normal(5, 640)
     run = jax.jit(lambda *operands: linear_hopper(*operands, activation=None, num_blocks=num_blocks))
     check(lambda: run(x, kernel, bias), x, kernel, bias, None)

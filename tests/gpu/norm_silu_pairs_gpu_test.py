@@ -65,7 +65,7 @@ def test_a_pixel_of_zeros():
 
 @pytest.mark.parametrize("shape", [(1, 5, 24, 40, 96), (2, 1, 8, 9, 192)])
 def test_gradients(shape):
-    """Equal to those of the reference."""
+    """The gradients equal those of the reference."""
     x, gamma = normal(0, *shape, mean=0.3), normal(1, shape[-1], mean=1.0)
     pairs = (shape[1] + 1) // 2
     weights = [normal(2 + i, shape[0], pairs, *shape[2:], dtype="float32") for i in range(4)]

@@ -1,4 +1,4 @@
-"""The decoder: exact frames from anywhere in a film, at little cost, at any rate, and damage that is noticed."""
+"""The decoder: exact frames from anywhere in a film, at little cost and at any rate; damage is noticed."""
 
 import itertools
 import pathlib
@@ -69,7 +69,7 @@ def test_a_late_cut_costs_no_more_than_the_frames_since_its_key_frame(tmp_path, 
 
 
 def test_key_frames_that_lead_nowhere_are_not_trusted(tmp_path, monkeypatch, decoded):
-    """A container that marks ordinary frames as key frames: the right frames all the same, from further back."""
+    """If a container marks ordinary frames as key frames, decoding starts further back and gives the right frames."""
     path = write_film(tmp_path / "film.mp4", numbered(60), g="60", bf="2")
     whole = list(read_frames(path))
     timeline = read_timeline(path)

@@ -49,7 +49,7 @@ def randomised(module):
 
 
 def output(module):
-    """Of fixed inputs, with history."""
+    """The output for fixed inputs, with history."""
     generator = np.random.default_rng(1)
 
     def draw(*shape):

@@ -164,7 +164,7 @@ def test_one_padded_token_at_least_has_a_key(lengths, padded, keys, dtype):
 
 
 def test_what_differs_behind_the_text_keeps_its_keys():
-    """Padding of any value counts as such; one odd number in it, or one that is not a number, does not."""
+    """Equal rows of any value count as padding; rows with one odd number or NaN do not."""
     embeds = np.zeros((2, 512, 4), np.float32)
     embeds[0, :100], embeds[0, 100:] = 1, [1, 2, 3, 4]
     assert needed_keys(jnp.asarray(embeds)) == 128

@@ -140,7 +140,7 @@ def test_rope_golden_values():
 
 
 def test_pieces_equal_the_whole():
-    """Text, context and rotary tables made once give the same velocity as the one-call forward."""
+    """Text, context and rotary tables that are computed once give the same velocity as the one-call forward."""
     model, (latents, timestep, embeds), tiers, _ = load("published", "float32")
     whole = model(latents, timestep, embeds, tiers)
     rope = model.rope(HistoryConfig(), tiers.short.shape[2:4], latents.shape[2:4], latents.shape[1])

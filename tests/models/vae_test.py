@@ -65,7 +65,7 @@ def test_decode_matches_diffusers(case, frames):
 
 
 def test_decode_in_pairs_of_frames_matches_diffusers(monkeypatch):
-    """Four products for two frames, with the kernel's reference in its place."""
+    """Four products for two frames, with the reference in place of the kernel."""
     monkeypatch.setattr(vae_layers, "runs_as_kernel", lambda x, gamma: True)
     calls = []
     monkeypatch.setattr(
@@ -82,7 +82,7 @@ def test_decode_in_pairs_of_frames_matches_diffusers(monkeypatch):
 
 @pytest.mark.parametrize(("case", "slice_frames"), [pytest.param("wan", 3, marks=pytest.mark.slow), ("other", 4)])
 def test_slices_change_no_bit(case, slice_frames):
-    """Slices of 4 divide the 8 frames after the first, of 3 do not."""
+    """Slices of 4 divide the 8 frames after the first; slices of 3 do not."""
     arrays = recorded(case)
     whole, sliced = (run(load(case), "decode", arrays["latents9"], n) for n in (None, slice_frames))
     assert (whole == sliced).all()

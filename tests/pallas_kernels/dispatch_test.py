@@ -1,4 +1,4 @@
-"""The choice of an implementation: fastest first, the same words for every op, meshes; gradients of the reference."""
+"""The choice of an implementation (fastest first, errors, meshes) and the gradients of the reference."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 """Runs Hopper kernels in Pallas' GPU interpreter: barriers, copies, masks and numerics as written, without a GPU.
 
-Cases run in a process apart: simulated threads that wait for each other forever cannot be ended otherwise. The cases of
-one program share a process, which imports JAX once, until one of them fails.
+Cases run in a separate process: simulated threads that wait for each other forever cannot be ended otherwise. The cases
+of one program share a process, which imports JAX once, until one of them fails.
 """
 
 import atexit
@@ -69,9 +69,9 @@ class _Interpreter:
 
 
 def run_in_interpreter(program: str, case: dict[str, Any], timeout: int = 120) -> Any:
-    """Runs ``program``, which finds ``case`` and whatever the prelude defines, and ends in printing JSON.
+    """Runs ``program``, which can use ``case`` and the names of the prelude, and ends by printing JSON.
 
-    Fails when a race is detected, or when nothing comes from the program for ``timeout`` seconds.
+    Fails when a race is detected, or when the program prints nothing for ``timeout`` seconds.
     """
     # Taken out while it runs: after a failure the next case gets a new process.
     interpreter = _running.pop(program, None) or _Interpreter(program)

@@ -21,7 +21,7 @@ jax.jit(run).lower(array({rows}, {features}), array(*shape), array({out_features
 """
 
 UP = dict(rows=11040, features=5120, out_features=13824, activation="gelu", has_bias=True, transposed=False)
-"""A layer with everything, and rows and outputs that are no multiples of a tile."""
+"""A layer with bias and activation, and with rows and outputs that are not multiples of a tile."""
 INPUT_GRADIENT = dict(rows=2944, features=13824, out_features=5120, activation=None, has_bias=False, transposed=True)
 
 

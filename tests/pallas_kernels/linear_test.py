@@ -33,7 +33,8 @@ def operands(rows, features, out_features, *, has_bias=True, dtype="bfloat16"):
 
 @pytest.fixture
 def device(monkeypatch):
-    """Calls of a kernel that computes as Hopper's does, with one rounding at the end, but anywhere."""
+    """Replaces the kernel by one that runs anywhere and, as Hopper's does, rounds once at the end; returns its
+    calls."""
     calls = []
 
     def linear_hopper(x, kernel, bias, *, activation, transposed=False):
@@ -65,7 +66,7 @@ def test_reference(rows, has_bias, activation, dtype, tolerance):
 @pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize(("features", "has_bias"), [(128, True), (192, False)])
 def test_gradients(features, has_bias, activation, path, request):
-    """Of all operands, against closed forms, for leading axes."""
+    """Gradients of all operands agree with closed forms, with leading axes."""
     dtype, tolerance = "float32", 1e-6
     if path == "kernel":
         calls = request.getfixturevalue("device")

@@ -24,7 +24,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def norm():
-    """A kernel, decorated anew, and a list that grows with each of its traces."""
+    """A newly decorated kernel, and a list that grows each time it is traced."""
     traces = []
 
     def traced(*args, **kwargs):
@@ -165,8 +165,8 @@ with jax.set_mesh(mesh(4)):
 def test_meshes_share_the_code(tmp_path):
     """The bytes of a file are the same without a mesh, on a mesh of one device, and inside shard_map on four.
 
-    The program scans, so that the results must have the type of the operands: different on every device. On a mesh
-    that the compiler divides the work of, nothing is kept.
+    The program scans, so the results must have the type of the operands: different on every device. On a mesh over
+    which the compiler divides the work, nothing is kept.
     """
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""}
     command = [sys.executable, "-c", MESH_PROGRAM, str(tmp_path)]

@@ -15,7 +15,7 @@ SHAPES = [(1, 1, 2, 4, 96), (2, 2, 3, 5, 24), (1, 5, 4, 2, 192)]
 
 @pytest.fixture
 def device(monkeypatch):
-    """Calls of a kernel that computes what Hopper's does, but anywhere."""
+    """Replaces the kernel by one that computes the same anywhere; returns the shapes of its calls."""
     calls = []
 
     def kernel(x, gamma):
@@ -37,7 +37,7 @@ def activated(x: np.ndarray, gamma: np.ndarray) -> np.ndarray:
 
 
 def sums(y: np.ndarray) -> list[np.ndarray]:
-    """Frame by frame, as the equations are written."""
+    """The sums, computed frame by frame as the equations are written."""
     zeros = np.zeros_like(y[:, 0])
 
     def frame(t: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def sums(y: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_numbers(shape):
-    """One rounding, to the nearest."""
+    """The results are rounded once, to the nearest."""
     x, gamma = normal(0, *shape, mean=0.3), normal(1, shape[-1], mean=1.0)
     got = norm_silu_pairs(x, gamma)
     for ours, exact in zip(got, sums(activated(*float64(x, gamma))), strict=True):
@@ -69,7 +69,7 @@ def test_numbers(shape):
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 6])
 def test_four_products_are_six(frames):
-    """A filter over time from the sums, against the filter itself; no outside frame enters."""
+    """A filter over time computed from the sums agrees with the filter itself; no frame outside the clip enters."""
     x, gamma = normal(0, 1, frames, 2, 4, 24, dtype="float32"), normal(1, 24, dtype="float32")
     g = np.asarray(normal(2, 3, 24, dtype="float32"), np.float64)
     d = [np.asarray(part, np.float64) for part in norm_silu_pairs(x, gamma)]
@@ -89,7 +89,7 @@ def test_a_pixel_of_zeros_stays_zero():
 
 @pytest.mark.parametrize("path", ["reference", "kernel"])
 def test_gradients(path, request):
-    """Against differences of the float64 function along one direction."""
+    """Gradients agree with differences of the float64 function along one direction."""
     shape, dtype, tolerance = (1, 5, 2, 4, 192), "float32", 1e-4
     if path == "kernel":
         calls = request.getfixturevalue("device")

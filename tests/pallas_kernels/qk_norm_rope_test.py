@@ -34,7 +34,7 @@ def call(dim=1024, dtype=jnp.bfloat16, pairs=64, table_dtype=jnp.float32, **opti
 
 
 def test_a_cpu_uses_the_reference():
-    """For any size of head, type of weight and width."""
+    """The choice holds for any head size, weight type and width."""
     q, k = normal(0, 2, 6, 192), normal(1, 2, 6, 192)
     operands = q, k, normal(2, 192, dtype="float32"), normal(3, 192), normal(4, 6, 2, 12, dtype="float32")
     for out, want in zip(qk_norm_rope(*operands), qk_norm_rope(*operands, implementation="xla"), strict=True):

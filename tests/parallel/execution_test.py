@@ -31,7 +31,7 @@ def inputs():
 
 
 def gradients(inputs, execution):
-    """Output, and gradients of its mean square: of parameters, latents and text."""
+    """The output, and the gradients of its mean square with respect to parameters, latents and text."""
     graph, state, latents, text, tiers = inputs
 
     def loss(state, latents, text):
@@ -58,7 +58,7 @@ def test_outputs_and_gradients_are_equal(inputs, expected, form):
 
 @pytest.mark.parametrize("form", ["resident", pytest.param("none", marks=pytest.mark.slow)])
 def test_three_programs_equal_one(inputs, form):
-    """Tokens, blocks and velocity may each be a program of their own; text is projected once, before."""
+    """Tokens, blocks and velocity may each be a separate program; the text is projected once, before them."""
     graph, state, latents, embeds, tiers = inputs
     execution, timestep = FORMS[form], jnp.array([300.0])
 

@@ -1,4 +1,4 @@
-"""Gradients are those of a plain loop whatever is kept, and what is kept is what was asked for."""
+"""Gradients are those of a plain loop for every setting, and each setting keeps what it says."""
 
 import jax
 import jax.numpy as jnp

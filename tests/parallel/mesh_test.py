@@ -108,7 +108,7 @@ def report_video(folder: str, mesh_name: str | None, expected: dict, compiled: l
 
 
 def main(folder: str) -> None:
-    """Prints what the tests below look at as JSON."""
+    """Prints as JSON what the tests below check."""
     import jax
 
     from helios_jax.parallel import mesh
@@ -142,7 +142,7 @@ def report(tmp_path_factory) -> dict:
 
 
 def test_shapes_and_their_shardings(report):
-    """Along the largest axis that 8 divides, never the layer axis of a stack; small or odd ones are replicated."""
+    """Shards the largest axis that 8 divides, never the layer axis of a stack; small or odd arrays are replicated."""
     assert report["shardings"]["specs"] == [spec for _, spec in SHAPES]
 
 
@@ -153,7 +153,7 @@ def test_the_published_transformer_is_sharded_but_for_crumbs(report):
 
 
 def test_names_of_axes_say_what_shards_parameters(report):
-    """Replicas along data and context; every other axis shards."""
+    """The axes data and context hold replicas; every other axis shards."""
     assert report["shardings"]["by name"] == [[] if axes is None else [None, axes] for _, axes in NAMES]
 
 

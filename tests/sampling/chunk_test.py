@@ -69,7 +69,7 @@ def test_live_prompt_compiles_the_blend_once(distilled, compiled):
 
 @pytest.mark.usefixtures("undecoded")
 def test_bfloat16(pipelines, bfloat16, compiled):
-    """The default dtype: one program per level all the same, and a video near that of fp32."""
+    """The default dtype also has one program per level, and its video is close to that of fp32."""
     arguments = {"num_frames": 66, "steps": (1, 1, 1), "progress": False, **SMALL}
     chunk_module.denoise_step.clear_cache()
     rounded = bfloat16("a fox", **arguments)
@@ -159,7 +159,7 @@ def test_guidance_doubles_the_batch_of_the_network(pipelines, monkeypatch):
 
 @pytest.mark.usefixtures("undecoded")
 def test_noise_in_device_memory_survives(pipelines):
-    """A noise source may keep its arrays on the device: none of them is donated."""
+    """A noise source may keep its arrays on the device; none of them is donated."""
 
     class Kept:
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The context that a video starts from, and what the anchor does to what follows."""
+"""The context that a video starts from, and the effect of the anchor on later chunks."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ SIGMAS = (0.111, 0.135)
 
 
 class Listed:
-    """A noise source that lists what it is asked for and may add to draws whose name it is given."""
+    """A noise source that lists the draws requested from it and may change the draws of one name."""
 
     def __init__(self, changed: str | None = None) -> None:
         self.source = hx.KeyNoise(key=jax.random.key(1))

@@ -30,7 +30,7 @@ def pixels(name: str, frames: int, height: int, width: int) -> np.ndarray:
 
 
 def arguments_of(case: str, recorded: dict) -> dict:
-    """The recorded call in our words."""
+    """The recorded call as arguments of this library."""
     theirs = recorded["arguments"]
     height, width = recorded["size"]
     task = case.split("_")[1]

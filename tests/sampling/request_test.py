@@ -1,4 +1,4 @@
-"""Input that cannot work is refused, with what was given and what is needed, before any work starts."""
+"""Invalid input is refused before any work starts, in a message that says what was given and what is needed."""
 
 import dataclasses
 import warnings

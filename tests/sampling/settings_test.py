@@ -17,7 +17,7 @@ PUBLIC = {
     **{"guidance_scale": None, "amplify_first_chunk": None, "skip_first_chunk": False, "seed": 0, "noise": None},
     "max_text_tokens": 512,
 }
-"""The keywords that users call, and their defaults."""
+"""The keywords that users pass, and their defaults."""
 
 
 def test_keywords_are_the_fields():

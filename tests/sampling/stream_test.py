@@ -26,7 +26,7 @@ def take(stream, chunks: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_first_chunks(distilled):
-    """Chunks 3 to 53: not a byte more on the device and a flat process; from 33 on nothing kept by Python."""
+    """From chunk 3 to 53 device memory grows by no byte and the process stays flat; from 33 on Python keeps nothing."""
     stream, process = distilled.stream(FOX, num_frames=None, **SMALL), psutil.Process()
     on_device, in_python, resident = [], [], []
     try:
@@ -72,7 +72,7 @@ def test_stream_without_end_goes_on(distilled):
 
 @pytest.mark.usefixtures("undecoded")
 def test_chunks_continue_each_other(distilled):
-    """The second chunk depends on the first: it is not what its noise alone would give."""
+    """The second chunk depends on the first and not on its noise alone."""
     noise = hx.KeyNoise(key=jax.random.key(0))
 
     class SameForEveryChunk:
@@ -143,7 +143,7 @@ def test_embeddings_in_place_of_text(distilled, convert):
 
 @pytest.mark.usefixtures("undecoded")
 def test_embeddings_are_rounded_to_the_models_dtype(bfloat16):
-    """fp32 embeddings, such as another program saves, suit a bf16 model at the start and in between."""
+    """A bf16 model takes fp32 embeddings, such as another program saves, at the start and as a new prompt."""
     embeds = np.asarray(bfloat16.text_encoder([FOX], 8), np.float32)
     stream = bfloat16.stream(prompt_embeds=embeds, num_frames=None, **SMALL)
     stream.set_prompt(embeds, blend_chunks=0)
@@ -251,7 +251,7 @@ def test_progress_shows_frames_per_second(distilled, capsys):
 
 @pytest.mark.usefixtures("undecoded")
 def test_seconds_are_wall_time(distilled):
-    """From the request for a chunk to its frames, the time of the steps included."""
+    """The time from the request for a chunk to its frames, including the steps."""
     stream = distilled.stream(
         FOX, num_frames=33, on_step=lambda _: time.sleep(0.05), amplify_first_chunk=False, **SMALL
     )
@@ -285,7 +285,7 @@ def test_interrupted_chunk_is_sampled_again_as_it_was(distilled):
 
 @pytest.mark.usefixtures("undecoded")
 def test_lookahead_hands_the_next_chunk_out_first(distilled):
-    """With a lookahead of 1 the steps of chunk 1 are dispatched when chunk 0 comes out; a prompt shows one later."""
+    """With lookahead=1 the steps of chunk 1 are dispatched when chunk 0 comes out; a prompt shows one chunk later."""
     dispatched = []
     stream = distilled.stream(
         FOX, num_frames=132, lookahead=1, on_step=lambda info: dispatched.append(info.chunk), **SMALL

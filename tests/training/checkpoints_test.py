@@ -36,7 +36,7 @@ EMA = Ema()
 
 @pytest.fixture(autouse=True)
 def coroutines_are_collected():
-    """Here, where they are expected, and not during another module's test."""
+    """Collects coroutines here, where they are expected, and not during another module's test."""
     yield
     gc.collect()
 
@@ -174,10 +174,10 @@ def test_a_failed_checkpoint_stops_the_run_and_the_run_can_be_resumed(tmp_path):
 
 
 def old_run(folder):
-    """Unpacks a run of 4 steps in the layout before there were players, and the experiment that it is of.
+    """Unpacks a run of 4 steps in the layout before there were players; returns its experiment.
 
     It was begun with the code of commit ebfcd60, and resumed there to step 6. ``step_4.npz`` has the state of step 4 by
-    path of (trainable, optimizer, ema, step), ``product_6.npz`` the parameters exported in the end.
+    path of (trainable, optimizer, ema, step), ``product_6.npz`` the parameters exported at the end.
     """
     shutil.unpack_archive(DATA / "run_of_one_player.zip", folder)
     settings = {"start": ToyStart(width=4), "ema": Ema(decay=0.5, start=1), "checkpoint_every": 4}

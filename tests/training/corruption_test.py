@@ -38,7 +38,7 @@ def latents(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def draws_for(batch: int, *shape: int) -> CorruptionDraws:
-    """Draws made by numpy, which compiles nothing."""
+    """Draws from numpy, which compiles nothing."""
     generator = np.random.default_rng(1)
     clean, mode = generator.random((2, batch))
     sigma, scale = generator.random((2, batch, shape[0]))
@@ -53,7 +53,7 @@ def saturation_draws_for(batch: int, frames: int) -> SaturationDraws:
 
 
 def many(config: Corruption | Saturation, *shape):
-    """The draws of 1e5 samples by the library."""
+    """The library's draws for 1e5 samples."""
     keys = jax.random.split(jax.random.key(1), COUNT)
     return jax.jit(jax.vmap(lambda key: config.draw(key, *shape)))(keys)
 

@@ -1,4 +1,4 @@
-"""Data sets as settings: memory in place of files, parts of scenes, refusals."""
+"""Data sets as settings: memory instead of files, parts of scenes, refusals."""
 
 import itertools
 

@@ -195,7 +195,7 @@ def test_captions_become_tokens(tmp_path):
 
 
 def test_some_captions_give_way_to_the_empty_text(tmp_path):
-    """Whatever the window, in the share asked for, and others in every epoch; windows stay as they were."""
+    """The share is as requested in all windows, the choice differs between epochs, and the windows do not change."""
     write_character_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_folder(tmp_path)
     clips = [record(number, caption="ab") for number in range(50)]

@@ -1,4 +1,4 @@
-"""Files with the numbers of a run."""
+"""Files with the metrics of a run."""
 
 from helios_jax.training.metrics import JsonLines, TensorBoard, Writers, read_metrics
 

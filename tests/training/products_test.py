@@ -36,7 +36,7 @@ def product(parts):
 
 @pytest.fixture(scope="module")
 def trained(parts):
-    """Its transformer with adapters that do something, and patchers in fp32, as training has them."""
+    """The transformer of ``parts`` with adapters that do something, and patchers in fp32, as in training."""
     networks = FromCheckpoint(folder=str(parts)).networks(MESH, jax.random.key(0))
     networks = add_lora(networks, rank=2, targets=("transformer/(blocks/attn1/.*|proj_out)",), key=jax.random.key(1))
     for layer in (networks.transformer.proj_out, networks.transformer.blocks.attn1.to_qkv):
@@ -68,7 +68,7 @@ def test_fresh_networks_are_made_sharded_and_by_their_key():
 
 @pytest.fixture(scope="module")
 def vae():
-    """The smallest there is, fresh."""
+    """The smallest possible VAE, with fresh weights."""
     config = VaeConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 1, 1))
     return Random(vae=config, dtype="float32").networks(MESH, jax.random.key(0))
 

@@ -101,7 +101,7 @@ def test_the_sampler_enters_a_level_where_training_starts_it(level):
 
 
 def test_three_levels_with_exact_networks_reproduce_the_data():
-    """Noise in, data out: every level is one exact step, every jump the sampler's."""
+    """Noise becomes data: every level is one exact step, and every transition is the sampler's."""
     clean = white(2, 2, 8, 8, 4, seed=5)
     paths = level_paths(LEVELS, clean, white(2, 2, 8, 8, 4, seed=6))
     x = paths[0].start

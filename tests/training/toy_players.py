@@ -1,4 +1,4 @@
-"""A procedure with two players: a generator and a critic, of which the critic is updated five times as often."""
+"""A procedure with two players: a generator, and a critic that is updated five times as often."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ from helios_jax.training.state import start_state, state_items
 from helios_jax.training.updates import Updater
 
 RATIO = 5
-"""Steps to an update of the generator; the critic is updated at every step."""
+"""Steps per update of the generator; the critic is updated at every step."""
 
 COPIES = 3
-"""Steps at which the generator's average is updated whether the generator is or not."""
+"""First steps, at which the generator's average is updated whether or not the generator is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ SHORT = {"steps": 40, "checkpoint_every": 7}
 
 @pytest.fixture(scope="module")
 def cluster_run(tmp_path_factory):
-    """40 steps of the same on two processes of four devices."""
+    """The same run for 40 steps on two processes of four devices."""
     workdir = tmp_path_factory.mktemp("cluster")
     finish(*run(workdir, SHORT, processes=2, devices=4))
     return workdir

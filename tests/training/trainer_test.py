@@ -38,7 +38,7 @@ def whole_run(tmp_path_factory):
 
 
 def test_losses_are_those_of_a_loop_written_out(whole_run):
-    """Against an independent loop: optax's AdamW on jax.grad of the method, without any of the trainer."""
+    """An independent loop: optax's AdamW on jax.grad of the method, without any of the trainer."""
     weights, _ = jax.random.split(jax.random.key(3))
     graph, state = nnx.split(ToyNetworks(nnx.Rngs(weights)))
 
@@ -173,7 +173,7 @@ def test_sigterm_saves_and_sets_the_exit_code(whole_run, tmp_path, monkeypatch):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParamsValidation:
-    """Notes the parameters that it is given."""
+    """Records the parameters that it is given."""
 
     every: int = 1
     seen: dict = dataclasses.field(default_factory=dict)

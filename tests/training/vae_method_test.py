@@ -106,7 +106,7 @@ def test_pixels_beyond_the_range_still_have_a_gradient(vae):
 
 @pytest.mark.slow
 def test_a_prepared_vae_takes_clips_for_stills():
-    """Latent frame k is that of frame 4k as a still; every latent shows as four equal frames, stills of its own."""
+    """Latent frame k is that of frame 4k as a still; every later latent decodes to four equal frames, its still."""
     config = dataclasses.replace(CONFIG, dim_mult=(1, 2, 2))
     vae = WanVae(config, rngs=nnx.Rngs(3))
     vae.encoder.conv_in.bias[...] = jnp.linspace(-1, 1, 4)

@@ -13,8 +13,8 @@ By convention a method's ``loss`` is composed of two functions, so that tests ca
 the order of the batch or the other samples. Losses are means over samples, so that the losses of equal microbatches
 average to the loss of the whole batch.
 
-To add a method, write a frozen dataclass with ``loss`` in a file here, and an experiment file that uses it. A way to
-train that is not one loss for one player is a ``procedure.Procedure``, and takes the same place in an experiment.
+To add a method, write a frozen dataclass with ``loss`` in a file here, and an experiment file that uses it. Training
+that does not follow one loss for one player is a ``procedure.Procedure``; an experiment takes it in the same field.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -33,7 +33,7 @@ NOISE, TIMESTEP, CONTEXT, INPUT = range(4)
 
 @runtime_checkable
 class Method(Protocol):
-    """A loss. Methods are frozen dataclasses, hence static under ``jax.jit``."""
+    """A loss. Methods are frozen dataclasses and therefore static under ``jax.jit``."""
 
     def loss(
         self, networks: Networks, batch: Any, keys: Key[Array, " B"], execution: Execution
@@ -41,7 +41,7 @@ class Method(Protocol):
         """The mean loss of a batch, differentiable with respect to the parameters of ``networks``.
 
         Args:
-            networks: ``Networks`` with at least those that the method trains or runs.
+            networks: ``Networks`` that include all networks the method trains or runs.
             batch: What the experiment's data yields: ``LatentBatch``, ``VideoBatch`` or a type of its own.
             keys: One key per sample of the batch.
             execution: How a transformer's blocks are run; changes memory and speed, not the loss.

@@ -44,7 +44,7 @@ class BaseDraws:
         noise: z of equation (1).
         u: The uniform draw that determines the noise level, see ``TimestepSampling``.
         context: Drops and corruptions of the context.
-        input: Corruption of x in (1); ``None`` without.
+        input: Corruption of x in (1); ``None``: none.
     """
 
     noise: Float[Array, "*B T H W C"]
@@ -90,7 +90,7 @@ class Base:
     def loss_from_draws(
         self, networks: Networks, batch: LatentBatch, draws: BaseDraws, execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Equation (2); the metric "mse" is without the weights."""
+        """Equation (2); the metric "mse" is unweighted."""
         transformer = networks.transformer
         clean = source = jnp.asarray(batch.target, jnp.float32)
         if self.input_corruption is not None and draws.input is not None:

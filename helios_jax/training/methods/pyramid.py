@@ -11,9 +11,9 @@ start and end noise (``diffusion.pyramid``, equations 2 and 5 there):
 
 In sampling, ``diffusion.pyramid.renoise`` gives the start point (1), and the solver's steps lead along (3) to (2).
 
-A chunk gives ``ratios[l]`` samples of level l, all with the same noise, and each sample counts the same whatever its
-size. The published training packs the samples of a chunk into one sequence with block-diagonal attention, over copies
-of one context; here the context is embedded once, and each level is one call of the network. The maths is the same.
+A chunk gives ``ratios[l]`` samples of level l, all with the same noise, and samples of all sizes have equal weight.
+The published training packs the samples of a chunk into one sequence with block-diagonal attention, over copies of one
+context; here the context is embedded once, and each level is one call of the network. The maths is the same.
 
 The network's timestep input is t, unrounded; published pyramid sampling truncates it to an integer. Everything except
 the network is computed in fp32 from float64 tables, where the published training rounds start and end points to bf16.
@@ -194,7 +194,7 @@ class Pyramid:
         return loss, {f"level{index}/mse": error.mean() for index, error in enumerate(errors)}
 
     def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
-        """``ratios[l]`` calls of level l, see ``CountsCalls``: samples that share a call are counted apart."""
+        """``ratios[l]`` calls of level l, see ``CountsCalls``: samples that share a call are counted separately."""
         config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
         sizes = level_sizes(self.scheduler, height, width)
         return NetworkCalls(

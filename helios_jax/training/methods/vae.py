@@ -37,12 +37,11 @@ _CHARBONNIER_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vae:
-    """Trains ``networks.vae`` on ``VideoBatch``; the clips have 4k + 1 frames, as a chunk has.
+    """Trains ``networks.vae`` on ``VideoBatch``; the clips have 4k + 1 frames, as chunks do.
 
     Attributes:
         penalty: "l1" or "charbonnier", smooth at zero.
-        square_weight: Weight of the squared error that is added to it, from which a fresh VAE learns small things
-            sooner.
+        square_weight: Weight of an added squared error, with which a fresh VAE learns small things sooner.
         kl_weight: Weight of the KL divergence from the standard normal, per element of the latents. It only has to
             keep latents bounded: ``measure_latents`` normalises them.
     """
@@ -58,7 +57,7 @@ class Vae:
     def loss(
         self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"], execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
-        """See ``Method``; ``execution`` has no effect, since a VAE is no stack of equal blocks.
+        """See ``Method``; ``execution`` has no effect, because a VAE is not a stack of equal blocks.
 
         Raises:
             ValueError: The clips do not have 4k + 1 frames.
@@ -108,9 +107,9 @@ class Vae:
 def prepare_vae(vae: WanVae) -> None:
     """Changes a VAE with random weights, in place, into one that trains easily.
 
-    Its posterior becomes narrow, because the decoder would learn to ignore latents that begin as noise of variance 1.
-    It treats clips as stills: no convolution sees the past yet, and latents encode every fourth frame, repeated. What
-    it learns from stills therefore holds for clips of any length, and from clips it only has to learn what moves.
+    The posterior becomes narrow, because the decoder would learn to ignore latents that begin as noise of variance 1.
+    The VAE treats clips as stills: no convolution sees the past yet, and latents encode every fourth frame, repeated.
+    What it learns from stills therefore holds for clips of any length, and clips only have to teach it motion.
     """
     vae.quant_conv.bias[...] = vae.quant_conv.bias[...].at[vae.config.z_dim :].set(_INITIAL_LOGVAR)
     for _, module in nnx.iter_graph(vae):
