@@ -1,0 +1,101 @@
+"""Checks of what users give: paths, names and numbers, with the same messages everywhere.
+
+Every function returns the value in the form that the library works with, or raises an error that names the argument,
+what was given and what is needed.
+"""
+
+import difflib
+import math
+import operator
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+MAX_NAME_BYTES = 255
+"""Longest name of a file on the common file systems of Linux."""
+
+
+def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
+    """The path with ``~`` and ``~user`` expanded.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It is empty, holds a NUL, or a part of it is longer than file systems allow.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{what}={text!r} is not a path")
+    try:
+        expanded = pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # ~user of a user that does not exist
+        raise ValueError(f"{what}={text!r}: {error}") from error
+    for part in expanded.parts:
+        if len(os.fsencode(part)) > MAX_NAME_BYTES:
+            raise ValueError(f"{what}: the name {part[:40]}... is longer than {MAX_NAME_BYTES} bytes; shorten it")
+    return expanded
+
+
+def plain_name(name: str, what: str = "name") -> str:
+    """``name`` if it is the name of one file in one folder: no separators, no ``..``, nothing invisible.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(name, str) or name.strip() in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"{what}={name!r} must be the plain name of a file, without '/' and not '.' or '..'")
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(f"{what}={name!r} must be a plain name: control characters and outer spaces are not allowed")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"{what}={name[:40]!r}... is longer than {MAX_NAME_BYTES} bytes; shorten it")
+    return name
+
+
+def whole_number(value: Any, what: str, *, at_least: int | None = None, at_most: int | None = None) -> int:
+    """``value`` as an int, if it is an integer of Python or NumPy (not a bool) in the range.
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what}={value!r} must be a whole number{_range(at_least, at_most)}") from None
+    if (at_least is not None and number < at_least) or (at_most is not None and number > at_most):
+        raise ValueError(f"{what}={number} must be a whole number{_range(at_least, at_most)}")
+    return number
+
+
+def finite_number(value: Any, what: str, *, at_least: float | None = None, at_most: float | None = None) -> float:
+    """``value`` as a float, if it is a finite real number (not a bool, not a text) in the range.
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        number = float(value)
+        if not math.isfinite(number):
+            raise TypeError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{what}={value!r} must be a finite number{_range(at_least, at_most)}") from None
+    if (at_least is not None and number < at_least) or (at_most is not None and number > at_most):
+        raise ValueError(f"{what}={value!r} must be a finite number{_range(at_least, at_most)}")
+    return number
+
+
+def _range(at_least: float | None, at_most: float | None) -> str:
+    if at_least is not None and at_most is not None:
+        return f" from {at_least} to {at_most}"
+    if at_least is not None:
+        return f" of at least {at_least}"
+    return "" if at_most is None else f" of at most {at_most}"
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """``"; did you mean X?"`` with the nearest of ``choices``, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,61 @@
+"""Checks of paths, names and numbers."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from helios_jax.user_input import did_you_mean, finite_number, plain_name, user_path, whole_number
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/o.mp4") == tmp_path / "o.mp4"
+    assert user_path(pathlib.Path("~")) == tmp_path
+    assert user_path("a/~b") == pathlib.Path("a/~b")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 256, "~nobody_of_this_name/o.mp4"])
+def test_bad_paths(path):
+    with pytest.raises(ValueError, match="out"):
+        user_path(path, "out")
+
+
+@pytest.mark.parametrize("name", ["a", "fox.1", "0", "Fuchs im Schnee", "狐"])
+def test_plain_names(name):
+    assert plain_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", "a/b", "../a", "/etc/passwd", "a\\b", "a\nb", "a\0", "a\t", " a", "x" * 256, "狐" * 86]
+)
+def test_names_that_are_not_plain(name):
+    with pytest.raises(ValueError, match="id"):
+        plain_name(name, "id")
+
+
+@pytest.mark.parametrize(("value", "number"), [(3, 3), (np.int64(3), 3), (np.asarray(3), 3)])
+def test_whole_numbers(value, number):
+    assert whole_number(value, "n", at_least=1) == number
+
+
+@pytest.mark.parametrize("value", ["3", 3.0, True, None, 0, 9, float("nan"), [3]])
+def test_not_whole_numbers(value):
+    with pytest.raises(ValueError, match="n=.* must be a whole number from 1 to 8"):
+        whole_number(value, "n", at_least=1, at_most=8)
+
+
+@pytest.mark.parametrize(("value", "number"), [(3, 3.0), (np.float32(0.5), 0.5)])
+def test_finite_numbers(value, number):
+    assert finite_number(value, "x") == number
+
+
+@pytest.mark.parametrize("value", ["3", True, None, float("inf"), float("nan"), -1, 10**400, [1.0, 2.0]])
+def test_not_finite_numbers(value):
+    with pytest.raises(ValueError, match="x=.* must be a finite number of at least 0"):
+        finite_number(value, "x", at_least=0)
+
+
+def test_did_you_mean():
+    assert did_you_mean("hieght", ["width", "height"]) == "; did you mean height?"
+    assert did_you_mean("zzz", ["width", "height"]) == ""
