@@ -277,7 +277,7 @@ def main(args: argparse.Namespace) -> int:
         start = time.monotonic()
         pipe = HeliosPipeline.from_pretrained(args.model, dtype=args.dtype, vae_dtype=args.vae_dtype)
         for path, scale in args.lora:
-            pipe.load_lora(path, scale)
+            pipe.load_lora(path, name=str(path), scale=scale)
         print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
         if args.warmup:
             conditioning = "image" if args.image else "video" if args.video else None
