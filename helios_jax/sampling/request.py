@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 from helios_jax._warnings import warn_user
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
+from helios_jax.media.rates import frame_rate
 from helios_jax.media.reading import ClipEnds, load_ends, load_image
+from helios_jax.media.resizing import check_fit
 from helios_jax.sampling.prompts import PromptSchedule
 from helios_jax.sampling.settings import SampleSettings
 from helios_jax.typing import AnyArray
@@ -125,15 +128,20 @@ class RequestDefaults:
             raise ValueError(f"max_text_tokens={max_text_tokens} must be at least 1, the end of the text")
         if vae_slice_frames is not None and vae_slice_frames < 1:
             raise ValueError(f"vae_slice_frames={vae_slice_frames} must be at least 1 (None: a whole chunk at once)")
+        check_fit(settings.fit)
+        if settings.video_fps is not None:
+            frame_rate(settings.video_fps, "video_fps")
         history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
         window = self.vae.pixel_frames(history_config.chunk_frames)
         clip = None
         if video is not None:
             # Only this much of a long clip reaches the context, see ``Conditioner.from_video``.
-            clip = load_ends(video, height, width, last=visible_chunks(history_config) * window)
+            last = visible_chunks(history_config) * window
+            clip = load_ends(video, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
             if len(clip) < window:
+                rate = _rate_note(video, settings.video_fps)
                 raise ValueError(
-                    f"the video has {len(clip)} frames; at least {window} are needed to continue it. "
+                    f"the video has {len(clip)} frames{rate}; at least {window} are needed to continue it. "
                     "Give a longer clip, or its last frame as image"
                 )
         num_chunks = None if num_frames is None else -(-num_frames // window)
@@ -147,7 +155,7 @@ class RequestDefaults:
             guidance_scale=scale,
             amplify_first_chunk=distilled if amplify is None else amplify,
             skip_first_chunk=settings.skip_first_chunk,
-            image=None if image is None else load_image(image, height, width),
+            image=None if image is None else load_image(image, height, width, fit=settings.fit),
             video=clip,
             history_config=history_config,
         )
@@ -209,6 +217,11 @@ class RequestDefaults:
             raise ValueError(f"this checkpoint was loaded without a text encoder: give {name}_embeds")
         elif not isinstance(text, str | PromptSchedule | None) and len(text) != batch:
             raise ValueError(f"{name} has {len(text)} texts for a batch of {batch}; give one for each, or one str")
+
+
+def _rate_note(video: Any, fps: float | None) -> str:
+    """Says that frames were counted after resampling."""
+    return "" if fps is None or not isinstance(video, str | os.PathLike) else f" at {fps:g} frames per second"
 
 
 def visible_chunks(history_config: HistoryConfig) -> int:

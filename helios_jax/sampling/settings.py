@@ -10,10 +10,13 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
+
+Fit = Literal["stretch", "crop", "pad"]
+"""How an image or clip is fitted to another aspect."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class SampleSettings:
         seed: Seed of all draws.
         max_text_tokens: Length that texts are padded or cut to.
         vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
+        fit: What happens to an image or clip of another aspect: "stretch" (as published), "crop" around the centre, or
+            "pad" with black bars.
+        video_fps: Frames per second that a clip read from a file is resampled to, by the times of its frames; ``None``
+            takes all frames, whatever their rate. The model was trained on 24.
     """
 
     num_frames: int | None = 132
@@ -50,6 +57,8 @@ class SampleSettings:
     seed: int = 0
     max_text_tokens: int = 512
     vae_slice_frames: int | None = None
+    fit: Fit = "stretch"
+    video_fps: float | None = 24
 
 
 class SettingsKeywords(TypedDict, total=False):
@@ -68,6 +77,8 @@ class SettingsKeywords(TypedDict, total=False):
     seed: int
     max_text_tokens: int
     vae_slice_frames: int | None
+    fit: Fit
+    video_fps: float | None
 
 
 def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
