@@ -66,6 +66,9 @@ class HeliosPipeline:
         dtype: DType = "bfloat16",
         vae_dtype: DType = "bfloat16",
         mesh: jax.sharding.Mesh | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
     ) -> "HeliosPipeline":
         """Loads a checkpoint.
 
@@ -76,12 +79,24 @@ class HeliosPipeline:
                 fp32. "float32" is for comparison with other implementations.
             vae_dtype: Compute dtype of the VAE; "float32" is the published setting.
             mesh: Devices to shard the parameters over; ``None`` for one device.
+            revision: Branch, tag or commit of a hub id; its main branch by default.
+            token: Access token of the hub; the one that ``hf auth login`` stored by default.
+            cache_dir: Where downloads are kept; the hub's own cache folder by default.
 
         Raises:
             FileNotFoundError: The folder or a part of it is missing.
             ValueError: Something in it is not supported or does not fit.
         """
-        return cls(**vars(load_parts(path, dtype=dtype, vae_dtype=vae_dtype, mesh=mesh)))
+        parts = load_parts(
+            path,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            mesh=mesh,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        return cls(**vars(parts))
 
     def save(self, folder: Path, layout: Layout = "diffusers") -> None:
         """Writes the checkpoint; ``from_pretrained`` reads both layouts.
