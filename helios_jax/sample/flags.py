@@ -4,9 +4,11 @@ import argparse
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
+from helios_jax.checkpoints.lora_argument import parse_lora_argument
 from helios_jax.sampling.prompt_files import MAX_SEED
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 
@@ -110,9 +112,9 @@ def _fps(text: str) -> int | float | Fraction:
     return rate if "/" in text else float(text)
 
 
-def _lora(text: str) -> tuple[str, float]:
+def _lora(text: str) -> tuple[Path, float]:
     """FILE or FILE:SCALE."""
-    file, colon, scale = text.rpartition(":")
-    if not colon or path("--lora")(text).exists():
-        return str(path("--lora")(text)), 1.0
-    return str(path("--lora")(file)), finite(f"--lora={shortened(text)}: scale")(scale)
+    try:
+        return parse_lora_argument(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"--{error}") from error

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_jax.sample.flags import settings_of
+from helios_jax.sample.flags import DEFAULTS, settings_of
 from helios_jax.sample.outputs import Outputs, check_apart, check_distinct, check_outputs
 from helios_jax.sampling.prompt_files import MAX_SEED, PromptedVideo, read_prompt_file
 from helios_jax.sampling.settings import SampleSettings
@@ -69,12 +69,12 @@ def _one_job(args: argparse.Namespace) -> list[Job]:
     if args.out.suffix.lower() != ".mp4":
         raise ValueError(f"--out={args.out} must end in .mp4 (a folder goes with --prompt_file)")
     if args.out.is_dir():
-        raise IsADirectoryError(f"--out={args.out} is a folder; give the mp4 to write")
+        raise IsADirectoryError(f"--out={args.out} is a folder; choose the name of an mp4")
+    if os.path.lexists(args.out) and not args.overwrite:
+        raise FileExistsError(f"{args.out} exists; choose another --out or pass --overwrite")
     settings = settings_of(args)
     if settings.num_frames is None and not args.stream:
-        settings = dataclasses.replace(settings, num_frames=SampleSettings().num_frames)
-    elif args.num_frames is None:
-        settings = dataclasses.replace(settings, num_frames=None)
+        settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
     seed, drawn = _seed(args.seed)
     return [
         Job(
@@ -122,7 +122,7 @@ def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
     elif settings.num_frames is None:
-        settings = dataclasses.replace(settings, num_frames=SampleSettings().num_frames)
+        settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
     given = video.image is not None or video.video is not None
     return Job(
         source=source,
@@ -143,7 +143,7 @@ def _seed(seed: int) -> tuple[int, bool]:
 
 def _inputs(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Path]:
     """Every file that is read, by what names it."""
-    found: dict[str, Path] = {f"--lora (number {i})": Path(file) for i, (file, *_) in enumerate(args.lora, 1)}
+    found: dict[str, Path] = {f"--lora (number {i})": file for i, (file, _) in enumerate(args.lora, 1)}
     found["--model"] = Path(os.path.expanduser(args.model))
     if args.prompt_file is not None:
         found["--prompt_file"] = args.prompt_file

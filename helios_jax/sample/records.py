@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helios_jax.arguments import shortened
+from helios_jax.checkpoints.lora_argument import find_lora_file
 from helios_jax.sample.jobs import Job
+from helios_jax.sampling.settings import SampleSettings
 from helios_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ ESSENTIAL = ("prompt", "seed", "steps", "height", "width", "frames")
 """Keys without which a record cannot be compared."""
 
 
-def record_of(args: argparse.Namespace, job: Job, request: "Request", model: "PipelineSettings") -> dict[str, Any]:
+def record_of(
+    args: argparse.Namespace, job: Job, request: "Request", settings: SampleSettings, model: "PipelineSettings"
+) -> dict[str, Any]:
     """The record of a video that is to be made."""
     snapshot = model.folder.parent.name == "snapshots"  # the cache of the hub: models--owner--name/snapshots/commit
     given = {"image": job.image, "video": job.video}
@@ -39,9 +43,9 @@ def record_of(args: argparse.Namespace, job: Job, request: "Request", model: "Pi
         "negative_prompt": _negative_prompt(job) if request.guided else None,
         "model": args.model if snapshot else os.path.realpath(model.folder),
         "revision": model.folder.name if snapshot else args.revision,
-        "lora": [list(lora) for lora in args.lora],
+        "lora": [[os.path.abspath(file), scale] for file, scale in args.lora],
         **{name: None if path is None else os.path.abspath(path) for name, path in given.items()},
-        **vars(job.settings),
+        **vars(settings),
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
         "amplify_first_chunk": request.amplify_first_chunk,
@@ -51,7 +55,7 @@ def record_of(args: argparse.Namespace, job: Job, request: "Request", model: "Pi
         "vae_dtype": args.vae_dtype,
         "sha256": {
             **{name: digest(path) for name, path in given.items() if path is not None},
-            "lora": [digest(Path(file)) for file, *_ in args.lora],
+            "lora": [digest(find_lora_file(file)) for file, _ in args.lora],
         },
     }
     return json.loads(json.dumps(record))  # tuples become lists, as in the file
