@@ -1,7 +1,7 @@
 """What the command lines share: a parser with short errors, and types of flags that check their range.
 
-    parser = Parser(prog="helios-sample", description=__doc__)
-    parser.add_argument("--height", type=whole("--height", at_least=1))
+parser = Parser(prog="helios-sample", description=__doc__)
+parser.add_argument("--height", type=whole("--height", at_least=1))
 """
 
 import argparse

@@ -22,9 +22,7 @@ MAX_LENGTH = 600
 INTERRUPTED = "interrupted; what was written so far is kept"
 
 
-def run_program(
-    program: str, main: Callable[[Any], int], parse: Callable[[Sequence[str]], argparse.Namespace]
-) -> None:
+def run_program(program: str, main: Callable[[Any], int], parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
     """Runs a command from its arguments to ``sys.exit``; SIGINT and SIGTERM end it at any time with code 130.
 
     Args:

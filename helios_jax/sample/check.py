@@ -107,9 +107,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         request = _resolve(defaults, inputs, settings, job.source)
         seen |= {(job.image, None), (None, job.video)}
         record = record_of(args, job, request, settings, model)
-        checked.append(
-            CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record))
-        )
+        checked.append(CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record)))
     return model, checked
 
 

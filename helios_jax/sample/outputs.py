@@ -72,7 +72,9 @@ def check_outputs(outputs: Outputs) -> None:
         PermissionError: The folder cannot be written to.
     """
     video = outputs.video
-    longest = max((path.name for path in (*outputs.all, outputs.aside().video)), key=lambda name: len(os.fsencode(name)))
+    longest = max(
+        (path.name for path in (*outputs.all, outputs.aside().video)), key=lambda name: len(os.fsencode(name))
+    )
     if (over := len(os.fsencode(longest)) - MAX_NAME_BYTES) > 0:
         raise ValueError(
             f"{video.name[:40]}...: the name is {over} bytes too long, since {longest[-16:]!r} is appended to the name "
