@@ -30,7 +30,7 @@ class Chunk:
 
     Attributes:
         index: Number of the chunk, from 0.
-        frames: uint8 [B,33,H,W,3].
+        frames: uint8 [B,33,H,W,3]; fewer in the last chunk with ``exact_frames``.
         latents: float32 [B,9,h,w,C], model space.
         seconds: Wall time from the start of its work, or from the arrival of the previous chunk if that is later,
             until its frames were in host memory.
@@ -134,7 +134,7 @@ class Stream:
             self._fill_queue(self._lookahead)
         chunk = Chunk(
             index=pending.index,
-            frames=frames,
+            frames=self._cut(frames, pending.index),
             latents=np.asarray(latents, np.float32),
             seconds=self._last_done - start,
         )
@@ -171,6 +171,12 @@ class Stream:
         pixels.copy_to_host_async()
         latents.copy_to_host_async()
         return _Pending(index=index, pixels=pixels, latents=latents, started=started)
+
+    def _cut(self, frames: UInt8[np.ndarray, "B F H W 3"], index: int) -> UInt8[np.ndarray, "B F2 H W 3"]:
+        """The frames of a chunk that belong to the video."""
+        if not self.request.exact_frames or self.request.num_frames is None:
+            return frames
+        return frames[:, : self.request.num_frames - index * frames.shape[1]]
 
     @property
     def num_steps(self) -> int | None:

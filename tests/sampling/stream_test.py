@@ -62,6 +62,21 @@ def test_call_is_the_whole_stream_cut_to_4k_plus_1(distilled, wanted, chunks, fr
 
 
 @pytest.mark.usefixtures("undecoded")
+@pytest.mark.parametrize(
+    ("wanted", "of_chunks"), [(1, [1]), (33, [33]), (34, [33, 1]), (66, [33, 33]), (70, [33, 33, 4])]
+)
+def test_exact_frames(distilled, wanted, of_chunks):
+    """A call and a stream have the number of frames that is wanted; the chunks and their latents stay whole."""
+    out = distilled(FOX, num_frames=wanted, exact_frames=True, progress=False, **SMALL)
+    streamed = list(distilled.stream(FOX, num_frames=wanted, exact_frames=True, **SMALL))
+    assert [chunk.frames.shape[1] for chunk in streamed] == of_chunks
+    assert out.frames.shape[1] == wanted
+    published = distilled(FOX, num_frames=wanted, progress=False, **SMALL)
+    np.testing.assert_array_equal(out.latents, published.latents)
+    np.testing.assert_array_equal(out.latents, np.concatenate([chunk.latents for chunk in streamed], 1))
+
+
+@pytest.mark.usefixtures("undecoded")
 def test_stream_without_end_goes_on(distilled):
     stream = distilled.stream(FOX, num_frames=None, **SMALL)
     bounded = distilled.stream(FOX, num_frames=99, **SMALL)
