@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+from helios_jax.media.rates import frame_rate
 from helios_jax.user_input import did_you_mean, finite_number, whole_number
 
 SigmaRange = tuple[float, float]
@@ -106,7 +107,7 @@ class SampleSettings:
             ),
             "vae_slice_frames": _optional(whole_number, self.vae_slice_frames, "vae_slice_frames", at_least=1),
             "fit": _fit(self.fit),
-            "video_fps": _optional(finite_number, self.video_fps, "video_fps", at_least=1e-3),
+            "video_fps": _optional(frame_rate, self.video_fps, "video_fps") and self.video_fps,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
