@@ -11,6 +11,7 @@ Checkpoints in the older layout without players (<step>/trainable, optimizer, em
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -144,11 +145,17 @@ class Checkpoints:
         read = self._restore_without_players if (folder / "trainable").exists() else self._restore_players
         instead = f"resume from step {self.steps[-2]}" if len(self.steps) > 1 else "begin again"
         remedy = f"Move that folder away to {instead}"
-        try:
-            with quiet():
+        failure, items, progress = "", {}, {}
+        with quiet():
+            try:
                 items, progress = read(step, abstract)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            raise ValueError(f"{folder} is damaged or of another run ({_first_line(error)}). {remedy}") from error
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+                failure = _reason(error)
+            if failure:
+                # Orbax leaves tasks behind, which report their own failures when they are collected: here, unheard.
+                gc.collect()
+        if failure:
+            raise ValueError(f"{folder} is damaged or of another run ({failure}). {remedy}")
         if problem := _damage(items, progress, step):
             raise ValueError(f"{folder} is damaged: {problem}. {remedy}")
         data.set_state(json.loads(_of_this_process(json.loads(progress["data"]))))
@@ -252,9 +259,12 @@ def _digest(progress: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
 
 
-def _first_line(error: BaseException, length: int = 300) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= length else f"{lines[0][:length]}..."
+def _reason(error: BaseException, length: int = 200) -> str:
+    """The first line of the error at the root of others."""
+    while (root := error.__cause__ or error.__context__) is not None:
+        error = root
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= length else f"{line[:length]}..."
 
 
 def _of_all_processes(text: str) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from helios_jax.safe_files import claimed
 from helios_jax.training.checkpoints import Checkpoints, Resumable
@@ -68,7 +69,7 @@ class _Run:
     """A run whose settings are checked and whose folder belongs to this process."""
 
     def __init__(
-        self, experiment: Experiment, workdir: pathlib.Path, settings: Any, mesh: Any, data: Resumable
+        self, experiment: Experiment, workdir: pathlib.Path, settings: Any, mesh: Mesh, data: Resumable
     ) -> None:
         self._experiment, self._workdir, self._settings = experiment, workdir, settings
         self._mesh, self._data = mesh, data
