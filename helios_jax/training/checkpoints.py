@@ -24,7 +24,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from helios_jax.training.digests import digests, not_finite, read_arrays
+from helios_jax.checkpoints.digests import digests_of
+from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.state import Items
 from helios_jax.typing import Path
 
@@ -106,14 +107,14 @@ class Checkpoints:
         """
         self.wait()
         if step not in self.steps:
-            readings = read_arrays(items)
-            if bad := not_finite(readings):
+            arrays = by_path(items)
+            if bad := not_finite(arrays):
                 raise FloatingPointError(f"{bad} is not finite after step {step}, which is therefore not saved")
             progress = {
                 "step": step,
                 "data": json.dumps(_of_all_processes(json.dumps(data.get_state()))),
                 "skipped": json.dumps(dict(skipped or {})),
-                "digests": json.dumps(digests(readings)),
+                "digests": json.dumps(digests_of(arrays)),
             }
             progress["digest"] = _digest(progress)
             with self._explaining_failures():
@@ -241,14 +242,14 @@ def _damage(items: Items, progress: Mapping[str, Any], step: int) -> str:
         return ""
     if progress.get("digest") != _digest(progress) or int(progress["step"]) != step:
         return "its progress differs from what was written"
-    readings, written = read_arrays(items), json.loads(progress["digests"])
-    found = digests(readings)
+    arrays, written = by_path(items), json.loads(progress["digests"])
+    found = digests_of(arrays)
     changed = [path for path in sorted(found.keys() | written.keys()) if found.get(path) != written.get(path)]
     if changed:
         return f"{changed[0]} differs from what was written" + (
             f", and so do {len(changed) - 1} others" if len(changed) > 1 else ""
         )
-    if bad := not_finite(readings):
+    if bad := not_finite(arrays):
         return f"{bad} is not finite"
     return ""
 

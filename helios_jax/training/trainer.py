@@ -19,11 +19,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from helios_jax.checkpoints.digests import digests_of
 from helios_jax.safe_files import claimed
 from helios_jax.training.checkpoints import Checkpoints, Resumable
 from helios_jax.training.descent import procedure_of
-from helios_jax.training.digests import digests, not_finite, read_arrays
 from helios_jax.training.experiment import MAY_CHANGE, Experiment
+from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.log import Log, report
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import flatten, unflatten
@@ -97,13 +98,13 @@ class _Run:
         """Loads networks and state, and compares them with the beginning of the run."""
         restore = functools.partial(checkpoints.restore, data=self._data) if checkpoints.steps else None
         running = procedure_of(self._experiment).start(self._experiment, self._mesh, restore)
-        frozen = read_arrays(running.frozen())
-        started = frozen if restore else frozen | read_arrays(running.items())
-        if bad := not_finite(started):
+        frozen = running.frozen()
+        if bad := not_finite(frozen if restore else frozen | by_path(running.items())):
             raise FloatingPointError(f"the weights to start from are not finite: {bad}; training cannot mend that")
-        check_frozen(self._workdir, digests(frozen))
+        found = digests_of(frozen)
+        check_frozen(self._workdir, found)
         # Written only now: a run that could not begin must not fix its settings.
-        write_frozen(self._workdir, digests(frozen))
+        write_frozen(self._workdir, found)
         write_settings(self._workdir, self._settings)
         return running
 
@@ -153,7 +154,7 @@ def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -
     from jax.experimental import multihost_utils
 
     graph, params = flatten(networks)
-    if bad := not_finite(read_arrays(params)):
+    if bad := not_finite(params):
         raise FloatingPointError(f"{bad} is not finite, so no product is written to {folder}")
     # Gathering is collective: every process takes part, although only the first one writes.
     if jax.process_count() > 1:

@@ -90,7 +90,7 @@ def test_each_player_has_counters_of_its_own(whole_run):
 
 
 def test_metrics_are_keyed_by_player_and_vary_from_step_to_step(whole_run, capsys):
-    names = {"loss", "gradient_norm", "learning_rate", "skipped"}
+    names = {"loss", "gradient_norm", "update_norm", "learning_rate", "skipped"}
     found = values(whole_run)
     for step, record in found.items():
         players = ["generator", "critic"] if step in GENERATOR_STEPS else ["critic"]
