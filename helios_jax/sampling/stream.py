@@ -15,7 +15,7 @@ from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import needed_keys
 from helios_jax.models.vae import WanVae, decode_frames
-from helios_jax.parallel.mesh import on_mesh_of
+from helios_jax.parallel.mesh import on_mesh_of, readable
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo, project_text, remember, rope_table
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
@@ -163,10 +163,11 @@ class Stream:
             noise=self._noise,
             on_step=self._on_step,
         )
-        pixels = decode_chunk(self._vae, latents, slice_frames=self._slice_frames)
+        pixels = readable(decode_chunk(self._vae, latents, slice_frames=self._slice_frames))
         # ``remember`` donates the old history. It and the index change together, with no callback in between.
         self._history = remember(self._history, latents, self._anchors(index))
         self.index += 1
+        latents = readable(latents)
         # Start the copies now, so they follow the work without the host; ``device_get`` only waits for them.
         pixels.copy_to_host_async()
         latents.copy_to_host_async()

@@ -48,8 +48,6 @@ def train(experiment: Experiment, workdir: Path) -> int:
         OSError: A checkpoint could not be written.
     """
     workdir = pathlib.Path(workdir).resolve()
-    if experiment.validation is not None and jax.process_count() > 1:
-        raise ValueError("validation runs in one process: switch it off with --config.validation=none")
     settings = as_json(experiment)
     check_settings(workdir, settings, may_change=MAY_CHANGE)
 
