@@ -34,6 +34,7 @@ from absl import app, flags
 from helios_jax.cli import run_command
 from helios_jax.experiment_files import experiment_file, installed_experiments, load_experiment
 from helios_jax.extras import require_extra
+from helios_jax.training.workdir import checked_workdir
 from helios_jax.user_input import user_path
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     config, argv = _taken("config", values.read_flags_from_files(argv, force_gnu=False))
     if config is None:
         raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir; --help lists all")
+    if not {"--help_config", "--print_config"} & set(argv) and _taken("workdir", argv)[0] is None:
+        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir")
     name, colon, size = config.partition(":")
     file = experiment_file(name)
     mirror = load_experiment(file, size if colon else None)
@@ -108,8 +111,6 @@ def parse(argv: Sequence[str]) -> Arguments:
     if rest:
         raise ValueError(f"what is {' '.join(rest)}? Settings are changed by --config.<name>=<value>")
     show = next((name for name in SHOWS if values[name].value), "")
-    if values.workdir is None and show not in ("help_config", "print_config"):
-        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir")
     cluster = {
         "coordinator_address": values.coordinator,
         "num_processes": values.num_processes,
@@ -145,13 +146,13 @@ def main(argv: Sequence[str]) -> int:
     """Trains; returns the exit code."""
 
     def work() -> int:
+        # Before the experiment is loaded, which takes seconds.
+        if (given := _taken("workdir", argv)[0]) is not None:
+            checked_workdir(given)
         arguments = parse(argv)
         if arguments.show:
             return _show(arguments)
-        from helios_jax.training.workdir import checked_workdir
-
         assert arguments.workdir is not None
-        workdir = checked_workdir(arguments.workdir)
         import jax
 
         from helios_jax.compilation import use_compilation_caches
@@ -160,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.distributed:
             jax.distributed.initialize(**arguments.cluster)
         use_compilation_caches(arguments.cache)
-        return train(arguments.experiment, workdir)
+        return train(arguments.experiment, arguments.workdir)
 
     return run_command("helios-train", work)
 
@@ -181,10 +182,9 @@ def _show(arguments: Arguments) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # Other processes may be using the accelerator.
     from helios_jax.training.preview import preview
-    from helios_jax.training.workdir import checked_workdir
 
     assert arguments.workdir is not None
-    found = preview(arguments.experiment, arguments.original, checked_workdir(arguments.workdir))
+    found = preview(arguments.experiment, arguments.original, arguments.workdir)
     print(*found.lines, sep="\n")
     if found.problems:
         raise ValueError("\n".join(["this run cannot start:", *(f"  {problem}" for problem in found.problems)]))
