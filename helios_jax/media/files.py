@@ -27,6 +27,11 @@ def existing_file(path: Path, kind: str) -> pathlib.Path:
     return path
 
 
+def video_url(path: pathlib.Path) -> str:
+    """The path as FFmpeg takes it: without the prefix, a name such as "a:b.mp4" would be the protocol "a"."""
+    return f"file:{path}"
+
+
 @contextlib.contextmanager
 def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
     """Opens a video file: PyAV's container and its first video stream.
@@ -37,7 +42,7 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(video_url(path)) as container:
             if not container.streams.video:
                 raise ClipError(f"{path} has no video stream")
             yield container, container.streams.video[0]
