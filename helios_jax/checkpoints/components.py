@@ -1,6 +1,7 @@
 """The three networks of a checkpoint (configuration, module and key table), and helpers of both layouts."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -9,6 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from helios_jax import config as configs
@@ -49,10 +51,15 @@ class Component:
 
     def abstract(self, config: Any, dtype: DType) -> ConfiguredModule:
         """The network with shapes and dtypes but no arrays."""
-        module, name = self.module
-        network = getattr(importlib.import_module(module), name)
         # One form of the dtype: it is part of the static structure, which decides whether networks share programs.
-        return nnx.eval_shape(lambda: network(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+        return nnx.merge(*_abstract(*self.module, config, jnp.dtype(dtype)))
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(module: str, name: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and shapes of a network; kept, since checks, memory and loading all ask for them."""
+    network = getattr(importlib.import_module(module), name)
+    return nnx.split(nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 COMPONENTS: dict[str, Component] = {
@@ -144,16 +151,16 @@ def read_json(file: FilePath) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text:.20} is not a finite number")
     return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} is given twice")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {shown(key)} is given twice")
+        content[key] = value
     return content
 
 
