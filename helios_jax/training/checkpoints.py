@@ -264,7 +264,8 @@ def _reason(error: BaseException, length: int = 200) -> str:
     """The first line of the error at the root of others."""
     while (root := error.__cause__ or error.__context__) is not None:
         error = root
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = line if " " in line else f"{type(error).__name__}: {line}"
     return line if len(line) <= length else f"{line[:length]}..."
 
 
