@@ -31,10 +31,12 @@ class Failure:
     Attributes:
         uid: Its name.
         error: The reason.
+        by_rule: It was left out by a rule, such as its length; nothing is wrong with it.
     """
 
     uid: str
     error: str
+    by_rule: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,10 @@ class LatentWriter:
         file = self.folder / SETTINGS_FILE
         if not file.exists():
             _replace(file, json.dumps(settings, indent=2) + "\n")
-        begun = json.loads(file.read_text())
+        try:
+            begun = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} is damaged ({error}); choose another folder") from error
         if changed := sorted(key for key in {*begun, *settings} if begun.get(key) != settings.get(key)):
             listed = "; ".join(f"{key} was {begun.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} was begun with other settings ({listed}); choose another folder")
