@@ -90,6 +90,10 @@ class HeliosPipeline:
         dtype: DType = "bfloat16",
         vae_dtype: DType = "bfloat16",
         mesh: jax.sharding.Mesh | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
+        allow_cpu: bool = False,
     ) -> "HeliosPipeline":
         """Loads a checkpoint.
 
@@ -100,12 +104,27 @@ class HeliosPipeline:
                 fp32. "float32" is for comparison with other implementations.
             vae_dtype: Compute dtype of the VAE; "float32" is the published setting.
             mesh: Devices to shard the parameters over; ``None`` for one device.
+            revision: Branch, tag or commit of a hub id; its main branch by default.
+            token: Access token of the hub; the one that ``hf auth login`` stored by default.
+            cache_dir: Where downloads are kept; the hub's own cache folder by default.
+            allow_cpu: Load a transformer of more than 2 billion parameters on a CPU too, where sampling takes hours.
 
         Raises:
-            FileNotFoundError: The folder or a part of it is missing.
-            ValueError: Something in it is not supported or does not fit.
+            FileNotFoundError: The folder or a part of it is missing, or the download failed.
+            ValueError: Something in it is not supported or does not fit, or the weights do not fit into the device's
+                memory. Settings and memory are checked before weights are downloaded.
         """
-        return cls(**vars(load_parts(path, dtype=dtype, vae_dtype=vae_dtype, mesh=mesh)))
+        parts = load_parts(
+            path,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            mesh=mesh,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            allow_cpu=allow_cpu,
+        )
+        return cls(**vars(parts))
 
     def save(self, folder: Path, layout: Layout = "diffusers") -> None:
         """Writes the checkpoint; ``from_pretrained`` reads both layouts.
