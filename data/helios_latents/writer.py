@@ -36,10 +36,12 @@ class Failure:
     Attributes:
         uid: Its name.
         error: The reason.
+        by_rule: It was left out by a rule, such as its length; nothing is wrong with it.
     """
 
     uid: str
     error: str
+    by_rule: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
