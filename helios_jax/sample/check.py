@@ -92,7 +92,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     for file, _ in args.lora:
         find_lora_file(file)
     if not jobs:  # only to compile
-        _resolve(defaults, SampleInputs(prompt=""), settings_of(args), "--warmup")
+        _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
     seen: set[tuple[Path | None, ...]] = set()
     checked = []
     for job in jobs:

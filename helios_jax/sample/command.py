@@ -55,7 +55,7 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
         check_interrupted()
         if args.warmup:
             conditioning = "image" if args.image else "video" if args.video else None
-            seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args))
+            seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):
             sample(pipe, job, claim, args, check_interrupted)

@@ -6,6 +6,7 @@ replaced, renamed or removed.
 """
 
 import dataclasses
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -51,12 +52,12 @@ class Outputs:
 
     def aside(self) -> "Outputs":
         """Free names for the files of an interrupted run."""
-        number = 1
-        while True:
-            outputs = Outputs(video=self._named(f".interrupted{number}{self.video.suffix}"))
-            if not any(os.path.lexists(path) for path in outputs.all):
-                return outputs
-            number += 1
+        names = (self.interrupted(number) for number in itertools.count(1))
+        return next(outputs for outputs in names if not any(map(os.path.lexists, outputs.all)))
+
+    def interrupted(self, number: int) -> "Outputs":
+        """The files of an interrupted run by their number."""
+        return Outputs(video=self._named(f".interrupted{number}{self.video.suffix}"))
 
     def _named(self, ending: str) -> Path:
         return self.video.with_name(self.video.stem + ending)
@@ -77,7 +78,7 @@ def check_outputs(outputs: Outputs) -> None:
     )
     if (over := len(os.fsencode(longest)) - MAX_NAME_BYTES) > 0:
         raise ValueError(
-            f"{video.name[:40]}...: the name is {over} bytes too long, since {longest[-16:]!r} is appended to the name "
+            f"{video.name[:40]}...: the name is {over} bytes too long, since {longest[len(video.stem) :]!r} is appended to the name "
             f"of a video and {MAX_NAME_BYTES} bytes are allowed in all"
         )
     _check_folder(video)
