@@ -69,6 +69,7 @@ class HeliosPipeline:
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: Path | None = None,
+        allow_cpu: bool = False,
     ) -> "HeliosPipeline":
         """Loads a checkpoint.
 
@@ -82,10 +83,12 @@ class HeliosPipeline:
             revision: Branch, tag or commit of a hub id; its main branch by default.
             token: Access token of the hub; the one that ``hf auth login`` stored by default.
             cache_dir: Where downloads are kept; the hub's own cache folder by default.
+            allow_cpu: Load a transformer of more than 2 billion parameters on a CPU too, where sampling takes hours.
 
         Raises:
-            FileNotFoundError: The folder or a part of it is missing.
-            ValueError: Something in it is not supported or does not fit.
+            FileNotFoundError: The folder or a part of it is missing, or the download failed.
+            ValueError: Something in it is not supported or does not fit, or the weights do not fit into the device's
+                memory. Settings and memory are checked before weights are downloaded.
         """
         parts = load_parts(
             path,
@@ -95,6 +98,7 @@ class HeliosPipeline:
             revision=revision,
             token=token,
             cache_dir=cache_dir,
+            allow_cpu=allow_cpu,
         )
         return cls(**vars(parts))
 
