@@ -78,8 +78,8 @@ def check_outputs(outputs: Outputs) -> None:
     )
     if (over := len(os.fsencode(longest)) - MAX_NAME_BYTES) > 0:
         raise ValueError(
-            f"{video.name[:40]}...: the name is {over} bytes too long, since {longest[len(video.stem) :]!r} is appended to the name "
-            f"of a video and {MAX_NAME_BYTES} bytes are allowed in all"
+            f"{video.name[:40]}...: the name is {over} bytes too long: {MAX_NAME_BYTES} are allowed in all, and "
+            f"{longest[len(video.stem) :]!r} must fit after it"
         )
     _check_folder(video)
     for path in outputs.all:

@@ -59,7 +59,8 @@ def test_text_to_video(model, tmp_path, capsys):
     *_, before_last, last = capsys.readouterr().out.splitlines()
     assert before_last.startswith("fox.mp4: chunk 1, 65 frames (2.7 s of video)")
     assert last == (
-        f"wrote {tmp_path / 'fox.mp4'}: 65 frames, 2.7 s of video (contact sheet fox.sheet.png, settings fox.helios.json)"
+        f"wrote {tmp_path / 'fox.mp4'}: 65 frames, 2.7 s of video "
+        "(contact sheet fox.sheet.png, settings fox.helios.json)"
     )
 
 

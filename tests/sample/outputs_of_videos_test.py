@@ -142,7 +142,7 @@ def test_inputs_are_not_outputs(tmp_path, monkeypatch):
     os.link("car.mp4", "hard.mp4")
     check_apart({"--video": pathlib.Path("hard.mp4")}, [outputs(tmp_path / "other.mp4")])
     for path in ("car.mp4", "./folder/../car.mp4", "link.mp4", "hard.mp4", "car.sheet.png", "car.helios.json"):
-        with pytest.raises(ValueError, match="--video=.* is the same file as the output"):
+        with pytest.raises(ValueError, match=r"--video=.* is the same file as the output"):
             check_apart({"--video": pathlib.Path(path)}, [outputs(tmp_path / "other.mp4"), car])
     # An output that does not exist yet, by another path.
     with pytest.raises(ValueError, match="is the same file"):
