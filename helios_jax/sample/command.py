@@ -70,8 +70,8 @@ def _load(args: argparse.Namespace) -> "HeliosPipeline":
     start = time.monotonic()
     dtypes = {"dtype": args.dtype, "vae_dtype": args.vae_dtype}
     pipe = HeliosPipeline.from_pretrained(args.model, revision=args.revision, cache_dir=args.cache_dir, **dtypes)
-    for path, scale in args.lora:
-        pipe.load_lora(path, scale=scale)
+    for number, (path, scale) in enumerate(args.lora, 1):
+        pipe.load_lora(path, name=f"{path.stem} ({number})", scale=scale)
     print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
     return pipe
 
