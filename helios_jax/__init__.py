@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from helios_jax import checkpoints, config, context, diffusion, models, parallel, sampling
     from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
     from helios_jax.compilation import use_compilation_caches
+    from helios_jax.media.saving import save_video
     from helios_jax.sampling.noise import KeyNoise, NoiseSource, RecordedNoise
-    from helios_jax.sampling.output import SampleOutput, save_video
+    from helios_jax.sampling.output import SampleOutput
     from helios_jax.sampling.pipeline import HeliosPipeline
     from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
     from helios_jax.sampling.settings import SampleSettings
@@ -54,7 +55,7 @@ __getattr__, __dir__ = lazy_exports(
         "SampleSettings": "helios_jax.sampling.settings",
         "load_diffusers": "helios_jax.checkpoints.diffusers",
         "save_diffusers": "helios_jax.checkpoints.diffusers",
-        "save_video": "helios_jax.sampling.output",
+        "save_video": "helios_jax.media.saving",
         "use_compilation_caches": "helios_jax.compilation",
         **{
             name: f"helios_jax.{name}"

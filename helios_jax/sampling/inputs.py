@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.sampling.brief import brief_fields
+from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.prompts import PromptSchedule
+from helios_jax.sampling.settings import yes_or_no
 from helios_jax.typing import AnyArray
+from helios_jax.user_input import whole_number
+
+MAX_LOOKAHEAD = 8
+"""Most chunks that wait on the device; each holds its frames there."""
 
 Prompt = str | Sequence[str] | PromptSchedule
 
@@ -125,6 +131,21 @@ def check_embeds(embeds: Any, name: str, *, batch: int, width: int) -> None:
     if not finite.all():
         bad = np.argwhere(~finite)[0].tolist()
         raise ValueError(f"{name} holds {finite.size - finite.sum()} values that are not finite, the first at {bad}")
+
+
+def check_options(*, lookahead: Any, noise: Any, progress: Any, **callbacks: Any) -> None:
+    """Checks the arguments of a call that are neither inputs nor settings.
+
+    Raises:
+        ValueError: One has the wrong type, or ``lookahead`` is not from 0 to 8.
+    """
+    whole_number(lookahead, "lookahead", at_least=0, at_most=MAX_LOOKAHEAD)
+    yes_or_no(progress, "progress")
+    if not isinstance(noise, NoiseSource | None):
+        raise ValueError(f"noise={noise!r:.200} must have the methods of a NoiseSource, normal and uniform")
+    for name, callback in callbacks.items():
+        if callback is not None and not callable(callback):
+            raise ValueError(f"{name}={callback!r:.200} must be a function")
 
 
 def _check_one(

@@ -8,13 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from helios_jax.media.video_writer import VideoWriter
+from helios_jax.media.provenance import written_by_us
+from helios_jax.media.saving import save_video
 from helios_jax.sampling.brief import brief_fields
-from helios_jax.typing import AnyArray, Float, Path, UInt8
+from helios_jax.typing import Float, Path, UInt8
 from helios_jax.user_input import user_path
-
-PIECE_FRAMES = 33
-"""Frames that are encoded at a time: a chunk, so that a saved video has the bytes of a streamed one."""
 
 MAX_EMBEDDED_BYTES = 32 * 2**20
 """Largest video that a notebook cell shows; a notebook holds its outputs as text."""
@@ -46,15 +44,15 @@ class SampleOutput:
         Args:
             path: The file, ending in ``.mp4``. A batch of several gets the number of each video before the ending:
                 "fox.mp4" becomes "fox-0.mp4", "fox-1.mp4", ...
-            fps: Frames per second; the models were trained on 24.
+            fps: Frames per second, such as 24, which the models were trained on, or 29.97.
             crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
-            overwrite: Replace existing files.
+            overwrite: Replace existing files if this library wrote them; files of anyone else are never replaced.
 
         Returns:
             The files, one for each video.
 
         Raises:
-            FileExistsError: One of them exists and ``overwrite`` is off; nothing has been written then.
+            FileExistsError: One of them exists and may not be replaced; nothing has been written then.
             ValueError: Another ending, or ``fps`` or ``crf`` out of range.
         """
         target = user_path(path)
@@ -64,9 +62,12 @@ class SampleOutput:
         for file in files:
             if file.exists() and not overwrite:
                 raise FileExistsError(f"{file} exists; choose another path or pass overwrite=True")
-        for file, frames in zip(files, self.frames, strict=True):
-            save_video(frames, file, fps=fps, crf=crf, overwrite=overwrite)
-        return files
+            if file.exists() and not written_by_us(file):
+                raise FileExistsError(f"{file} was not written by helios_jax and is not replaced; choose another path")
+        return [
+            save_video(file, frames, fps, crf=crf, overwrite=overwrite)
+            for file, frames in zip(files, self.frames, strict=True)
+        ]
 
     def _repr_html_(self) -> str | None:
         """The videos as players, or ``None``, which makes notebooks show ``repr``, when they are too large."""
@@ -78,24 +79,3 @@ class SampleOutput:
                 data = base64.b64encode(file.read_bytes()).decode()
                 players.append(f'<video controls loop src="data:video/mp4;base64,{data}"></video>')
         return "\n".join(players) if sum(map(len, players)) <= MAX_EMBEDDED_BYTES else None
-
-
-def save_video(
-    frames: AnyArray, path: Path, *, fps: int | Fraction = 24, crf: int = 18, overwrite: bool = False
-) -> None:
-    """Writes frames as an mp4 file (H.264).
-
-    Args:
-        frames: uint8 [F,H,W,3] with even sides, for example ``chunk.frames[0]``.
-        path: The file, ending in ``.mp4``.
-        fps: Frames per second.
-        crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
-        overwrite: Replace an existing file.
-
-    Raises:
-        FileExistsError: The file exists and ``overwrite`` is off.
-        ValueError: Another shape, dtype or ending, or ``fps`` or ``crf`` out of range.
-    """
-    with VideoWriter(user_path(path), fps=fps, crf=crf, overwrite=overwrite) as video:
-        for start in range(0, len(frames), PIECE_FRAMES):
-            video.write(frames[start : start + PIECE_FRAMES])

@@ -11,9 +11,10 @@ Distilled apart.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.checkpoints.lora_set import LoadedLora, LoraSet
@@ -21,28 +22,34 @@ from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_par
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
-from helios_jax.models.network import Network
+from helios_jax.models.network import Network, count_in_words
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
+from helios_jax.parallel.devices import describe_devices, devices_of, explains_memory_errors
 from helios_jax.parallel.mesh import on_mesh_of
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo
 from helios_jax.sampling.conditioning import Conditioner
-from helios_jax.sampling.inputs import Prompt, SampleInputs
+from helios_jax.sampling.inputs import Prompt, SampleInputs, check_options
 from helios_jax.sampling.noise import KeyNoise, NoiseSource
 from helios_jax.sampling.output import SampleOutput
 from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompt_state import PromptEncoder, PromptState
+from helios_jax.sampling.report import device_report, kind_of, parameters_of
 from helios_jax.sampling.request import RequestDefaults
 from helios_jax.sampling.settings import SampleSettings, SigmaRange, takes_settings
-from helios_jax.sampling.stream import Chunk, Stream
+from helios_jax.sampling.stream import LESS_MEMORY, Chunk, Stream
 from helios_jax.sampling.warmup import compile_programs
 from helios_jax.typing import AnyArray, DType, Path
+from helios_jax.user_input import whole_number
+
+_NETWORKS = frozenset({"transformer", "vae"})
+"""The attributes that ``close`` removes."""
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class HeliosPipeline:
-    """A Helios checkpoint on the device(s).
+    """A Helios checkpoint on the device(s). A context manager, which closes it.
 
     Attributes:
         config: What kind of checkpoint this is.
@@ -58,6 +65,21 @@ class HeliosPipeline:
     vae: Network[WanVae]
     text_encoder: TextEncoder | None = None
     _loras: LoraSet = dataclasses.field(default_factory=LoraSet, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "HeliosPipeline(closed)"
+        parameters = count_in_words(parameters_of(self.transformer))
+        dtypes = f"{jnp.dtype(self.transformer.dtype).name}, vae {jnp.dtype(self.vae.dtype).name}"
+        text = "" if self.text_encoder else ", no text encoder"
+        devices = describe_devices(devices_of(self.transformer.params))
+        return f"HeliosPipeline({kind_of(self.config)}, {parameters} parameters, {dtypes}{text}, {devices})"
+
+    def __enter__(self) -> "HeliosPipeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def from_pretrained(
@@ -163,6 +185,33 @@ class HeliosPipeline:
     def loras(self) -> dict[str, LoadedLora]:
         """The loaded LoRAs by name, in the order in which they were loaded, each with its path and scale."""
         return dict(self._loras.loras)
+
+    def close(self) -> None:
+        """Lets go of the networks, whose device memory is free as soon as no stream or other pipeline uses them.
+
+        Afterwards every use raises ValueError.
+        """
+        for name in _NETWORKS:
+            vars(self).pop(name, None)
+        vars(self)["text_encoder"] = None
+
+    @property
+    def _is_closed(self) -> bool:
+        return not vars(self).keys() >= _NETWORKS
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _NETWORKS:
+                raise ValueError("the pipeline is closed: load it again with HeliosPipeline.from_pretrained")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def describe(self) -> str:
+        """The devices, and the parameters, dtypes and bytes of every network, one a line."""
+        networks = {"transformer": self.transformer, "vae": self.vae}
+        if self.text_encoder is not None:
+            networks["text_encoder"] = self.text_encoder.encoder
+        return device_report(self.config, networks)
 
     @property
     def chunk_frames(self) -> int:
@@ -316,10 +365,12 @@ class HeliosPipeline:
             image=image,
             video=video,
         )
+        check_options(lookahead=lookahead, noise=noise, progress=progress, on_step=on_step, on_chunk=on_chunk)
         request = self._defaults.resolve(inputs, settings, has_text_encoder=self.text_encoder is not None)
         noise = KeyNoise.from_seed(settings.seed) if noise is None else noise
         bar = Progress(enabled=progress)
-        with on_mesh_of(self.transformer.params):
+        preparing = f"preparing {request.height}x{request.width}, batch {request.batch}"
+        with on_mesh_of(self.transformer.params), explains_memory_errors(preparing, LESS_MEMORY):
             encoder = PromptEncoder(
                 text_encoder=self.text_encoder,
                 batch=request.batch,
@@ -399,6 +450,9 @@ class HeliosPipeline:
             MemoryError: The device has too little memory.
         """
         assert settings is not None, "the decorator gives it"
+        batch = whole_number(batch, "batch", at_least=1)
+        if conditioning not in (None, "image", "video"):
+            raise ValueError(f"conditioning={conditioning!r} must be 'image', 'video' or None")
         return compile_programs(self, settings, batch=batch, conditioning=conditioning)
 
     @property

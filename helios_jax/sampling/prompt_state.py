@@ -74,17 +74,14 @@ class PromptState:
             negative = encoder.texts(NEGATIVE_PROMPT if given is None else given)
         return cls(encoder=encoder, timeline=timeline, negative=negative)
 
-    def change(self, prompt: str | Sequence[str] | AnyArray, blend_chunks: int) -> None:
-        """Changes the prompt from the timeline's next chunk on; see ``Stream.set_prompt``."""
+    def encode(self, prompt: str | Sequence[str] | AnyArray) -> Float[Array, "B S E"]:
+        """Embeddings of a new prompt; see ``Stream.set_prompt``."""
         encoder = self.encoder
         if isinstance(prompt, jax.Array | np.ndarray) and prompt.dtype.kind not in "OUS":
-            check_embeds(prompt, "the embeddings of the new prompt", batch=encoder.batch, width=encoder.width)
-            embeds = encoder.embeds(prompt)
-        elif isinstance(prompt, PromptSchedule):
+            check_embeds(prompt, "the new prompt", batch=encoder.batch, width=encoder.width)
+            return encoder.embeds(prompt)
+        if isinstance(prompt, PromptSchedule):
             raise ValueError("set_prompt takes one prompt at a time: a PromptSchedule is given to stream()")
-        elif encoder.text_encoder is None:
+        if encoder.text_encoder is None:
             raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
-        else:
-            check_texts(prompt, "the new prompt", encoder.batch)
-            embeds = encoder.texts(prompt)
-        self.timeline.set(embeds, blend_chunks)
+        return encoder.texts(check_texts(prompt, "the new prompt", encoder.batch))

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from helios_jax._warnings import warn_user
+from helios_jax.checkpoints.pipelines import PipelineSettings
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
 from helios_jax.media.reading import ClipEnds, load_ends, load_image
@@ -59,12 +60,32 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestDefaults:
-    """The configurations that determine defaults and limits."""
+    """The configurations that determine defaults and limits; ``of`` takes them from a checkpoint without its weights.
+
+        checkpoint = read_settings("BestWishYsh/Helios-Distilled")  # helios_jax.checkpoints.pipelines
+        RequestDefaults.of(checkpoint).resolve(SampleInputs(prompt="A red fox."), SampleSettings(height=320))
+
+    Attributes:
+        pipeline: What kind of checkpoint this is.
+        scheduler: Noise schedule and solver.
+        transformer: Its patch size and width of text.
+        vae: Its compression.
+    """
 
     pipeline: PipelineConfig
     scheduler: SchedulerConfig
     transformer: TransformerConfig
     vae: VaeConfig
+
+    @classmethod
+    def of(cls, checkpoint: PipelineSettings) -> "RequestDefaults":
+        """The configurations of a checkpoint."""
+        return cls(
+            pipeline=checkpoint.config,
+            scheduler=checkpoint.scheduler,
+            transformer=checkpoint.transformer,
+            vae=checkpoint.vae,
+        )
 
     @property
     def size_multiple(self) -> tuple[int, int]:
@@ -80,8 +101,13 @@ class RequestDefaults:
             return 50
         return (2 if self.pipeline.is_distilled else 20,) * self.scheduler.num_levels
 
-    def resolve(self, inputs: SampleInputs, settings: SampleSettings, *, has_text_encoder: bool) -> Request:
+    def resolve(self, inputs: SampleInputs, settings: SampleSettings, *, has_text_encoder: bool = True) -> Request:
         """Checks a call and fills in its defaults.
+
+        Args:
+            inputs: Prompts, image and video; the last two are read.
+            settings: How to sample.
+            has_text_encoder: Whether the checkpoint can encode texts.
 
         Raises:
             ValueError: The call cannot work; the message says what was given and what is needed.
