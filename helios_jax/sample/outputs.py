@@ -73,9 +73,8 @@ def check_outputs(outputs: Outputs) -> None:
         PermissionError: The folder cannot be written to.
     """
     video = outputs.video
-    longest = max(
-        (path.name for path in (*outputs.all, outputs.aside().video)), key=lambda name: len(os.fsencode(name))
-    )
+    names = [path.name for path in (*outputs.all, *outputs.interrupted(999).all)]
+    longest = max(names, key=lambda name: len(os.fsencode(name)))
     if (over := len(os.fsencode(longest)) - MAX_NAME_BYTES) > 0:
         raise ValueError(
             f"{video.name[:40]}...: the name is {over} bytes too long: {MAX_NAME_BYTES} are allowed in all, and "

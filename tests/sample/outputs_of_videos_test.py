@@ -101,9 +101,9 @@ def test_files_of_others_are_neither_removed_nor_renamed(tmp_path):
     assert (made.video.read_text(), made.sheet.read_text()) == ("mine", "mine")
 
 
-@pytest.mark.parametrize(("length", "fits"), [(236, True), (237, False), (251, False)])
+@pytest.mark.parametrize(("length", "fits"), [(224, True), (225, False), (251, False)])
 def test_length_of_names(tmp_path, length, fits):
-    """The longest ending is .interrupted999.mp4 with 19 bytes, of 255 in all."""
+    """The longest ending is .interrupted999.unfinished.json with 31 bytes, of 255 in all."""
     made = outputs(tmp_path / ("é" * (length // 2) + "x" * (length % 2) + ".mp4"))
     if fits:
         check_outputs(made)
