@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
 from helios_jax.checkpoints.lora_argument import parse_lora_argument
@@ -15,6 +15,7 @@ from helios_jax.sampling.settings import (
     MAX_SIDE,
     MAX_STEPS,
     MAX_TEXT_TOKENS,
+    Fit,
     SampleSettings,
     one_or_many,
 )
@@ -70,6 +71,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("negative_prompt", "used with guidance only (default: the published one)")
     add("image", "image to start from (I2V)", type=path("--image"))
     add("video", "clip to continue, at least 33 frames (V2V)", type=path("--video"))
+    add(
+        "fit",
+        "an image or clip of another aspect (default stretch, as published)",
+        choices=get_args(Fit),
+        default="stretch",
+    )
+    add(
+        "video_fps",
+        "frames per second to which a clip is resampled, or 'stored' (default 24)",
+        type=_video_fps,
+        default=24.0,
+    )
     add_whole("num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1)
     add("exact_frames", "cut the video to --num_frames frames (default: 4k + 1 as published)", action="store_true")
     add_whole("height", "pixel rows", 1, MAX_SIDE, DEFAULTS.height)
@@ -118,6 +131,11 @@ def _fps(text: str) -> int | float | Fraction:
     if rate.denominator == 1:
         return int(rate)
     return rate if "/" in text else float(text)
+
+
+def _video_fps(text: str) -> float | None:
+    """A rate, or ``None`` for the frames as they are stored."""
+    return None if text == "stored" else finite("--video_fps", at_least=0.1, at_most=1000)(text)
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -37,7 +37,7 @@ from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompt_state import PromptEncoder, PromptState
 from helios_jax.sampling.report import device_report, kind_of, parameters_of
 from helios_jax.sampling.request import RequestDefaults
-from helios_jax.sampling.settings import SampleSettings, SigmaRange, takes_settings
+from helios_jax.sampling.settings import Fit, SampleSettings, SigmaRange, takes_settings
 from helios_jax.sampling.stream import LESS_MEMORY, Chunk, Stream
 from helios_jax.sampling.warmup import compile_programs
 from helios_jax.typing import AnyArray, DType, Path
@@ -242,6 +242,8 @@ class HeliosPipeline:
         seed: int = 0,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
         noise: NoiseSource | None = None,
         lookahead: int = 1,
@@ -307,6 +309,8 @@ class HeliosPipeline:
         seed: int = 0,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
         noise: NoiseSource | None = None,
         lookahead: int = 0,
@@ -340,6 +344,8 @@ class HeliosPipeline:
             seed: Seed of all draws, 0 to 2^64 - 1.
             max_text_tokens: Length that texts are padded or cut to.
             vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
+            fit: What happens to an image or clip of another aspect: "stretch", "crop" or "pad".
+            video_fps: Frames per second that a clip read from a file is resampled to; ``None``: all its frames.
             settings: The arguments from ``num_frames`` to here as one value; those that are passed override it.
             noise: Source of all draws, instead of the seed.
             lookahead: 1 lets the device work on the next chunk while the frames of one are copied to the host; a prompt
@@ -429,6 +435,8 @@ class HeliosPipeline:
         seed: int = 0,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
     ) -> float:
         """Compiles every program that sampling with these settings needs, so that the first real chunk starts at once.
