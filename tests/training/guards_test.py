@@ -71,7 +71,7 @@ def test_a_bad_moment_leaves_the_parameters_alone(apply, moment):
 
 def metrics(skipped, player=""):
     values = {"loss": 1.0, "gradient_norm": 2.0, "update_norm": np.nan if skipped else 3.0, "learning_rate": 0.0}
-    return {f"{player}{name}": value for name, value in {**values, "skipped": float(skipped)}.items()}
+    return {f"{player}{name}": jnp.float32(value) for name, value in {**values, "skipped": skipped}.items()}
 
 
 def test_updates_that_are_skipped_in_a_row_stop_the_run(tmp_path):
