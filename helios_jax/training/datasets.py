@@ -9,7 +9,6 @@ from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import LatentRecord, Size
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
-from helios_jax.training.loaders import latent_loader, video_loader
 from helios_jax.training.sources import InMemory, OnError
 from helios_jax.training.text_formats import PaddedEmbeds, TextFormat, Tokens
 from helios_jax.user_input import finite_number, user_path, whole_number
@@ -72,6 +71,8 @@ class Latents:
 
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``LatentBatch``."""
+        from helios_jax.training.loaders import latent_loader
+
         text: TextFormat = PaddedEmbeds(tokens=self.tokens)
         if self.tokenizer:
             tokenizer = Tokenizer.from_folder(local_folder(self.tokenizer))
@@ -129,6 +130,7 @@ class MovingShapes:
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``VideoBatch``."""
         from helios_jax.data.moving_shapes import MovingShapes as Scenes
+        from helios_jax.training.loaders import video_loader
 
         scenes = Scenes(
             seed=self.world,

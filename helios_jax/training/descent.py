@@ -20,7 +20,7 @@ from helios_jax.parallel.memory import compiler_options
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.flops import training_flops
 from helios_jax.training.log import report
-from helios_jax.training.methods import Method
+from helios_jax.training.methods import Method, SharesDecisions
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.params import Params, unflatten
 from helios_jax.training.procedure import Procedure
@@ -118,14 +118,20 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
     """
     count = experiment.accumulation
 
-    def loss(trainable: Params, frozen: Params, batch: Any, keys: Key[Array, " B"]) -> tuple[Array, Metrics]:
-        value, metrics = method.loss(unflatten(graph, trainable | frozen), batch, keys, experiment.execution)
+    def loss(
+        trainable: Params, frozen: Params, first_key: Key[Array, ""], batch: Any, keys: Key[Array, " B"]
+    ) -> tuple[Array, Metrics]:
+        arguments = unflatten(graph, trainable | frozen), batch, keys, experiment.execution
+        if isinstance(method, SharesDecisions):
+            value, metrics = method.microbatch_loss(*arguments, first_key)
+        else:
+            value, metrics = method.loss(*arguments)
         return value, {"loss": value, **metrics}
 
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
         player = state.players[PLAYER]
-        gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen)
         keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
+        gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen, keys[0])
         # Keys belong to samples and are split with the batch: microbatches change memory use, not draws.
         leaves, structure = jax.tree.flatten((batch, keys))
         pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
