@@ -25,7 +25,7 @@ from helios_jax.training.metrics import Metrics
 from helios_jax.training.params import Params, unflatten
 from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import microbatches, partition_specs
-from helios_jax.training.state import Items, Restore, TrainState, split_params, start_state, state_items
+from helios_jax.training.state import Items, Restore, TrainState, released_state, split_params, start_state, state_items
 from helios_jax.training.updates import Updater
 from helios_jax.typing import Array, Int, Key
 
@@ -92,6 +92,14 @@ class Descending:
         """See ``Running``."""
         return state_items(self._state)
 
+    def frozen(self) -> Params:
+        """See ``Running``."""
+        return self._frozen
+
+    def release(self) -> None:
+        """See ``Running``."""
+        self._state = released_state(self._state)
+
     def networks(self) -> nnx.Module:
         """See ``Running``."""
         return unflatten(self._graph, self._state.players[PLAYER].averaged | self._frozen)
@@ -106,7 +114,7 @@ class Descending:
 def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updater: Updater, mesh: Mesh) -> Step:
     """The training step: gradients of all microbatches, one update.
 
-    If the loss or the gradient is not finite, the update is skipped and the metric "skipped" is 1.
+    If the loss, the gradient or the update is not finite, the update is skipped and the metric "skipped" is 1.
     """
     count = experiment.accumulation
 
