@@ -34,6 +34,7 @@ from absl import app, flags
 from helios_jax.cli import run_command
 from helios_jax.experiment_files import experiment_file, installed_experiments, load_experiment
 from helios_jax.extras import require_extra
+from helios_jax.training.preemption import noted_sigterm
 from helios_jax.training.workdir import checked_workdir
 from helios_jax.user_input import user_path
 
@@ -163,7 +164,8 @@ def main(argv: Sequence[str]) -> int:
         use_compilation_caches(arguments.cache)
         return train(arguments.experiment, arguments.workdir)
 
-    return run_command("helios-train", work)
+    with noted_sigterm():  # from here on: a signal while the program is loaded loses nothing either
+        return run_command("helios-train", work)
 
 
 def _show(arguments: Arguments) -> int:

@@ -49,7 +49,7 @@ def local_folder(
         raise FileNotFoundError(f"{path} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Distilled'")
     from huggingface_hub import snapshot_download
 
-    with _as_missing(path):
+    with _as_missing(path, revision):
         return FilePath(
             snapshot_download(
                 str(path),
@@ -82,11 +82,37 @@ def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
 
 
 @contextlib.contextmanager
-def _as_missing(repo: Path) -> Iterator[None]:
-    """Turns the hub's errors, all of them ``OSError``, into one that names the requested repository."""
+def _as_missing(repo: Path, revision: str | None = None) -> Iterator[None]:
+    """Turns whatever stops a download into one line that names the requested repository."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # The hub's package and the HTTP client under it share no base class.
+        reason = _reason(repo, revision, error)
         raise FileNotFoundError(
-            f"no folder {repo}, and the hub repository of that name could not be fetched: {error}"
+            f"no folder {repo}, and the hub repository of that name could not be fetched: {reason}"
         ) from error
+
+
+def _reason(repo: Path, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 8:
+        causes.append(cause)
+    kinds = [type(cause) for cause in causes]
+    if errors.GatedRepoError in kinds:
+        return f"it is gated; accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
+    if errors.RevisionNotFoundError in kinds:
+        return f"it has no revision {revision!r}"
+    if errors.RepositoryNotFoundError in kinds:
+        return "there is none; check the spelling, or, if it is private, log in with 'hf auth login'"
+    if errors.OfflineModeIsEnabled in kinds:
+        return "it is not in the cache, and HF_HUB_OFFLINE forbids downloads"
+    if errors.LocalEntryNotFoundError in kinds or errors.IncompleteSnapshotError in kinds:
+        return f"it is not in the cache, and the hub cannot be reached ({_first_line(causes[-1])}); is there a network?"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

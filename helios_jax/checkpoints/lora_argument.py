@@ -63,6 +63,19 @@ def find_lora_file(path: str | os.PathLike[str]) -> pathlib.Path:
     return files[0]
 
 
-def lora_scale(scale: float) -> float:
+def lora_scale(scale: object) -> float:
     """``scale`` as a float, negative and zero included. Raises ValueError unless it is a finite number."""
     return finite_number(scale, "scale")
+
+
+def lora_name(name: object, file: pathlib.Path) -> str:
+    """The name of a LoRA, by default that of its file without the ending.
+
+    Raises:
+        ValueError: ``name`` is no text, such as a scale that was given in its place.
+    """
+    if name is None:
+        return file.stem
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"name={name!r}: the name of a LoRA must be a text; give its strength as scale=...")
+    return name

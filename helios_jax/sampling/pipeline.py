@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.checkpoints.lora_merge import merge_lora_file
+from helios_jax.checkpoints.lora_set import LoadedLora, LoraSet
 from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_parts
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
@@ -37,7 +37,7 @@ from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompt_state import PromptEncoder, PromptState
 from helios_jax.sampling.report import device_report, kind_of, parameters_of
 from helios_jax.sampling.request import RequestDefaults
-from helios_jax.sampling.settings import SampleSettings, SigmaRange, takes_settings
+from helios_jax.sampling.settings import Fit, SampleSettings, SigmaRange, takes_settings
 from helios_jax.sampling.stream import LESS_MEMORY, Chunk, Stream
 from helios_jax.sampling.warmup import compile_programs
 from helios_jax.typing import AnyArray, DType, Path
@@ -64,6 +64,7 @@ class HeliosPipeline:
     transformer: Network[HeliosTransformer]
     vae: Network[WanVae]
     text_encoder: TextEncoder | None = None
+    _loras: LoraSet = dataclasses.field(default_factory=LoraSet, init=False, repr=False)
 
     def __repr__(self) -> str:
         if self._is_closed:
@@ -91,6 +92,7 @@ class HeliosPipeline:
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: Path | None = None,
+        allow_cpu: bool = False,
     ) -> "HeliosPipeline":
         """Loads a checkpoint.
 
@@ -104,10 +106,12 @@ class HeliosPipeline:
             revision: Branch, tag or commit of a hub id; its main branch by default.
             token: Access token of the hub; the one that ``hf auth login`` stored by default.
             cache_dir: Where downloads are kept; the hub's own cache folder by default.
+            allow_cpu: Load a transformer of more than 2 billion parameters on a CPU too, where sampling takes hours.
 
         Raises:
-            FileNotFoundError: The folder or a part of it is missing.
-            ValueError: Something in it is not supported or does not fit.
+            FileNotFoundError: The folder or a part of it is missing, or the download failed.
+            ValueError: Something in it is not supported or does not fit, or the weights do not fit into the device's
+                memory. Settings and memory are checked before weights are downloaded.
         """
         parts = load_parts(
             path,
@@ -117,6 +121,7 @@ class HeliosPipeline:
             revision=revision,
             token=token,
             cache_dir=cache_dir,
+            allow_cpu=allow_cpu,
         )
         return cls(**vars(parts))
 
@@ -135,15 +140,51 @@ class HeliosPipeline:
         )
         save_parts(parts, folder, layout)
 
-    def load_lora(self, path: Path, scale: float = 1.0) -> "HeliosPipeline":
-        """Merges a LoRA file into the transformer, in place; returns the pipeline.
+    def load_lora(self, path: Path, name: str | None = None, scale: float = 1.0) -> "HeliosPipeline":
+        """Merges a LoRA file into the transformer, next to those that are loaded already; returns the pipeline.
+
+        The weights depend only on which files are loaded with which scales: each weight is the original one plus the
+        sum of all updates, rounded once. ``unload_lora`` therefore restores the weights bit for bit, in any order. For
+        this the originals of all parameters that a file touches are kept in host memory, up to 28 GB for a file that
+        updates every layer of the 14B model in bfloat16, and the files' own updates. Streams that are running keep
+        the weights that they started with. ``save`` writes the weights with all loaded files merged.
 
         Args:
-            path: safetensors with diffusers/PEFT names or Kohya-style Wan names.
-            scale: Strength; -scale undoes an earlier merge up to rounding.
+            path: A safetensors file with the names of diffusers, PEFT, Wan2.1 or Kohya's trainers (see
+                ``helios_jax.checkpoints.lora_files``), or a folder that holds one.
+            name: Name for ``set_lora`` and ``unload_lora``; by default that of the file without its ending.
+            scale: Strength; negative or zero as well.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The name is taken, or is a number (write ``scale=0.8``); the scale is not finite; the file
+                cannot be merged into this transformer. The pipeline is then as it was.
         """
-        self.transformer = merge_lora_file(self.transformer, path, scale)
+        self.transformer, self._loras = self._loras.with_file(self.transformer, path, name, scale)
         return self
+
+    def set_lora(self, name: str, scale: float) -> "HeliosPipeline":
+        """Gives a loaded LoRA another strength; returns the pipeline.
+
+        Raises:
+            ValueError: No LoRA of this name is loaded, or the scale is not finite.
+        """
+        self.transformer, self._loras = self._loras.with_scale(self.transformer, name, scale)
+        return self
+
+    def unload_lora(self, name: str) -> "HeliosPipeline":
+        """Removes a LoRA as if it had never been loaded, bit for bit; returns the pipeline.
+
+        Raises:
+            ValueError: No LoRA of this name is loaded.
+        """
+        self.transformer, self._loras = self._loras.without(self.transformer, name)
+        return self
+
+    @property
+    def loras(self) -> dict[str, LoadedLora]:
+        """The loaded LoRAs by name, in the order in which they were loaded, each with its path and scale."""
+        return dict(self._loras.loras)
 
     def close(self) -> None:
         """Lets go of the networks, whose device memory is free as soon as no stream or other pipeline uses them.
@@ -201,6 +242,8 @@ class HeliosPipeline:
         seed: int = 0,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
         noise: NoiseSource | None = None,
         lookahead: int = 1,
@@ -266,6 +309,8 @@ class HeliosPipeline:
         seed: int = 0,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
         noise: NoiseSource | None = None,
         lookahead: int = 0,
@@ -299,6 +344,8 @@ class HeliosPipeline:
             seed: Seed of all draws, 0 to 2^64 - 1.
             max_text_tokens: Length that texts are padded or cut to.
             vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
+            fit: What happens to an image or clip of another aspect: "stretch", "crop" or "pad".
+            video_fps: Frames per second that a clip read from a file is resampled to; ``None``: all its frames.
             settings: The arguments from ``num_frames`` to here as one value; those that are passed override it.
             noise: Source of all draws, instead of the seed.
             lookahead: 1 lets the device work on the next chunk while the frames of one are copied to the host; a prompt
@@ -388,6 +435,8 @@ class HeliosPipeline:
         seed: int = 0,
         max_text_tokens: int = 512,
         vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
     ) -> float:
         """Compiles every program that sampling with these settings needs, so that the first real chunk starts at once.

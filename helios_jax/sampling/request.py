@@ -1,6 +1,8 @@
 """Sampling calls: checks inputs and settings and fills in defaults before any work starts."""
 
 import dataclasses
+import os
+from typing import Any
 
 import numpy as np
 
@@ -131,10 +133,12 @@ class RequestDefaults:
         clip = None
         if video is not None:
             # Only this much of a long clip reaches the context, see ``Conditioner.from_video``.
-            clip = load_ends(video, height, width, last=visible_chunks(history_config) * window)
+            last = visible_chunks(history_config) * window
+            clip = load_ends(video, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
             if len(clip) < window:
+                rate = _rate_note(video, settings.video_fps)
                 raise ValueError(
-                    f"the video has {len(clip)} frames; at least {window} are needed to continue it. "
+                    f"the video has {len(clip)} frames{rate}; at least {window} are needed to continue it. "
                     "Give a longer clip, or its last frame as image"
                 )
         num_chunks = None if num_frames is None else -(-num_frames // window)
@@ -151,7 +155,7 @@ class RequestDefaults:
             guidance_scale=scale,
             amplify_first_chunk=distilled if amplify is None else amplify,
             skip_first_chunk=settings.skip_first_chunk,
-            image=None if image is None else load_image(image, height, width),
+            image=None if image is None else load_image(image, height, width, fit=settings.fit),
             video=clip,
             history_config=history_config,
         )
@@ -179,6 +183,11 @@ class RequestDefaults:
                 f"({self.scheduler.num_levels} pyramid level(s)); the nearest valid size is "
                 f"height={nearest[0]}, width={nearest[1]}"
             )
+
+
+def _rate_note(video: Any, fps: float | None) -> str:
+    """Says that frames were counted after resampling."""
+    return "" if fps is None or not isinstance(video, str | os.PathLike) else f" at {fps:g} frames per second"
 
 
 def visible_chunks(history_config: HistoryConfig) -> int:

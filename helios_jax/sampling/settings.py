@@ -10,12 +10,16 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+from helios_jax.media.rates import frame_rate
 from helios_jax.user_input import did_you_mean, finite_number, whole_number
 
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
+
+Fit = Literal["stretch", "crop", "pad"]
+"""How an image or clip is fitted to another aspect."""
 
 MAX_SIDE = 4096
 """Longest side of a video in pixels, six times the longest that the models were trained on."""
@@ -56,6 +60,10 @@ class SampleSettings:
         seed: Seed of all draws, 0 to 2^64 - 1; every seed gives another video.
         max_text_tokens: Length that texts are padded or cut to.
         vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
+        fit: What happens to an image or clip of another aspect: "stretch" (as published), "crop" around the centre, or
+            "pad" with black bars.
+        video_fps: Frames per second that a clip read from a file is resampled to, by the times of its frames; ``None``
+            takes all frames, whatever their rate. The model was trained on 24.
 
     Raises:
         ValueError: A value of the wrong type, or one that no model can use.
@@ -75,6 +83,8 @@ class SampleSettings:
     seed: int = 0
     max_text_tokens: int = 512
     vae_slice_frames: int | None = None
+    fit: Fit = "stretch"
+    video_fps: float | None = 24
 
     def __post_init__(self) -> None:
         checked = {
@@ -96,6 +106,8 @@ class SampleSettings:
                 self.max_text_tokens, "max_text_tokens", at_least=1, at_most=MAX_TEXT_TOKENS
             ),
             "vae_slice_frames": _optional(whole_number, self.vae_slice_frames, "vae_slice_frames", at_least=1),
+            "fit": _fit(self.fit),
+            "video_fps": _optional(frame_rate, self.video_fps, "video_fps") and self.video_fps,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -155,6 +167,12 @@ def _steps(steps: Any) -> int | tuple[int, ...] | None:
     if isinstance(steps, str | bytes | dict | set) or not hasattr(steps, "__iter__"):
         raise ValueError(f"steps={steps!r} must be a whole number, or one for each level of the pyramid")
     return tuple(whole_number(count, "steps", at_most=MAX_STEPS) for count in steps)
+
+
+def _fit(fit: Any) -> Fit:
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit={fit!r} must be one of {', '.join(get_args(Fit))}")
+    return fit
 
 
 def _sigmas(sigmas: Any, what: str) -> SigmaRange:

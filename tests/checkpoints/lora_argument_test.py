@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from helios_jax.checkpoints.lora_argument import find_lora_file, parse_lora_argument
+from helios_jax.checkpoints.lora_argument import find_lora_file, lora_name, lora_scale, parse_lora_argument
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,18 @@ def test_files_that_are_found_and_files_that_are_not(tmp_path):
     (tmp_path / "style.pt").touch()
     with pytest.raises(ValueError, match="is a file of PyTorch"):
         find_lora_file(tmp_path / "style.pt")
+
+
+def test_names_and_scales():
+    assert lora_name(None, pathlib.Path("a/style.v2.safetensors")) == "style.v2"
+    assert lora_name("fox", pathlib.Path("a/style.safetensors")) == "fox"
+    for name in (0.8, 1, True, "", " ", b"fox"):
+        with pytest.raises(ValueError, match=r"name=.*must be a text; give its strength as scale="):
+            lora_name(name, pathlib.Path("style.safetensors"))
+    assert [lora_scale(scale) for scale in (1, -0.5, 0)] == [1.0, -0.5, 0.0]
+    for scale in (float("nan"), float("-inf"), "0.5", None, True, 10**400):
+        with pytest.raises(ValueError, match=r"scale=.*must be a finite number"):
+            lora_scale(scale)
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     for part, source in (
         ("transformer", DATA / "transformer" / "published"),
-        ("vae", DATA / "vae" / "other"),
-        ("text_encoder", DATA / "text_encoder" / "wide"),
+        ("vae", DATA / "pipelines" / "checkpoint"),
+        ("text_encoder", DATA / "pipelines" / "checkpoint"),
         ("tokenizer", DATA / "text_encoder" / "tokens"),
     ):
         shutil.copytree(source / part, folder / part)
@@ -60,7 +60,7 @@ def test_loads_settings_networks_and_tokenizer(pipeline):
         time_shift_type="linear",
     )
     assert pipeline.transformer.module.config.num_layers == 3
-    assert pipeline.vae.module.config.z_dim == json.loads((DATA / "vae/other/vae/config.json").read_text())["z_dim"]
+    assert pipeline.vae.module.config.dim_mult == (1, 2, 2, 2)
     recorded = json.loads((DATA / "text_encoder" / "tokens" / "io.json").read_text())
     ids, mask = pipeline.text_encoder.tokenizer(recorded["texts"][:3], 64)
     np.testing.assert_array_equal(ids, recorded["results"]["64"]["ids"][:3])
@@ -122,12 +122,28 @@ def test_a_checkpoint_without_text_encoder_loads(folder, tmp_path):
     assert hx.HeliosPipeline.from_pretrained(tmp_path / "saved").text_encoder is None
 
 
-def test_load_lora_merges_into_the_transformer(folder):
+def test_loras_of_a_pipeline(folder):
     pipeline = hx.HeliosPipeline.from_pretrained(folder)
-    lora = DATA / "lora" / "kohya.safetensors"
-    expected = merge_lora_file(pipeline.transformer, lora, 0.5)
-    assert pipeline.load_lora(lora, scale=0.5) is pipeline
+    before, lora = pipeline.transformer, DATA / "lora" / "kohya.safetensors"
+    assert pipeline.loras == {}
+    assert pipeline.load_lora(lora, scale=0.25) is pipeline
+    assert pipeline.set_lora("kohya", 0.5) is pipeline
+    expected = merge_lora_file(before, lora, 0.5)
     jax.tree.map(np.testing.assert_array_equal, pipeline.transformer.params, expected.params)
+    with pytest.raises(ValueError, match="'kohya' is loaded already"):
+        pipeline.load_lora(lora)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        pipeline.load_lora(folder / "nowhere.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, pipeline.transformer.params, expected.params)
+    pipeline.load_lora(lora, name="again", scale=-0.5)
+    assert {name: (loaded.path, loaded.scale) for name, loaded in pipeline.loras.items()} == {
+        "kohya": (lora, 0.5),
+        "again": (lora, -0.5),
+    }
+    assert len(repr(pipeline.loras)) < 500
+    assert pipeline.unload_lora("kohya").unload_lora("again") is pipeline
+    for ours, theirs in zip(*map(jax.tree.leaves, (pipeline.transformer, before)), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def test_missing_parts_are_named(folder, tmp_path):
@@ -135,5 +151,5 @@ def test_missing_parts_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scheduler_config\.json is missing"):
         hx.HeliosPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
-    with pytest.raises(ValueError, match="names the pipeline 'WanPipeline'"):
+    with pytest.raises(ValueError, match=r"model_index\.json: _class_name='WanPipeline'; expected 'HeliosPipeline'"):
         hx.HeliosPipeline.from_pretrained(tmp_path)

@@ -181,7 +181,26 @@ def test_unusual_arguments_make_a_video(home, arguments):
     assert {name: after[name] for name in before} == before
 
 
-VALUES = ["", "0", "-1", "1e400", "nan", "null", "True", "64", "a b", "'", "../x", "/", "~", ":", ",", "1,1,1", "é", "%s"]
+VALUES = [
+    "",
+    "0",
+    "-1",
+    "1e400",
+    "nan",
+    "null",
+    "True",
+    "64",
+    "a b",
+    "'",
+    "../x",
+    "/",
+    "~",
+    ":",
+    ",",
+    "1,1,1",
+    "é",
+    "%s",
+]
 FLAGS = ["height", "width", "steps", "num_frames", "guidance_scale", "fps", "seed", "image", "video", "lora", "model"]
 FLAGS += ["prompt_file", "max_text_tokens", "vae_slice_frames", "cache", "revision", "dtype", "blend_chunks"]
 

@@ -54,14 +54,14 @@ def test_published_values(name, rate, warmup, rank, seed, ratios):
     assert (adamw.betas, adamw.eps, adamw.weight_decay, adamw.clip_norm) == ((0.9, 0.999), 1e-8, 1e-4, 1.0)
     assert (experiment.lora.rank, experiment.lora.alpha or rank, experiment.seed) == (rank, rank, seed)
     assert experiment.method.context == Injection.published()
-    assert experiment.method.context.drop == ContextDrop(t2v=0.4, i2v=0.0, v2v=0.4, batch_level=True)
+    assert experiment.method.context.drop == ContextDrop(t2v=0.4, i2v=0.0, v2v=0.4)
     assert getattr(experiment.method, "ratios", None) == ratios
     assert experiment.ema is None
 
 
 def test_corrected_recipe():
     context = frozen(config("stage1_post_corrected", "14b")).method.context
-    assert context.drop == ContextDrop(t2v=0.4, i2v=0.1, v2v=0.4, batch_level=False)
+    assert context.drop == ContextDrop(t2v=0.4, i2v=0.1, v2v=0.4)
     assert context.saturation is not None
     assert context == Injection()
 
@@ -81,11 +81,11 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
         "--config.validation=none",
         "--config.start.folder=/somewhere",
         "--config.optimizer.weight_decay=0",
-        "--config.method.context.drop.batch_level=false",
+        "--config.method.context.decide=batch",
     ).experiment
     base = frozen(config("stage2_init", "14b"))
-    drop = dataclasses.replace(base.method.context.drop, i2v=0.1, batch_level=False)
-    context = dataclasses.replace(base.method.context, drop=drop)
+    drop = dataclasses.replace(base.method.context.drop, i2v=0.1)
+    context = dataclasses.replace(base.method.context, drop=drop, decide="batch")
     assert found == dataclasses.replace(
         base,
         optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-5, weight_decay=0.0),
