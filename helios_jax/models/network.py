@@ -45,7 +45,7 @@ class Network[M: ConfiguredModule]:
         leaves = jax.tree.leaves(self.params)
         # jax also builds trees whose leaves are anything else, such as shardings.
         count = sum(getattr(leaf, "size", 0) for leaf in leaves)
-        return f"Network({self.graph.type.__name__}, {count_in_words(count)} parameters)"
+        return f"Network({type(self.module).__name__}, {count_in_words(count)} parameters)"
 
     @functools.cached_property
     def config(self) -> Any:

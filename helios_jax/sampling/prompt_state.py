@@ -78,7 +78,7 @@ class PromptState:
         """Embeddings of a new prompt; see ``Stream.set_prompt``."""
         encoder = self.encoder
         if isinstance(prompt, jax.Array | np.ndarray) and prompt.dtype.kind not in "OUS":
-            check_embeds(prompt, "the embeddings of the new prompt", batch=encoder.batch, width=encoder.width)
+            check_embeds(prompt, "the new prompt", batch=encoder.batch, width=encoder.width)
             return encoder.embeds(prompt)
         if isinstance(prompt, PromptSchedule):
             raise ValueError("set_prompt takes one prompt at a time: a PromptSchedule is given to stream()")

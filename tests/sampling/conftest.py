@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -47,6 +48,12 @@ def distilled(pipelines) -> hx.HeliosPipeline:
 def bfloat16(tmp_path_factory) -> hx.HeliosPipeline:
     """The few-step pyramid pipeline in the default dtypes."""
     return hx.HeliosPipeline.from_pretrained(checkpoint("distilled", tmp_path_factory.mktemp("bfloat16")))
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations are not checked, as for users: arguments of wrong types reach the library's own checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

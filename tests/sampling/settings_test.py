@@ -45,3 +45,84 @@ def test_settings_and_keywords_give_one_video(distilled):
 @pytest.mark.parametrize(("listed", "steps"), [((), None), ((10,), 10), ([2, 3, 4], (2, 3, 4))])
 def test_one_or_many(listed, steps):
     assert one_or_many(listed) == steps
+
+
+NAN = float("nan")
+WRONG = {
+    "num_frames": ["33", 33.0, True, 0, -1, [33], NAN],
+    "exact_frames": ["false", 0, None],
+    "height": ["64", 64.0, None, True, 10**9, NAN],
+    "width": ["64", 64.5, None, 10**30],
+    "steps": ["2,2,2", (1.5, 1, 1), (1, None, 1), 2.0, True, {2}, 10**9, (1, 1, 10**9)],
+    "guidance_scale": ["5", NAN, float("inf"), -float("inf"), 1e39, True, 1 + 2j, [5.0]],
+    "amplify_first_chunk": ["yes", 1, 0.0],
+    "skip_first_chunk": ["no", None, 1],
+    "keep_first_frame": ["false", None],
+    "image_sigmas": [
+        None,
+        0.1,
+        (0.1,),
+        (0.1, 0.2, 0.3),
+        (NAN, 0.2),
+        (0.2, 0.1),
+        (-0.1, 0.1),
+        (0.5, 1.5),
+        "ab",
+        (None, 1),
+    ],
+    "video_sigmas": [(0.1, NAN), (0.1, float("inf")), "0.1,0.2"],
+    "seed": ["0", 0.5, -1, 2**64, None, True, NAN],
+    "max_text_tokens": ["8", 0, 8.0, None, 10**9],
+    "vae_slice_frames": ["1", 0, 1.0, True],
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SampleSettings)])
+def test_wrong_types_and_ranges_are_refused(field):
+    for value in WRONG[field]:
+        with pytest.raises(ValueError, match=f"^{field}=") as error:
+            SampleSettings(**{field: value})
+        assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_become_those_of_python():
+    settings = SampleSettings(
+        num_frames=np.int64(33),
+        height=np.uint16(64),
+        width=np.array(128),
+        steps=np.array([1, 2, 3]),
+        guidance_scale=np.float32(1.5),
+        skip_first_chunk=np.True_,
+        seed=np.uint64(2**64 - 1),
+        image_sigmas=np.array([0.25, 0.5]),
+        video_sigmas=[0, 1],
+    )
+    expected = SampleSettings(
+        num_frames=33,
+        height=64,
+        width=128,
+        steps=(1, 2, 3),
+        guidance_scale=1.5,
+        skip_first_chunk=True,
+        seed=2**64 - 1,
+        image_sigmas=(0.25, 0.5),
+        video_sigmas=(0.0, 1.0),
+    )
+    assert settings == expected
+    assert hash(settings) == hash(expected)
+    kinds = {type(value) for value in vars(settings).values()}
+    assert kinds <= {int, float, bool, tuple, type(None)}
+    assert SampleSettings(steps=np.int32(7)).steps == 7
+    assert SampleSettings(steps=[7]).steps == (7,)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_typos_name_the_function():
+    pipe = hx.HeliosPipeline
+    for call, name in ((pipe.__call__, "__call__"), (pipe.stream, "stream"), (pipe.compile, "compile")):
+        with pytest.raises(TypeError, match=rf"HeliosPipeline\.{name}\(\) has no argument 'sed'; did you mean seed\?"):
+            call(None, sed=3)
+    with pytest.raises(ValueError, match=r"settings=\{'height': 64\} must be a SampleSettings"):
+        pipe.stream(None, settings={"height": 64})

@@ -206,9 +206,7 @@ def test_new_prompt_must_fit_the_batch(distilled):
     stream = distilled.stream(FOX, num_frames=None, **SMALL)
     with pytest.raises(ValueError, match="the new prompt has 2 texts for a batch of 1"):
         stream.set_prompt([FOX, DOG])
-    with pytest.raises(
-        ValueError, match=r"embeddings of the new prompt has shape \(2, 8, 24\); \[1, tokens, 24\] is needed"
-    ):
+    with pytest.raises(ValueError, match=r"the new prompt has shape \(2, 8, 24\); \[1, tokens, 24\] is needed"):
         stream.set_prompt(np.zeros((2, 8, 24), np.float32))
     with pytest.raises(ValueError, match=r"embeddings are float32\[1, 7, 24\], those in use float32\[1, 8, 24\]"):
         stream.set_prompt(np.zeros((1, 7, 24), np.float32))
