@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import math
+import re
 
+import numpy as np
 import pytest
 
 from helios_jax.config import (
@@ -14,6 +17,7 @@ from helios_jax.config import (
     VaeConfig,
     patch_tokens,
 )
+from helios_jax.config.fields import SettingError
 
 ROUND_TRIPS = [
     TransformerConfig.helios_14b(),
@@ -89,19 +93,32 @@ def test_solver_types_that_mean_bh2(name):
 
 
 UNSUPPORTED = [
-    (TransformerConfig, {"added_kv_proj_dim": 64}, r"transformer config: added_kv_proj_dim=64.*expected None"),
-    (VaeConfig, {"is_residual": True}, r"vae config: is_residual=True"),
-    (VaeConfig, {"patch_size": 2}, r"vae config: patch_size=2"),
-    (VaeConfig, {"clip_output": False}, r"vae config: clip_output=False"),
-    (TextEncoderConfig, {"feed_forward_proj": "relu"}, r"text_encoder config: feed_forward_proj='relu'.*'gated-gelu'"),
-    (SchedulerConfig, {"_class_name": "DDIMScheduler"}, r"unknown scheduler 'DDIMScheduler'; supported: "),
-    (SchedulerConfig, {"prediction_type": "epsilon"}, r"scheduler config: prediction_type='epsilon'"),
-    (SchedulerConfig, {"predict_x0": False}, r"scheduler config: predict_x0=False"),
-    (SchedulerConfig, {"thresholding": True}, r"scheduler config: thresholding=True"),
-    (SchedulerConfig, {"use_flow_sigmas": False}, r"scheduler config: use_flow_sigmas=False"),
-    (SchedulerConfig, {"solver_p": {}}, r"scheduler config: solver_p="),
-    (PipelineConfig, {"_class_name": "WanPipeline"}, r"names the pipeline 'WanPipeline'; expected 'HeliosPipeline' or"),
-    (PipelineConfig, {}, r"names the pipeline None"),
+    (TransformerConfig, {"added_kv_proj_dim": 64}, r"added_kv_proj_dim=64; expected None"),
+    (TransformerConfig, {"qk_norm": "layer_norm"}, r"qk_norm='layer_norm'; expected 'rms_norm_across_heads'"),
+    (TransformerConfig, {"_class_name": "WanTransformer3DModel"}, r"_class_name='Wan.*; expected 'HeliosTransformer3"),
+    (TransformerConfig, {"restrict_self_attn": True}, r"restrict_self_attn=True; expected False"),
+    (VaeConfig, {"_class_name": "AutoencoderKL"}, r"_class_name='AutoencoderKL'; expected 'AutoencoderKLWan'"),
+    (VaeConfig, {"is_residual": True}, r"is_residual=True; expected False or None"),
+    (VaeConfig, {"is_residual": 0}, r"is_residual=0; expected False or None"),
+    (VaeConfig, {"patch_size": 2}, r"patch_size=2"),
+    (VaeConfig, {"clip_output": False}, r"clip_output=False"),
+    (TextEncoderConfig, {"feed_forward_proj": "relu"}, r"feed_forward_proj='relu'; expected 'gated-gelu'"),
+    (TextEncoderConfig, {"model_type": "t5"}, r"model_type='t5'; expected 'umt5'"),
+    (TextEncoderConfig, {"architectures": ["T5EncoderModel"]}, r"architectures=\['T5EncoderModel'\]; expected"),
+    (TextEncoderConfig, {"dense_act_fn": "relu"}, r"dense_act_fn='relu'; expected 'gelu_new'"),
+    (TextEncoderConfig, {"is_gated_act": False}, r"is_gated_act=False; expected True"),
+    (SchedulerConfig, {"_class_name": "DDIMScheduler"}, r"_class_name='DDIMScheduler'; expected 'HeliosScheduler' or"),
+    (SchedulerConfig, {"prediction_type": "epsilon"}, r"prediction_type='epsilon'"),
+    (SchedulerConfig, {"predict_x0": False}, r"predict_x0=False"),
+    (SchedulerConfig, {"predict_x0": 1}, r"predict_x0=1; expected True"),
+    (SchedulerConfig, {"thresholding": True}, r"thresholding=True"),
+    (SchedulerConfig, {"use_flow_sigmas": False}, r"use_flow_sigmas=False"),
+    (SchedulerConfig, {"use_karras_sigmas": True}, r"use_karras_sigmas=True"),
+    (SchedulerConfig, {"solver_p": {}}, r"solver_p="),
+    (SchedulerConfig, {"scheduler_type": "ddim"}, r"scheduler_type='ddim'; expected 'unipc' or 'euler' or 'dmd'"),
+    (SchedulerConfig, {"_class_name": "HeliosDMDScheduler", "scheduler_type": "unipc"}, r"scheduler_type='unipc'; exp"),
+    (PipelineConfig, {"_class_name": "WanPipeline"}, r"_class_name='WanPipeline'; expected 'HeliosPipeline' or"),
+    (PipelineConfig, {}, r"_class_name=None"),
 ]
 
 
@@ -112,22 +129,46 @@ def test_unsupported_settings_are_refused(kind, published, message):
 
 
 INVALID = [
+    (TransformerConfig, {"rope_dim": (44, 42, 40)}, r"rope_dim=\(44, 42, 40\); expected .* sum to the 128 channels"),
+    (TransformerConfig, {"rope_dim": (43, 43, 42)}, r"expected three even numbers"),
     (
         TransformerConfig,
-        {"rope_dim": (44, 42, 40)},
-        r"rope_dim \(44, 42, 40\) must sum to head_dim 128, it sums to 126",
+        {"rope_dim": (128, 0, 0)},
+        r"rope_dim=\(128, 0, 0\); expected a list of 3 whole numbers from 1",
     ),
-    (TransformerConfig, {"rope_dim": (43, 43, 42)}, r"every part must be even"),
-    (TransformerConfig, {"history_scale_mode": "per_layer"}, r"'per_layer' must be 'per_head' or 'scalar'"),
-    (VaeConfig, {"z_dim": 8}, r"need z_dim=8 values, got 16 and 16"),
-    (VaeConfig, {"dim_mult": (1, 2)}, r"one value per level but the last: 1, got 3"),
-    (SchedulerConfig, {"solver": "ddim"}, r"solver 'ddim' must be"),
-    (SchedulerConfig, {"num_levels": 2}, r"level_range needs num_levels \+ 1 = 3 values"),
-    (SchedulerConfig, {"solver_order": 3}, r"solver_order 3 must be 1 or 2"),
-    (SchedulerConfig, {"use_dynamic_shifting": True, "shift": 3.0}, r"dynamic shifting needs shift = 1.0, got 3.0"),
-    (SchedulerConfig, {"time_shift_type": "cubic"}, r"'cubic' must be 'exponential' or 'linear'"),
-    (SchedulerConfig, {"gamma": 0.5}, r"gamma 0.5 must lie in \(0, 1/3\]"),
-    (SchedulerConfig, {"gamma": 0.0}, r"gamma 0.0 must lie in \(0, 1/3\]"),
+    (TransformerConfig, {"history_scale_mode": "per_layer"}, r"='per_layer'; expected 'per_head' or 'scalar'"),
+    (TransformerConfig, {"freq_dim": 255}, r"freq_dim=255; expected an even number"),
+    (TransformerConfig, {"num_layers": 10**6}, r"num_layers=1000000; expected a whole number from 1 to 1024"),
+    (TransformerConfig, {"eps": 1e9}, r"eps=1000000000.0; expected a finite number from 1e-12 to 0.01"),
+    (TransformerConfig, {"eps": -1.0}, r"eps=-1.0; expected a finite number"),
+    (VaeConfig, {"z_dim": 8}, r"latents_mean=.*; expected 8 numbers"),
+    (VaeConfig, {"latents_std": (1.0,) * 15 + (math.nan,)}, r"latents_std=.*nan\); expected a list of finite numbers"),
+    (VaeConfig, {"latents_std": (1.0,) * 15 + (0.0,)}, r"latents_std=.* 0.0\); expected .* from 0.0001"),
+    (VaeConfig, {"dim_mult": (1, 2)}, r"temporal_downsample=\(False, True, True\); expected 1 values"),
+    (VaeConfig, {"dim_mult": ()}, r"dim_mult=\(\); expected 1 to 8 numbers"),
+    (VaeConfig, {"scale_factor_spatial": 16}, r"scale_factor_spatial=16; expected 8: the levels .* halve 3 time"),
+    (VaeConfig, {"scale_factor_temporal": 8}, r"scale_factor_temporal=8; expected 4"),
+    (
+        TextEncoderConfig,
+        {"vocab_size": 10**12},
+        r"vocab_size=1000000000000; expected a whole number from 1 to 16777216",
+    ),
+    (TextEncoderConfig, {"vocab_size": 1}, r"eos_token_id=1; expected the number of one of the 1 tokens"),
+    (TextEncoderConfig, {"max_distance": 8}, r"max_distance=8; expected more than 8"),
+    (SchedulerConfig, {"solver": "ddim"}, r"solver='ddim'; expected 'unipc' or"),
+    (SchedulerConfig, {"num_levels": 2}, r"level_range=.*; expected 3 ascending numbers from 0 to 1, for 2 level"),
+    (SchedulerConfig, {"level_range": (0.0, 0.6, 0.3, 1.0)}, r"level_range=.*; expected 4 ascending numbers"),
+    (SchedulerConfig, {"level_range": (0.1, 0.3, 0.6, 1.0)}, r"level_range=.*; expected 4 ascending numbers"),
+    (SchedulerConfig, {"solver_order": 3}, r"solver_order=3; expected 1 or 2"),
+    (SchedulerConfig, {"use_dynamic_shifting": True, "shift": 3.0}, r"shift=3.0; expected 1.0, because"),
+    (SchedulerConfig, {"time_shift_type": "cubic"}, r"'cubic'; expected 'exponential' or 'linear'"),
+    (SchedulerConfig, {"gamma": 0.5}, r"gamma=0.5; expected a finite number"),
+    (SchedulerConfig, {"gamma": 0.0}, r"gamma=0.0; expected a finite number"),
+    (SchedulerConfig, {"num_train_timesteps": 0}, r"num_train_timesteps=0; expected"),
+    (SchedulerConfig, {"base_seq_len": 4096}, r"base_seq_len=4096; expected less than 4096"),
+    (PipelineConfig, {"is_distilled": "false"}, r"is_distilled='false'; expected True or False"),
+    (HistoryConfig, {"sizes": (16, 2)}, r"sizes=\(16, 2\); expected a list of 3 whole numbers"),
+    (HistoryConfig, {"chunk_frames": 0}, r"chunk_frames=0; expected a whole number"),
 ]
 
 
@@ -135,6 +176,37 @@ INVALID = [
 def test_invalid_values_are_refused(kind, values, message):
     with pytest.raises(ValueError, match=message):
         unchecked(kind)(**values)
+
+
+JUNK = [None, True, "1", "", 1.5, -3, math.nan, math.inf, 10**30, [], {}, [None], [[1]], [1, 2, 3, 4, 5], "x" * 10**5]
+"""Values of which at most a few fit any one key."""
+
+
+@pytest.mark.parametrize("config", ROUND_TRIPS, ids=lambda config: type(config).__name__)
+def test_every_key_is_checked(config):
+    """Each published key is given every kind of junk: it is refused by name, in one line, or it is a valid value."""
+    published = json.loads(json.dumps(config.to_diffusers()))
+    errors = []
+    for key in published:
+        for junk in JUNK:
+            try:
+                assert type(type(config).from_diffusers({**published, key: junk})) is type(config)
+            except SettingError as error:
+                errors.append((key, error))
+    assert len(errors) > 0.7 * len(published) * len(JUNK)
+    for key, error in errors:
+        assert re.fullmatch(rf"{error.key}=.{{1,300}}; expected .{{1,200}}", str(error))
+        # A valid value may contradict another key; then that one is named.
+        assert error.key == key or error.key in published
+
+
+def test_numbers_take_the_type_of_their_field():
+    config = TransformerConfig.from_diffusers({"rope_theta": 10000, "patch_size": [1, 2, 2]})
+    assert isinstance(config.rope_theta, float)
+    assert config.patch_size == (1, 2, 2)
+    config = VaeConfig(latents_std=tuple(np.linspace(1, 2, 16).tolist()))
+    assert config.latents_std[-1] == 2.0
+    hash(config)
 
 
 def unchecked(kind: type):

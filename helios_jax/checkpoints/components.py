@@ -1,23 +1,30 @@
 """The three networks of a checkpoint (configuration, module and key table), and helpers of both layouts."""
 
 import dataclasses
+import functools
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from helios_jax import config as configs
 from helios_jax.checkpoints import key_tables
 from helios_jax.checkpoints.key_tables import ParamPath
+from helios_jax.config.fields import Json, SettingError, shown
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, DType, Path
 
 _LISTED = 12
 """Names spelled out in an error before the rest is only counted."""
+
+_MAX_JSON_BYTES = 2**25
+"""Largest file of settings or index of weights. (The index of the 14B transformer has 0.1 MB.)"""
 
 ComponentName = Literal["transformer", "vae", "text_encoder"]
 
@@ -38,12 +45,21 @@ class Component:
     keys: key_tables.KeyTable
     weights: str
 
+    def read_config(self, folder: FilePath) -> Any:
+        """The configuration in ``config.json`` of the component's own folder."""
+        return read_settings_file(folder / "config.json", self.config.from_diffusers)
+
     def abstract(self, config: Any, dtype: DType) -> ConfiguredModule:
         """The network with shapes and dtypes but no arrays."""
-        module, name = self.module
-        network = getattr(importlib.import_module(module), name)
         # One form of the dtype: it is part of the static structure, which decides whether networks share programs.
-        return nnx.eval_shape(lambda: network(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+        return nnx.merge(*_abstract(*self.module, config, jnp.dtype(dtype)))
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(module: str, name: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and shapes of a network; kept, since checks, memory and loading all ask for them."""
+    network = getattr(importlib.import_module(module), name)
+    return nnx.split(nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 COMPONENTS: dict[str, Component] = {
@@ -101,13 +117,65 @@ def new_component_folder(folder: Path, component: str) -> FilePath:
 
 
 def read_json(file: FilePath) -> dict[str, Any]:
-    """Reads a JSON object. Raises FileNotFoundError or ValueError naming the file."""
-    if not file.is_file():
+    """Reads a JSON object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds something else, or what the standard forbids: NaN, infinities, a key given twice, other
+            encodings than UTF-8.
+    """
+    if not file.exists():
         raise FileNotFoundError(f"{file} is missing: is {file.parent} (part of) a complete checkpoint?")
+    if not file.is_file():  # Opening a pipe would wait for its writer.
+        raise ValueError(f"{file} must be a JSON file, and it is a folder or a device")
+    if (size := file.stat().st_size) > _MAX_JSON_BYTES:
+        raise ValueError(f"{file} has {size:,} bytes; a JSON file of settings has at most {_MAX_JSON_BYTES:,}")
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(
+            file.read_bytes().decode("utf-8"),
+            parse_float=_finite,
+            parse_constant=_finite,
+            object_pairs_hook=_unique,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply to be a file of settings") from error
+    except ValueError as error:  # json.JSONDecodeError is one
         raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {shown(content)}; expected a JSON object, {{...}}")
+    return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.20} is not a finite number")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {shown(key)} is given twice")
+        content[key] = value
+    return content
+
+
+def read_settings_file[C](file: FilePath, read: Callable[[Json], C]) -> C:
+    """``read(content)`` of a JSON file, with the file's name in front of its errors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or a setting cannot be used.
+    """
+    content = read_json(file)
+    try:
+        return read(content)
+    except SettingError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def write_json(file: FilePath, content: Mapping[str, Any]) -> None:

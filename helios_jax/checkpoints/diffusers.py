@@ -6,7 +6,9 @@ weights is read.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path as FilePath
 from typing import Any
 
 import jax
@@ -15,11 +17,11 @@ import numpy as np
 from flax import nnx
 
 from helios_jax.checkpoints.components import (
+    Component,
     check_tensors,
     component_folder,
     find_component,
     new_component_folder,
-    read_json,
     with_parameters,
     write_json,
 )
@@ -55,26 +57,20 @@ def load_diffusers(
     Raises:
         FileNotFoundError: Folder, configuration or weights are missing.
         ValueError: Unsupported configuration; missing, unexpected or misshapen tensors (all listed);
-            a truncated file.
+            a damaged file; a VAE with weights that are not finite.
     """
     parts = find_component(component)
     folder = component_folder(folder, component)
-    if config is None:
-        config = parts.config.from_diffusers(read_json(folder / "config.json"))
+    config = parts.read_config(folder) if config is None else config
     with TensorFolder(folder) as files:
-        stored = {canonical: name for name in files.tensors if (canonical := parts.keys.canonical(name)) is not None}
-        if dtype is None:
-            largest = max(stored.values(), key=lambda name: np.prod(files.tensors[name].shape))
+        stored = _stored_names(files, parts)
+        if dtype is None and stored:
+            largest = max(stored.values(), key=lambda name: math.prod(files.tensors[name].shape))
             abstract = parts.abstract(config, files.tensors[largest].dtype)
         else:
-            abstract = parts.abstract(config, dtype)
+            abstract = parts.abstract(config, dtype or "float32")
         entries = published_entries(abstract, parts.keys)
-        check_tensors(
-            f"the tensors in {folder} do not fit its config.json:",
-            needed={name: entry.shape for name, entry in entries.items()},
-            given={canonical: files.tensors[name].shape for canonical, name in stored.items()},
-            source="config.json",
-        )
+        _check_stored(folder, entries, stored, files)
         targets = {
             path: jax.ShapeDtypeStruct(
                 variable.shape,
@@ -83,8 +79,55 @@ def load_diffusers(
             )
             for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
         }
-        arrays = _read_parameters(entries, targets, lambda name, index: files.read(stored[name], index))
+        # A transformer or a text encoder with such weights shows in the first chunk of latents, which is checked;
+        # a decoder does not.
+        read = _finite_reader(files) if component == "vae" else files.read
+        arrays = _read_parameters(entries, targets, lambda name, index: read(stored[name], index))
     return with_parameters(abstract, arrays)
+
+
+def check_diffusers(folder: Path, component: str) -> None:
+    """Raises what ``load_diffusers`` would about configuration, names and shapes; reads the headers only."""
+    parts = find_component(component)
+    folder = component_folder(folder, component)
+    config = parts.read_config(folder)
+    with TensorFolder(folder) as files:
+        entries = published_entries(parts.abstract(config, "float32"), parts.keys)
+        _check_stored(folder, entries, _stored_names(files, parts), files)
+
+
+def _stored_names(files: TensorFolder, parts: Component) -> dict[str, str]:
+    """Canonical published name -> the name under which a tensor is stored."""
+    stored: dict[str, str] = {}
+    for name in files.tensors:
+        canonical = parts.keys.canonical(name)
+        if canonical in stored:
+            file = files.tensors[name].file
+            raise ValueError(f"{file} holds {name!r} and {stored[canonical]!r}, two names of one tensor; remove one")
+        if canonical is not None:
+            stored[canonical] = name
+    return stored
+
+
+def _check_stored(
+    folder: FilePath, entries: Mapping[str, Entry], stored: Mapping[str, str], files: TensorFolder
+) -> None:
+    check_tensors(
+        f"the tensors in {folder} do not fit its config.json:",
+        needed={name: entry.shape for name, entry in entries.items()},
+        given={canonical: files.tensors[name].shape for canonical, name in stored.items()},
+        source="config.json",
+    )
+
+
+def _finite_reader(files: TensorFolder) -> "Read":
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        tensor = files.read(name, index)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{files.tensors[name].file}: the tensor {name!r} holds NaN or infinity")
+        return tensor
+
+    return read
 
 
 def save_diffusers(module: ConfiguredModule, folder: Path, component: str, *, shard_bytes: int = 10 * 10**9) -> None:

@@ -7,32 +7,58 @@ from pathlib import Path as FilePath
 
 from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
+from helios_jax.user_input import user_path
 
 NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*")
 """Files of a published repository that inference reads. Repositories also contain initial and intermediate transformers
 of up to 57 GB (transformer_init, transformer_ode), which it does not need."""
 
+SETTINGS = ("model_index.json", "scheduler/*.json", "transformer/*.json", "vae/*.json", "text_encoder/*.json")
+"""The files among them that hold settings and the indices of weights: a few hundred kB."""
 
-def local_folder(path: Path, *, weights: bool = True) -> FilePath:
+
+def local_folder(
+    path: Path,
+    *,
+    weights: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: Path | None = None,
+) -> FilePath:
     """The checkpoint's folder: ``path`` itself, or a download when it is a hub id ("owner/name").
 
     Args:
-        path: Folder or hub id.
-        weights: Download the weights too; the settings alone are a few hundred kB.
+        path: Folder or hub id; ``~`` is expanded.
+        weights: Download weights and tokenizer too; ``False``: only the JSON files with settings.
+        revision: Branch, tag or commit on the hub; its main branch by default.
+        token: Access token of the hub; the one that ``hf auth login`` stored by default.
+        cache_dir: Where downloads are kept; the hub's own cache folder by default.
 
     Raises:
         FileNotFoundError: Neither a folder nor a hub id, or the download failed.
+        ValueError: Not a path, or a revision of a folder on disk.
     """
-    folder = FilePath(path)
+    folder = user_path(path, "the checkpoint")
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} belongs to a repository on the hub, and {folder} is a folder")
         return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{folder} is a file; give the folder of a checkpoint, which holds model_index.json")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise FileNotFoundError(f"{path} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Distilled'")
     from huggingface_hub import snapshot_download
 
-    ignored = None if weights else ["*.safetensors"]
-    with _as_missing(path):
-        return FilePath(snapshot_download(str(path), allow_patterns=list(NEEDED), ignore_patterns=ignored))
+    with _as_missing(path, revision):
+        return FilePath(
+            snapshot_download(
+                str(path),
+                allow_patterns=list(NEEDED if weights else SETTINGS),
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_dir is None else user_path(cache_dir, "cache_dir"),
+            )
+        )
 
 
 def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
@@ -56,11 +82,37 @@ def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
 
 
 @contextlib.contextmanager
-def _as_missing(repo: Path) -> Iterator[None]:
-    """Turns the hub's errors, all of them ``OSError``, into one that names the requested repository."""
+def _as_missing(repo: Path, revision: str | None = None) -> Iterator[None]:
+    """Turns whatever stops a download into one line that names the requested repository."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # The hub's package and the HTTP client under it share no base class.
+        reason = _reason(repo, revision, error)
         raise FileNotFoundError(
-            f"no folder {repo}, and the hub repository of that name could not be fetched: {error}"
+            f"no folder {repo}, and the hub repository of that name could not be fetched: {reason}"
         ) from error
+
+
+def _reason(repo: Path, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 8:
+        causes.append(cause)
+    kinds = [type(cause) for cause in causes]
+    if errors.GatedRepoError in kinds:
+        return f"it is gated; accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
+    if errors.RevisionNotFoundError in kinds:
+        return f"it has no revision {revision!r}"
+    if errors.RepositoryNotFoundError in kinds:
+        return "there is none; check the spelling, or, if it is private, log in with 'hf auth login'"
+    if errors.OfflineModeIsEnabled in kinds:
+        return "it is not in the cache, and HF_HUB_OFFLINE forbids downloads"
+    if errors.LocalEntryNotFoundError in kinds or errors.IncompleteSnapshotError in kinds:
+        return f"it is not in the cache, and the hub cannot be reached ({_first_line(causes[-1])}); is there a network?"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

@@ -44,7 +44,7 @@ class Layout:
 
     def published_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the published tensor for an array of ours of shape ``shape``."""
-        return self.to_published(np.broadcast_to(np.int8(0), shape)).shape if self.drop or self.perm else tuple(shape)
+        return tuple(1 if size is None else size for size in self.published_order(shape))
 
     def published_order[T](self, spec: Sequence[T]) -> list[T | None]:
         """Reorders one entry per axis of ours (a slice, a mesh axis) to published axes; dropped ones get None."""

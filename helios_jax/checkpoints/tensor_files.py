@@ -4,12 +4,16 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from helios_jax.checkpoints.components import read_json
+from helios_jax.config.fields import shown
+from helios_jax.user_input import plain_name
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """Stored dtypes that a checkpoint may use."""
@@ -33,7 +37,7 @@ class TensorFolder:
 
     Raises:
         FileNotFoundError: The folder, its weights or a shard named by the index is missing.
-        ValueError: A file is not a complete safetensors file.
+        ValueError: A file is not a complete safetensors file, the index cannot be used, or a tensor is in two files.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -42,15 +46,42 @@ class TensorFolder:
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         path = Path(path)
-        for file in [path] if path.is_file() else _weight_files(path):
-            handle = self._open(file)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            if path.is_file():
+                self._add(path, None)
+            else:
+                files, weight_map = _weight_files(path)
+                for file in files:
+                    self._add(file, weight_map)
+                if missing := sorted(weight_map.keys() - self.tensors.keys() if weight_map else ()):
+                    raise ValueError(
+                        f"{path}: the index says that {missing[0]!r} is in {weight_map[missing[0]]}, and it is not"
+                        + (f" (nor are {len(missing) - 1} other tensors where they should be)" if missing[1:] else "")
+                    )
+            undo.pop_all()
+
+    def _add(self, file: Path, weight_map: Mapping[str, str] | None) -> None:
+        """Adds the tensors of a file; with an index, a file that the index does not name only must not hold others'."""
+        handle = self._open(file)
+        listed = weight_map is None or file.name in weight_map.values()
+        if listed:
             self.metadata |= handle.metadata() or {}
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-                view = handle.get_slice(name)
-                dtype = DTYPES.get(view.get_dtype())
-                if dtype is None:
-                    raise ValueError(f"{file}: tensor {name!r} has dtype {view.get_dtype()}; expected {list(DTYPES)}")
-                self.tensors[name] = TensorInfo(file=file, shape=tuple(view.get_shape()), dtype=dtype)
+        for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+            if name in self.tensors:
+                raise ValueError(
+                    f"{file.parent}: the tensor {name!r} is in {self.tensors[name].file.name} and in {file.name}; "
+                    "remove the file that does not belong there"
+                )
+            if not listed:
+                continue
+            if weight_map and weight_map.get(name, file.name) != file.name:
+                raise ValueError(f"{file} holds {name!r}, and the index says that it is in {weight_map[name]}")
+            view = handle.get_slice(name)
+            dtype = DTYPES.get(view.get_dtype())
+            if dtype is None:
+                raise ValueError(f"{file}: tensor {name!r} has dtype {view.get_dtype()}; expected {list(DTYPES)}")
+            self.tensors[name] = TensorInfo(file=file, shape=tuple(view.get_shape()), dtype=dtype)
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Reads a tensor, or the part of it that ``index`` selects."""
@@ -70,6 +101,8 @@ class TensorFolder:
     def _open(self, file: Path) -> Any:
         from safetensors import SafetensorError, safe_open
 
+        if not file.is_file():
+            raise ValueError(f"{file} must be a safetensors file, and it is a folder or a device")
         try:
             self._handles[file] = self._stack.enter_context(safe_open(file, framework="numpy"))
         except SafetensorError as error:
@@ -81,21 +114,37 @@ class TensorFolder:
         return self._handles[file]
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The safetensors files of a folder, and the file of each tensor if an index says so; its files come first."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: a component's folder with config.json and safetensors is needed")
+    files = sorted(folder.glob("*.safetensors"))
     indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        raise ValueError(f"{folder} has several indices, {[index.name for index in indices]}; keep the one that counts")
     if indices:
-        shards = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        weight_map = _read_index(indices[0])
+        shards = sorted(set(weight_map.values()))
+        missing = [shard for shard in shards if not (folder / shard).exists()]
         if missing:
             raise FileNotFoundError(f"{folder}: {indices[0].name} names shards that are not there: {missing}")
-        return [folder / shard for shard in shards]
-    files = sorted(folder.glob("*.safetensors"))
+        return [folder / shard for shard in shards] + [file for file in files if file.name not in shards], weight_map
     if not files:
         found = sorted(path.name for path in folder.iterdir())
-        raise FileNotFoundError(f"{folder} holds no *.safetensors file; found {found}")
-    return files
+        raise FileNotFoundError(f"{folder} holds no *.safetensors file; found {shown(found)}")
+    return files, None
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """The ``weight_map`` of an index: tensor -> name of its file, in the index's own folder."""
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{file}: weight_map={shown(weight_map)}; expected an object with the file of each tensor")
+    for tensor, shard in weight_map.items():
+        plain_name(shard, f"{file}: the file of {tensor:.80}")
+        if not shard.endswith(".safetensors"):
+            raise ValueError(f"{file}: the file of {tensor:.80}={shard!r}; expected a name that ends in .safetensors")
+    return weight_map
 
 
 def write_tensors(

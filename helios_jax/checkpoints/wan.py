@@ -15,9 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from helios_jax.checkpoints.components import component_folder, find_component, read_json, with_parameters
+from helios_jax.checkpoints.components import (
+    component_folder,
+    find_component,
+    read_settings_file,
+    with_parameters,
+)
 from helios_jax.checkpoints.diffusers import load_diffusers
 from helios_jax.config import TransformerConfig
+from helios_jax.config.fields import Json, SettingError
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.typing import Array, DType, Float, Path
 
@@ -37,16 +43,7 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
         ValueError: Not a text-to-video transformer of Wan2.1, or an error of ``load_diffusers``.
     """
     folder = component_folder(folder, "transformer")
-    json = read_json(folder / "config.json")
-    if json.get("_class_name") != "WanTransformer3DModel" or json.get("image_dim") is not None:
-        raise ValueError(
-            f"{folder} holds a {json.get('_class_name')} (image_dim={json.get('image_dim')}); the text-to-video "
-            "transformer of Wan2.1 is needed, WanTransformer3DModel without image_dim"
-        )
-    # Wan's configuration lacks Helios' settings; its rotary channels follow from the head dimension.
-    head_dim = json["attention_head_dim"]
-    side = 2 * (head_dim // 6)
-    config = TransformerConfig.from_diffusers({**json, "rope_dim": [head_dim - 2 * side, side, side]})
+    config = read_settings_file(folder / "config.json", _read_config)
     bare = dataclasses.replace(config, has_multi_term_memory_patch=False)
     wan: Any = load_diffusers(folder, "transformer", dtype=dtype, mesh=mesh, config=bare)
 
@@ -56,6 +53,20 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
         arrays[patcher, "bias"] = jnp.copy(wan.patch_embedding.bias[...])
     helios: Any = with_parameters(find_component("transformer").abstract(config, wan.dtype), arrays)
     return helios
+
+
+def _read_config(json: Json) -> TransformerConfig:
+    """Helios' configuration from Wan's, which lacks Helios' settings; Wan's own must be those of text-to-video."""
+    expected = "that of a text-to-video transformer of Wan2.1, a WanTransformer3DModel without image_dim"
+    for key, wanted in (("_class_name", "WanTransformer3DModel"), ("image_dim", None)):
+        if json.get(key) != wanted:
+            raise SettingError(key, json.get(key), expected)
+    head_dim = json.get("attention_head_dim", 128)
+    if type(head_dim) is not int or not 6 <= head_dim <= 1024:
+        raise SettingError("attention_head_dim", head_dim, "a whole number from 6 to 1024")
+    side = 2 * (head_dim // 6)  # The rotary channels follow from the head dimension.
+    helios = {**json, "_class_name": "HeliosTransformer3DModel", "rope_dim": [head_dim - 2 * side, side, side]}
+    return TransformerConfig.from_diffusers(helios)
 
 
 def pooling_kernel(

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 
 from helios_jax.checkpoints.components import component_folder
-from helios_jax.checkpoints.diffusers import load_diffusers, save_diffusers
+from helios_jax.checkpoints.diffusers import check_diffusers, load_diffusers, save_diffusers
 from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax, save_orbax
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import DType, Path
@@ -25,6 +25,13 @@ def load_weights(
     """Loads one network in either layout; see ``load_diffusers`` for arguments and errors."""
     load = load_orbax if layout_of(component_folder(folder, component)) == "orbax" else load_diffusers
     return load(folder, component, dtype=dtype, mesh=mesh)
+
+
+def check_weights(folder: Path, component: str) -> None:
+    """Raises what ``load_weights`` would about configuration, names and shapes; reads no weights."""
+    own = component_folder(folder, component)
+    if layout_of(own) == "diffusers":
+        check_diffusers(own, component)
 
 
 def save_weights(module: ConfiguredModule, folder: Path, component: str, layout: Layout = "diffusers") -> None:

@@ -2,9 +2,23 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from helios_jax.config._json import Json, publish, rename, require
+from helios_jax.config.fields import (
+    Depth,
+    Epsilon,
+    Json,
+    Range,
+    SettingError,
+    Width,
+    check_fields,
+    publish,
+    read_fields,
+    require,
+)
+
+Patch = Annotated[int, Range(1, 64)]
+"""Positions of a patch along one axis."""
 
 _TRANSFORMER_KEYS = {
     "patch_size": "patch_size",
@@ -54,19 +68,19 @@ class TransformerConfig:
         history_scale_mode: "per_head" or "scalar" amplification.
     """
 
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    num_heads: int = 40
-    head_dim: int = 128
-    in_channels: int = 16
-    out_channels: int | None = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-    ffn_dim: int = 13824
-    num_layers: int = 40
+    patch_size: tuple[Patch, Patch, Patch] = (1, 2, 2)
+    num_heads: Width = 40
+    head_dim: Width = 128
+    in_channels: Width = 16
+    out_channels: Width | None = 16
+    text_dim: Width = 4096
+    freq_dim: Width = 256
+    ffn_dim: Width = 13824
+    num_layers: Depth = 40
     cross_attn_norm: bool = True
-    eps: float = 1e-6
-    rope_dim: tuple[int, int, int] = (44, 42, 42)
-    rope_theta: float = 10000.0
+    eps: Epsilon = 1e-6
+    rope_dim: tuple[Width, Width, Width] = (44, 42, 42)
+    rope_theta: Annotated[float, Range(1.0, 1e9)] = 10000.0
     guidance_cross_attn: bool = True
     zero_history_timestep: bool = True
     has_multi_term_memory_patch: bool = True
@@ -74,14 +88,15 @@ class TransformerConfig:
     history_scale_mode: Literal["per_head", "scalar"] = "per_head"
 
     def __post_init__(self) -> None:
-        if sum(self.rope_dim) != self.head_dim:
-            raise ValueError(
-                f"rope_dim {self.rope_dim} must sum to head_dim {self.head_dim}, it sums to {sum(self.rope_dim)}"
+        check_fields(self)
+        if sum(self.rope_dim) != self.head_dim or any(n % 2 for n in self.rope_dim):
+            raise SettingError(
+                "rope_dim",
+                self.rope_dim,
+                f"three even numbers (channels rotate in pairs) that sum to the {self.head_dim} channels of a head",
             )
-        if any(n % 2 for n in self.rope_dim):
-            raise ValueError(f"rope_dim {self.rope_dim}: every part must be even (channels rotate in pairs)")
-        if self.history_scale_mode not in ("per_head", "scalar"):
-            raise ValueError(f"history_scale_mode {self.history_scale_mode!r} must be 'per_head' or 'scalar'")
+        if self.freq_dim % 2:
+            raise SettingError("freq_dim", self.freq_dim, "an even number: half are cosines, half are sines")
 
     @property
     def dim(self) -> int:
@@ -118,9 +133,12 @@ class TransformerConfig:
 
     @classmethod
     def from_diffusers(cls, json: Json) -> "TransformerConfig":
-        """Reads ``transformer/config.json``. Raises ValueError on settings that are not supported."""
-        require(json, "added_kv_proj_dim", (None,), "transformer")
-        return cls(**rename(json, _TRANSFORMER_KEYS))
+        """Reads ``transformer/config.json``. Raises SettingError on settings that are not supported."""
+        require(json, "_class_name", "HeliosTransformer3DModel")
+        require(json, "added_kv_proj_dim", None)
+        require(json, "qk_norm", "rms_norm_across_heads")
+        require(json, "restrict_self_attn", False)  # a variant of the research code
+        return read_fields(cls, json, _TRANSFORMER_KEYS)
 
     def to_diffusers(self) -> dict[str, Any]:
         """Writes ``transformer/config.json``."""
@@ -169,37 +187,46 @@ class VaeConfig:
         scale_factor_spatial: Pixels per latent position, each side.
     """
 
-    base_dim: int = 96
-    decoder_base_dim: int | None = None
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attn_scales: tuple[float, ...] = ()
+    base_dim: Width = 96
+    decoder_base_dim: Width | None = None
+    z_dim: Width = 16
+    dim_mult: tuple[Annotated[int, Range(1, 64)], ...] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Range(1, 16)] = 2
+    attn_scales: tuple[Annotated[float, Range(0.0, 1.0)], ...] = ()
     temporal_downsample: tuple[bool, ...] = (False, True, True)
-    latents_mean: tuple[float, ...] = (
+    latents_mean: tuple[Annotated[float, Range(-1e4, 1e4)], ...] = (
         *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
         *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
     )
-    latents_std: tuple[float, ...] = (
+    latents_std: tuple[Annotated[float, Range(1e-4, 1e4)], ...] = (
         *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
         *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
     )
-    in_channels: int = 3
-    out_channels: int = 3
-    scale_factor_temporal: int = 4
-    scale_factor_spatial: int = 8
+    in_channels: Width = 3
+    out_channels: Width = 3
+    scale_factor_temporal: Width = 4
+    scale_factor_spatial: Width = 8
 
     def __post_init__(self) -> None:
-        if len(self.latents_mean) != self.z_dim or len(self.latents_std) != self.z_dim:
-            raise ValueError(
-                f"latents_mean and latents_std need z_dim={self.z_dim} values, "
-                f"got {len(self.latents_mean)} and {len(self.latents_std)}"
-            )
+        check_fields(self)
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(self, name)) != self.z_dim:
+                raise SettingError(name, getattr(self, name), f"{self.z_dim} numbers, one per latent channel (z_dim)")
+        if not 1 <= len(self.dim_mult) <= 8:
+            raise SettingError("dim_mult", self.dim_mult, "1 to 8 numbers, one per level")
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            raise ValueError(
-                f"temporal_downsample needs one value per level but the last: {len(self.dim_mult) - 1}, "
-                f"got {len(self.temporal_downsample)}"
+            levels = len(self.dim_mult) - 1
+            raise SettingError(
+                "temporal_downsample", self.temporal_downsample, f"{levels} values, one per level but the last"
             )
+        # The factors are not free: they say what the levels do.
+        for name, steps in (
+            ("scale_factor_spatial", len(self.dim_mult) - 1),
+            ("scale_factor_temporal", sum(self.temporal_downsample)),
+        ):
+            if getattr(self, name) != 2**steps:
+                halvings = f"{2**steps}: the levels of this VAE halve {steps} time(s)"
+                raise SettingError(name, getattr(self, name), halvings)
 
     @classmethod
     def wan_2_1(cls) -> "VaeConfig":
@@ -221,11 +248,12 @@ class VaeConfig:
 
     @classmethod
     def from_diffusers(cls, json: Json) -> "VaeConfig":
-        """Reads ``vae/config.json``. Raises ValueError on settings that are not supported."""
-        require(json, "is_residual", (False, None), "vae")
-        require(json, "patch_size", (None,), "vae")
-        require(json, "clip_output", (True, None), "vae")
-        return cls(**rename(json, _VAE_KEYS))
+        """Reads ``vae/config.json``. Raises SettingError on settings that are not supported."""
+        require(json, "_class_name", "AutoencoderKLWan")
+        require(json, "is_residual", False, None)
+        require(json, "patch_size", None)
+        require(json, "clip_output", True, None)
+        return read_fields(cls, json, _VAE_KEYS)
 
     def to_diffusers(self) -> dict[str, Any]:
         """Writes ``vae/config.json``."""
@@ -265,17 +293,28 @@ class TextEncoderConfig:
         eos_token_id: Token appended to every prompt.
     """
 
-    vocab_size: int = 256384
-    d_model: int = 4096
-    num_layers: int = 24
-    num_heads: int = 64
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_buckets: int = 32
-    max_distance: int = 128
-    eps: float = 1e-6
-    pad_token_id: int = 0
-    eos_token_id: int = 1
+    vocab_size: Annotated[int, Range(1, 2**24)] = 256384
+    d_model: Width = 4096
+    num_layers: Depth = 24
+    num_heads: Width = 64
+    d_kv: Width = 64
+    d_ff: Width = 10240
+    num_buckets: Annotated[int, Range(4, 4096)] = 32
+    max_distance: Width = 128
+    eps: Epsilon = 1e-6
+    pad_token_id: Annotated[int, Range(0, 2**24)] = 0
+    eos_token_id: Annotated[int, Range(0, 2**24)] = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("pad_token_id", "eos_token_id"):
+            if getattr(self, name) >= self.vocab_size:
+                raise SettingError(
+                    name, getattr(self, name), f"the number of one of the {self.vocab_size} tokens (vocab_size)"
+                )
+        if self.max_distance <= self.num_buckets // 4:
+            expected = f"more than {self.num_buckets // 4}, the distances that have a bucket of their own"
+            raise SettingError("max_distance", self.max_distance, expected)
 
     @classmethod
     def umt5_xxl(cls) -> "TextEncoderConfig":
@@ -290,8 +329,13 @@ class TextEncoderConfig:
     @classmethod
     def from_diffusers(cls, json: Json) -> "TextEncoderConfig":
         """Reads ``text_encoder/config.json`` (a transformers file)."""
-        require(json, "feed_forward_proj", ("gated-gelu",), "text_encoder")
-        return cls(**rename(json, _TEXT_KEYS))
+        require(json, "model_type", "umt5")
+        require(json, "architectures", ["UMT5EncoderModel"], ["UMT5Model"], ["UMT5ForConditionalGeneration"], None)
+        require(json, "feed_forward_proj", "gated-gelu")
+        require(json, "is_gated_act", True)
+        require(json, "dense_act_fn", "gelu_new")
+        require(json, "is_decoder", False)
+        return read_fields(cls, json, _TEXT_KEYS)
 
     def to_diffusers(self) -> dict[str, Any]:
         """Writes ``text_encoder/config.json``."""

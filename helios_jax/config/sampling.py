@@ -2,11 +2,25 @@
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from helios_jax.config._json import Json, publish, rename, require
+from helios_jax.config.fields import (
+    Json,
+    Range,
+    SettingError,
+    check_fields,
+    publish,
+    read_fields,
+    require,
+)
 
 Solver = Literal["unipc", "euler", "dmd"]
+
+Tokens = Annotated[int, Range(1, 10**9)]
+"""Number of tokens."""
+
+Shift = Annotated[float, Range(1e-3, 20.0)]
+"""A mu of dynamic shifting."""
 
 _SCHEDULER_KEYS = {
     "num_train_timesteps": "num_train_timesteps",
@@ -54,38 +68,39 @@ class SchedulerConfig:
     """
 
     solver: Solver = "unipc"
-    num_train_timesteps: int = 1000
-    shift: float = 1.0
-    num_levels: int = 3
-    level_range: tuple[float, ...] = (0.0, 1 / 3, 2 / 3, 1.0)
-    gamma: float = 1 / 3
-    solver_order: int = 2
+    num_train_timesteps: Annotated[int, Range(10, 10**6)] = 1000
+    shift: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    num_levels: Annotated[int, Range(1, 6)] = 3
+    level_range: tuple[Annotated[float, Range(0.0, 1.0)], ...] = (0.0, 1 / 3, 2 / 3, 1.0)
+    gamma: Annotated[float, Range(1e-6, 1 / 3 + 1e-9)] = 1 / 3
+    solver_order: Literal[1, 2] = 2
     solver_type: Literal["bh1", "bh2"] = "bh2"
     lower_order_final: bool = True
-    disable_corrector: tuple[int, ...] = ()
+    disable_corrector: tuple[Annotated[int, Range(0, 10**6)], ...] = ()
     use_dynamic_shifting: bool = False
     time_shift_type: Literal["exponential", "linear"] = "exponential"
-    base_seq_len: int = 256
-    max_seq_len: int = 4096
-    base_shift: float = 0.5
-    max_shift: float = 1.15
+    base_seq_len: Tokens = 256
+    max_seq_len: Tokens = 4096
+    base_shift: Shift = 0.5
+    max_shift: Shift = 1.15
     shift_after_upsampling: bool = False
 
     def __post_init__(self) -> None:
-        if self.solver not in ("unipc", "euler", "dmd"):
-            raise ValueError(f"solver {self.solver!r} must be 'unipc', 'euler' or 'dmd'")
-        if len(self.level_range) != self.num_levels + 1:
-            raise ValueError(f"level_range needs num_levels + 1 = {self.num_levels + 1} values, got {self.level_range}")
-        if self.solver_type not in ("bh1", "bh2"):
-            raise ValueError(f"solver_type {self.solver_type!r} must be 'bh1' or 'bh2'")
-        if self.solver_order not in (1, 2):
-            raise ValueError(f"solver_order {self.solver_order} must be 1 or 2")
+        check_fields(self)
+        ends = self.level_range[:1] + self.level_range[-1:]
+        ascending = all(low < high for low, high in itertools.pairwise(self.level_range))
+        if len(self.level_range) != self.num_levels + 1 or ends != (0.0, 1.0) or not ascending:
+            raise SettingError(
+                "level_range",
+                self.level_range,
+                f"{self.num_levels + 1} ascending numbers from 0 to 1, for {self.num_levels} level(s)",
+            )
         if self.use_dynamic_shifting and self.shift != 1.0:
-            raise ValueError(f"dynamic shifting needs shift = 1.0, got {self.shift}")
-        if self.time_shift_type not in ("exponential", "linear"):
-            raise ValueError(f"time_shift_type {self.time_shift_type!r} must be 'exponential' or 'linear'")
-        if not 0 < self.gamma <= 1 / 3 + 1e-9:
-            raise ValueError(f"gamma {self.gamma} must lie in (0, 1/3]: beyond it the block noise has no covariance")
+            raise SettingError("shift", self.shift, "1.0, because the schedule is shifted dynamically")
+        if self.max_seq_len <= self.base_seq_len:
+            raise SettingError(
+                "base_seq_len", self.base_seq_len, f"less than {self.max_seq_len}, the upper token count"
+            )
 
     @classmethod
     def base(cls) -> "SchedulerConfig":
@@ -107,30 +122,25 @@ class SchedulerConfig:
         """Reads ``scheduler/scheduler_config.json``.
 
         Raises:
-            ValueError: The scheduler class or one of its settings is not supported.
+            SettingError: The scheduler class or one of its settings is not supported.
         """
-        name = json.get("_class_name", "HeliosScheduler")
-        defaults: dict[str, Any] = {}
-        if name == "HeliosDMDScheduler":
-            solver = "dmd"
-            defaults["time_shift_type"] = "linear"
-        elif name == "HeliosScheduler":
-            solver = json.get("scheduler_type", "unipc")
+        require(json, "_class_name", "HeliosScheduler", "HeliosDMDScheduler")
+        require(json, "prediction_type", "flow_prediction")
+        require(json, "predict_x0", True)
+        require(json, "thresholding", False)
+        require(json, "use_flow_sigmas", True)
+        require(json, "solver_p", None)
+        for variant in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+            require(json, variant, False, None)
+        keys, defaults = dict(_SCHEDULER_KEYS), {}
+        if json.get("_class_name") == "HeliosDMDScheduler":
+            require(json, "scheduler_type", "dmd")
+            defaults = {"solver": "dmd", "time_shift_type": "linear"}
         else:
-            raise ValueError(
-                f"unknown scheduler {name!r}; supported: 'HeliosScheduler' (UniPC, Euler), 'HeliosDMDScheduler'"
-            )
-        require(json, "prediction_type", ("flow_prediction",), "scheduler")
-        require(json, "predict_x0", (True,), "scheduler")
-        require(json, "thresholding", (False,), "scheduler")
-        require(json, "use_flow_sigmas", (True,), "scheduler")
-        require(json, "solver_p", (None,), "scheduler")
-        values: dict[str, Any] = {**defaults, **rename(json, _SCHEDULER_KEYS), "solver": solver}
-        if "level_range" in values:  # JSON files write its ends as 0 and 1
-            values["level_range"] = tuple(map(float, values["level_range"]))
-        if values.get("solver_type") in ("midpoint", "heun", "logrho"):  # diffusers maps these to bh2
-            values["solver_type"] = "bh2"
-        return cls(**values)
+            keys["scheduler_type"] = "solver"
+        if json.get("solver_type") in ("midpoint", "heun", "logrho"):  # diffusers maps these to bh2
+            json = {**json, "solver_type": "bh2"}
+        return read_fields(cls, json, keys, **defaults)
 
     def to_diffusers(self) -> dict[str, Any]:
         """Writes ``scheduler/scheduler_config.json``."""
@@ -149,6 +159,10 @@ class SchedulerConfig:
         }
 
 
+Frames = Annotated[int, Range(1, 10**4)]
+"""Number of latent frames."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
     """Geometry of the context (arXiv 2603.04379; inference conventions of diffusers 0.42.1).
@@ -160,9 +174,12 @@ class HistoryConfig:
             short tier has one more recent frame instead.
     """
 
-    sizes: tuple[int, int, int] = (16, 2, 1)
-    chunk_frames: int = 9
+    sizes: tuple[Frames, Frames, Frames] = (16, 2, 1)
+    chunk_frames: Frames = 9
     keep_first_frame: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def tier_sizes(self) -> tuple[int, int, int]:
@@ -200,19 +217,17 @@ class PipelineConfig:
     is_cfg_zero_star: bool = False
     is_pyramid: bool = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
     def from_diffusers(cls, json: Json) -> "PipelineConfig":
-        """Reads ``model_index.json``. Raises ValueError for a pipeline class that is not Helios."""
+        """Reads ``model_index.json``. Raises SettingError for a pipeline class that is not Helios."""
         name = json.get("_class_name")
         if name not in ("HeliosPipeline", "HeliosPyramidPipeline"):
-            raise ValueError(
-                f"model_index.json names the pipeline {name!r}; expected 'HeliosPipeline' or 'HeliosPyramidPipeline'"
-            )
-        return cls(
-            is_distilled=bool(json.get("is_distilled", False)),
-            is_cfg_zero_star=bool(json.get("is_cfg_zero_star", False)),
-            is_pyramid=name == "HeliosPyramidPipeline",
-        )
+            raise SettingError("_class_name", name, "'HeliosPipeline' or 'HeliosPyramidPipeline'")
+        flags = {key: key for key in ("is_distilled", "is_cfg_zero_star")}
+        return read_fields(cls, json, flags, is_pyramid=name == "HeliosPyramidPipeline")
 
     def to_diffusers(self, scheduler: SchedulerConfig) -> dict[str, Any]:
         """Writes ``model_index.json``."""

@@ -1,12 +1,17 @@
 """A PNG that shows a long video at a glance: one row of labelled frames per chunk, oldest at the top."""
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from helios_jax._warnings import warn_user
+from helios_jax.media.outputs import Claim, replacement
 from helios_jax.media.pixels import uint8_frames
-from helios_jax.media.video_writer import new_file
+from helios_jax.media.provenance import PNG_CHUNK, empty_png
+from helios_jax.media.rates import frame_rate
 from helios_jax.typing import AnyArray, Path
+from helios_jax.version import __version__
 
 _LABEL_HEIGHT = 14
 _GAP = 2
@@ -20,23 +25,26 @@ class ContactSheet:
     ``close`` writes the PNG, and so does leaving the ``with`` block, even by an exception.
 
     Args:
-        path: The file, ending in ``.png``; its folder is created.
+        path: The file, ending in ``.png``; it and its folder are created at once, and the file is removed again if
+            nothing is written.
         fps: Frames per second, for the labels.
         columns: Frames per chunk, evenly spaced from the first to the last.
         max_rows: Most rows kept, not counting the newest chunk's.
         tile_width: Width of the small frames in pixels; their height follows from the first chunk.
-        overwrite: Replace an existing file.
+        overwrite: Replace an existing file if this library wrote it; files of anyone else are never replaced.
 
     Raises:
-        FileExistsError: The file exists and ``overwrite`` is off.
-        ValueError: ``path`` does not end in ``.png``, or ``columns`` or ``max_rows`` below 2.
+        FileExistsError: The file exists and ``overwrite`` is off, it was not written by this library, or another
+            process is writing it.
+        ValueError: ``path`` does not end in ``.png``, ``fps`` is no frame rate, or ``columns`` or ``max_rows`` below 2.
+        OSError: The folder cannot be created or written to.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        fps: float = 24,
+        fps: float | Fraction = 24,
         columns: int = 3,
         max_rows: int = 64,
         tile_width: int = 192,
@@ -44,8 +52,9 @@ class ContactSheet:
     ) -> None:
         if columns < 2 or max_rows < 2:
             raise ValueError(f"need at least 2 columns and 2 rows, got columns={columns}, max_rows={max_rows}")
-        self.path = new_file(path, ".png", overwrite)
-        self.fps = fps
+        self.fps = frame_rate(fps)
+        self._claim = Claim(path, ".png", start=empty_png(), overwrite=overwrite)
+        self.path = self._claim.path
         self.num_frames = 0
         self._columns = columns
         self._max_rows = max_rows
@@ -75,18 +84,32 @@ class ContactSheet:
         self.num_frames += len(frames)
 
     def close(self) -> None:
-        """Writes the PNG if there is at least one chunk."""
-        if self._newest is None:
-            return
-        rows = self._rows if self._rows[-1] is self._newest else [*self._rows, self._newest]
-        self._draw(rows).save(self.path, format="PNG")
-        self._rows, self._newest = [], None
+        """Writes the PNG if there is at least one chunk; warns if that fails, since the video matters more."""
+        try:
+            if self._newest is not None:
+                rows = self._rows if self._rows[-1] is self._newest else [*self._rows, self._newest]
+                self._save(self._draw(rows))
+        except OSError as error:
+            warn_user(f"the contact sheet {self.path} could not be written: {error.strerror or error}")
+            self._newest = None
+        finally:
+            self._claim.release(remove=self._newest is None)
+            self._rows = []
 
     def __enter__(self) -> "ContactSheet":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _save(self, sheet: Any) -> None:
+        from PIL import PngImagePlugin
+
+        facts = PngImagePlugin.PngInfo()
+        facts.add(PNG_CHUNK, b"helios_jax")
+        facts.add_text("Software", f"helios_jax {__version__}")
+        with replacement(self.path) as copy:
+            sheet.save(copy, format="PNG", pnginfo=facts)
 
     def _draw(self, rows: list[list[tuple[int, Any]]]) -> Any:
         from PIL import Image, ImageDraw
@@ -98,6 +121,6 @@ class ContactSheet:
             for column, (number, image) in enumerate(tiles):
                 x, y = column * step_x, row * step_y
                 sheet.paste(image, (x, y))
-                label = f"frame {number}  {number / self.fps:.2f} s"
+                label = f"frame {number}  {float(number / self.fps):.2f} s"
                 draw.text((x + 2, y + self._tile_height + 1), label, fill="white")
         return sheet

@@ -8,16 +8,24 @@ the frames are the same but take longer.
 Frames are taken as they are stored, whatever their rate, unless the caller asks for a rate.
 """
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from helios_jax._warnings import warn_user
+from helios_jax.media.containers import is_cut_off
 from helios_jax.media.files import ClipError, damaged, existing_file, open_video
+from helios_jax.media.orientation import display_matrix, upright
 from helios_jax.media.timeline import Timeline, read_timeline
-from helios_jax.typing import Path, UInt8
+from helios_jax.typing import Int, Path, UInt8
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+"""Code points of ITU-T H.273."""
 
 SWSCALE_FLAGS = 0x2 | 0x2000 | 0x40000
 """Bilinear, full horizontal chroma, accurate rounding: FFmpeg's default conversion between YUV and RGB
@@ -25,23 +33,24 @@ darkens pixels by more than one level of 255 on average, this one by less than 0
 
 
 def read_frames(
-    path: Path, start: int = 0, stop: int | None = None, *, fps: float | None = None
+    path: Path, start: int = 0, stop: int | None = None, *, fps: float | Fraction | None = None
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Decodes frames ``start`` to ``stop`` of a video file; memory does not grow with their number.
 
-    A stored rotation by a multiple of 90 degrees is applied.
+    Stored rotations by multiples of 90 degrees and reflections are applied, see ``media.orientation``.
 
     Args:
-        path: Anything that FFmpeg reads; its first video stream is used.
+        path: Anything that FFmpeg reads; its main video stream is used.
         start: The first frame, counted from 0.
         stop: The frame after the last; ``None``: to the end. If the film is shorter, the iteration ends early.
-        fps: Resample to this many frames per second, by the stored presentation times: frame k is the one on the
-            screen k / fps seconds after the first. ``start`` and ``stop`` then count resampled frames.
+        fps: Resample to this many frames per second, by the stored presentation times: frame k is the one nearest to
+            k / fps seconds after the first (``Timeline.resampled``). ``start`` and ``stop`` then count resampled
+            frames.
 
     Raises:
         FileNotFoundError: The path does not exist.
         ClipError: It is not a video, it is damaged before ``stop``, or it is rotated by another angle; or ``fps`` is
-            given and the file stores no times.
+            given and the times of the frames are not known.
     """
     path = existing_file(path, "video")
     if start < 0 or (stop is not None and stop < start):
@@ -49,19 +58,38 @@ def read_frames(
     if fps is None:
         # islice does not ask for the frame after the last, so damage beyond the cut does no harm.
         for frame in itertools.islice(_decode_from(path, start), None if stop is None else stop - start):
-            yield _upright(frame, path)
+            yield _rgb(frame, path)
         return
-    try:
-        numbers = read_timeline(path).resampled(fps)[start:stop]
-    except ValueError as error:
-        raise ClipError(f"cannot resample the video {path}: {error}") from error
+    yield from read_numbered(path, resampled_numbers(path, read_timeline(path), fps)[start:stop])
+
+
+def read_numbered(path: pathlib.Path, numbers: Int[np.ndarray, " F"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decodes the frames with these numbers, which ascend; one may be wanted several times or not at all."""
     if len(numbers) == 0:
         return
-    # A stored frame may be wanted several times (24 to 30 per second) or not at all (30 to 24).
     copies = np.bincount(numbers - numbers[0]).tolist()
     for count, frame in zip(copies, _decode_from(path, int(numbers[0])), strict=False):
         if count:
-            yield from itertools.repeat(_upright(frame, path), count)
+            yield from itertools.repeat(_rgb(frame, path), count)
+
+
+def count_frames(path: pathlib.Path) -> int:
+    """The number of frames, by decoding all of them."""
+    return sum(1 for _ in _decode_from(path, 0))
+
+
+def resampled_numbers(path: pathlib.Path, timeline: Timeline, fps: float | Fraction | None) -> Int[np.ndarray, " F"]:
+    """Numbers of the stored frames to be shown; all if ``fps`` is ``None``.
+
+    Raises:
+        ClipError: The times of the frames are not known or make no sense.
+    """
+    if fps is None or timeline.num_frames == 0:
+        return np.arange(timeline.num_frames)
+    try:
+        return timeline.resampled(fps)
+    except ValueError as error:
+        raise ClipError(f"cannot resample the video {path} to {fps} frames per second: {error}") from error
 
 
 def _decode_from(path: pathlib.Path, start: int) -> Iterator[Any]:
@@ -144,17 +172,38 @@ class _DamageError(Exception):
 
 def _counted(frames: Iterator[Any], path: pathlib.Path, count: int) -> Iterator[Any]:
     """Yields the frames, the first of which has the number ``count``; reports damage with the frame's number."""
+    seconds = None
     try:
         for frame in frames:
+            seconds = frame.time
             yield frame
             count += 1
     except _DamageError:
-        raise damaged(path, count) from None
+        raise damaged(path, count, seconds) from None
+    if is_cut_off(path):
+        raise damaged(path, count, seconds)
 
 
-def _upright(frame: Any, path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
-    """A decoded frame as RGB, turned as the file's display matrix says."""
-    if frame.rotation % 90:
-        raise ClipError(f"{path} is rotated by {frame.rotation} degrees; re-encode it without rotation")
-    pixels = frame.to_ndarray(format="rgb24", interpolation=SWSCALE_FLAGS)
-    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+def _rgb(frame: Any, path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
+    """A decoded frame as RGB, turned and mirrored as the file's display matrix says."""
+    import av
+
+    _warn_of_transfer(path, int(frame.color_trc))
+    try:
+        matrix = display_matrix(frame)
+    except ValueError as error:
+        raise ClipError(f"{path} {error}") from error
+    try:
+        return upright(frame.to_ndarray(format="rgb24", interpolation=SWSCALE_FLAGS), matrix)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ClipError(f"cannot convert the frames of {path} from {frame.format.name} to RGB: {error}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_of_transfer(path: pathlib.Path, code: int) -> None:
+    """Warns, once for each file, of frames for HDR screens."""
+    if code in _HDR_TRANSFERS:
+        warn_user(
+            f"{path} is stored for HDR screens ({_HDR_TRANSFERS[code]}) and is read without tone mapping, so its "
+            "colours are off; convert it to BT.709 first"
+        )

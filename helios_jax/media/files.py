@@ -6,6 +6,10 @@ from collections.abc import Generator
 from typing import Any
 
 from helios_jax.typing import Path
+from helios_jax.user_input import user_path
+
+MAX_PIXELS = 1 << 27
+"""Largest frame that is decoded, 16384 x 8192: damaged headers announce sizes that no memory holds."""
 
 
 class ClipError(ValueError):
@@ -17,9 +21,9 @@ def existing_file(path: Path, kind: str) -> pathlib.Path:
 
     Raises:
         FileNotFoundError: It does not exist.
-        ValueError: It is a folder.
+        ValueError: It is a folder, or no path.
     """
-    path = pathlib.Path(path)
+    path = user_path(path, kind)
     if not path.exists():
         raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
     if not path.is_file():
@@ -27,9 +31,16 @@ def existing_file(path: Path, kind: str) -> pathlib.Path:
     return path
 
 
+def video_url(path: pathlib.Path) -> str:
+    """The path as FFmpeg takes it: without the prefix, a name such as "a:b.mp4" would be the protocol "a"."""
+    return f"file:{path}"
+
+
 @contextlib.contextmanager
 def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
-    """Opens a video file: PyAV's container and its first video stream.
+    """Opens a video file: PyAV's container and its main video stream.
+
+    The main stream is the one marked as default, else the largest; cover pictures do not count.
 
     Raises:
         ClipError: It is not a video; or FFmpeg reports an error inside the ``with`` block.
@@ -37,17 +48,33 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
     import av
 
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ClipError(f"{path} has no video stream")
-            yield container, container.streams.video[0]
+        # Playlists could name other files and addresses.
+        with av.open(video_url(path), options={"protocol_whitelist": "file"}) as container:
+            stream = _main_stream(container, path)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            yield container, stream
     except av.error.FFmpegError as error:
         raise ClipError(
             f"cannot read the video {path}: {error.strerror}; download it again or re-encode it as H.264 in mp4"
         ) from error
 
 
-def damaged(path: pathlib.Path, intact: int) -> ClipError:
-    """The error for a file in which only the first ``intact`` frames can be decoded."""
+def damaged(path: pathlib.Path, intact: int, seconds: float | None = None) -> ClipError:
+    """The error for a file in which only the first ``intact`` frames, up to that time, can be decoded."""
+    when = "" if seconds is None else f" (up to {seconds:.2f} s)"
     remedy = f"use only those (max_frames={intact}), or re-encode it" if intact else "re-encode it"
-    return ClipError(f"the video {path} is damaged or cut off: {intact} frames could be decoded; {remedy}")
+    return ClipError(f"the video {path} is damaged or cut off: {intact} frames could be decoded{when}; {remedy}")
+
+
+def _main_stream(container: Any, path: pathlib.Path) -> Any:
+    from av.stream import Disposition
+
+    streams = container.streams.video
+    shown = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    if not shown:
+        found = "only a cover picture" if streams else "no video stream"
+        raise ClipError(f"{path} has {found}; give a file with a video")
+    default = [stream for stream in shown if stream.disposition & Disposition.default]
+    if default:
+        return default[0]
+    return max(shown, key=lambda stream: stream.codec_context.width * stream.codec_context.height)

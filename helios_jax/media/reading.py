@@ -1,52 +1,63 @@
 """Images and videos in: files, PIL images and arrays become RGB frames of the wanted size.
 
-As in diffusers' ``VideoProcessor``, frames are resized with PIL's Lanczos filter to exactly the wanted size (the aspect
-is not kept; matching sizes are left untouched). Frames are taken as they are stored, whatever their rate; the model was
-trained on 24 frames per second.
+As in diffusers' ``VideoProcessor``, frames are resized with PIL's Lanczos filter to exactly the wanted size; unless
+``fit`` says otherwise the aspect is not kept. Matching sizes are left untouched. The model was trained on 24 frames per
+second: ``fps`` brings videos of other rates to that.
 """
 
-import collections
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from helios_jax.media.decoding import read_frames
+from helios_jax.media.decoding import count_frames, read_frames, read_numbered, resampled_numbers
 from helios_jax.media.files import ClipError, damaged, existing_file
+from helios_jax.media.images import ImageLike, image_pixels
 from helios_jax.media.pixels import Frames, checked_pixels, to_signed
-from helios_jax.media.resizing import resize
+from helios_jax.media.resizing import Fit, Target
 from helios_jax.media.timeline import read_timeline
-from helios_jax.typing import Float, UInt8
-
-ImageLike = Any
-"""A path, a PIL image, or an RGB array [H, W, 3] of uint8 or of floats in [0, 1]."""
+from helios_jax.typing import Float, Int, UInt8
 
 VideoLike = Any
 """A path, a list of what ``ImageLike`` allows, or an array [F, H, W, 3] of uint8 or of floats in [0, 1]."""
 
 
-def load_image(image: ImageLike, height: int, width: int) -> Float[np.ndarray, "{height} {width} 3"]:
+ResizedFrames = UInt8[np.ndarray, "F2 H2 W2 3"] | Float[np.ndarray, "F2 H2 W2 3"]
+
+
+def load_image(
+    image: ImageLike, height: int, width: int, *, fit: Fit = "stretch"
+) -> Float[np.ndarray, "{height} {width} 3"]:
     """Reads one image, resized to ``height`` x ``width``, with values in [-1, 1].
 
     Args:
-        image: A path (its EXIF orientation is applied), a PIL image, a uint8 array [H, W, 3], or a float
-            array [H, W, 3] with values in [0, 1]. Floats keep their precision. PIL images of other modes
-            are converted to RGB, which drops alpha.
+        image: A path, a PIL image, a uint8 array [H, W, 3], or a float array [H, W, 3] with values in [0, 1]. Floats
+            keep their precision. Files and PIL images are turned by their EXIF orientation, and transparent ones are
+            composited on white.
         height: Pixel rows wanted.
         width: Pixel columns wanted.
+        fit: What happens to an image of another aspect: "stretch" (as published), "crop" around the centre, or "pad"
+            with black bars.
 
     Raises:
         FileNotFoundError: The path does not exist.
         ValueError: The file cannot be read as an image, or shape, dtype or range are not as above.
     """
-    return to_signed(resize(_pixels(image), height, width))
+    return to_signed(Target(height=height, width=width, fit=fit)(image_pixels(image)))
 
 
 def load_video(
-    video: VideoLike, height: int, width: int, *, max_frames: int | None = None
+    video: VideoLike,
+    height: int,
+    width: int,
+    *,
+    max_frames: int | None = None,
+    fps: float | Fraction | None = None,
+    fit: Fit = "stretch",
 ) -> UInt8[np.ndarray, "F {height} {width} 3"] | Float[np.ndarray, "F {height} {width} 3"]:
     """Reads the frames of a video, resized to ``height`` x ``width``, in their unsigned form.
 
@@ -54,11 +65,13 @@ def load_video(
     are needed with ``to_signed`` rather than the whole video.
 
     Args:
-        video: A path to anything FFmpeg reads (a stored rotation by a multiple of 90 degrees is applied), an
-            array [F, H, W, 3] of uint8 or of floats in [0, 1], or a list of images as ``load_image`` takes.
+        video: A path to anything FFmpeg reads (stored rotations by multiples of 90 degrees and reflections are
+            applied), an array [F, H, W, 3] of uint8 or of floats in [0, 1], or a list of what ``load_image`` takes.
         height: Pixel rows wanted.
         width: Pixel columns wanted.
         max_frames: Stop after this many frames; what follows is not decoded.
+        fps: Resample files to this rate, see ``read_frames``; ``None``: all stored frames.
+        fit: What happens to frames of another aspect, see ``load_image``.
 
     Returns:
         uint8 frames, or float32 in [0, 1] if floats were given. An array that already has the right size
@@ -71,14 +84,15 @@ def load_video(
     """
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+    target = Target(height=height, width=width, fit=fit)
     if isinstance(video, str | os.PathLike):
-        frames = _stacked(read_frames(video, 0, max_frames), height, width)
+        frames = _stacked(read_frames(video, 0, max_frames, fps=fps), target)
         if len(frames) == 0:
             raise ClipError(f"the video {video} holds no frames")
         return frames
     if isinstance(video, list | tuple):
-        return _from_images(video[:max_frames], height, width)
-    return _resized(checked_pixels(video, "[F, H, W, 3]")[:max_frames], height, width)
+        return _from_images(video[:max_frames], target)
+    return _resized(checked_pixels(video, "[F, H, W, 3]")[:max_frames], target)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +125,15 @@ class ClipEnds:
         raise IndexError(f"frames {start} to {stop} of a clip of which 0 and {before} to {self.num_frames} are kept")
 
 
-def load_ends(video: VideoLike, height: int, width: int, *, last: int) -> ClipEnds:
+def load_ends(
+    video: VideoLike,
+    height: int,
+    width: int,
+    *,
+    last: int,
+    fps: float | Fraction | None = None,
+    fit: Fit = "stretch",
+) -> ClipEnds:
     """Reads the first frame of a video and its ``last`` ones, which are all that is needed to continue it.
 
     Only these frames of a file are decoded (and some before them, from the last key frame on), and only they are held
@@ -122,94 +144,73 @@ def load_ends(video: VideoLike, height: int, width: int, *, last: int) -> ClipEn
         height: Pixel rows wanted.
         width: Pixel columns wanted.
         last: Frames wanted from the end; all if the clip is shorter.
+        fps: Resample files to this rate first, see ``read_frames``; ``None``: all stored frames.
+        fit: What happens to frames of another aspect, see ``load_image``.
 
     Raises:
         FileNotFoundError: The path does not exist.
         ValueError: As ``load_video``, for the frames that are read.
     """
+    target = Target(height=height, width=width, fit=fit)
     if isinstance(video, str | os.PathLike):
-        return _file_ends(existing_file(video, "video"), height, width, last)
+        return _file_ends(existing_file(video, "video"), target, last, fps)
     frames = video if isinstance(video, list | tuple) else checked_pixels(video, "[F, H, W, 3]")
     if isinstance(frames, list | tuple):
-        kept = _from_images([*frames[:1], *frames[-last:]], height, width)
+        kept = _from_images([*frames[:1], *frames[-last:]], target)
     else:
-        kept = np.concatenate([_resized(part, height, width) for part in (frames[:1], frames[-last:])])
+        kept = np.concatenate([_resized(part, target) for part in (frames[:1], frames[-last:])])
     return ClipEnds(num_frames=len(frames), first=kept[:1], last=kept[1:])
 
 
-def _file_ends(path: pathlib.Path, height: int, width: int, last: int) -> ClipEnds:
+def _file_ends(path: pathlib.Path, target: Target, last: int, fps: float | Fraction | None) -> ClipEnds:
     timeline = read_timeline(path)
     if timeline.damaged:
         raise damaged(path, timeline.num_frames)
     if timeline.times is not None:
-        count = timeline.num_frames
-        tail = _stacked(read_frames(path, max(0, count - last)), height, width)
-        if len(tail) == min(last, count) > 0:
-            return ClipEnds(num_frames=count, first=load_video(path, height, width, max_frames=1), last=tail)
-    # The packets do not give the number of frames: decode all and keep the last.
-    count, first, ring = 0, None, collections.deque(maxlen=last)
-    for frame in read_frames(path):
-        first = frame if first is None else first
-        ring.append(frame)
-        count += 1
-    if first is None:
-        raise ClipError(f"the video {path} holds no frames")
-    return ClipEnds(num_frames=count, first=_stacked([first], height, width), last=_stacked(ring, height, width))
+        ends = _frames_at_ends(path, resampled_numbers(path, timeline, fps), target, last)
+        if ends is not None:
+            return ends
+    # The packets do not give the number of frames.
+    count = count_frames(path)
+    times = None if timeline.times is None else timeline.times[:count]
+    timeline = dataclasses.replace(timeline, num_frames=count, times=times)
+    ends = _frames_at_ends(path, resampled_numbers(path, timeline, fps), target, last)
+    if ends is None:
+        raise ClipError(f"the video {path} holds no frames, or another number of them each time it is read")
+    return ends
 
 
-def _stacked(
-    frames: Iterable[UInt8[np.ndarray, "H W 3"]], height: int, width: int
-) -> UInt8[np.ndarray, "F {height} {width} 3"]:
+def _frames_at_ends(path: pathlib.Path, numbers: Int[np.ndarray, " F"], target: Target, last: int) -> ClipEnds | None:
+    """The ends of the film that consists of the frames ``numbers``; ``None`` if fewer can be decoded."""
+    wanted = numbers[-last:]
+    tail = _stacked(read_numbered(path, wanted), target)
+    first = _stacked(read_numbered(path, numbers[:1]), target)
+    if len(wanted) == 0 or len(tail) < len(wanted) or len(first) == 0:
+        return None
+    return ClipEnds(num_frames=len(numbers), first=first, last=tail)
+
+
+def _stacked(frames: Iterable[UInt8[np.ndarray, "H W 3"]], target: Target) -> UInt8[np.ndarray, "F H2 W2 3"]:
     """Resizes the frames of a file."""
     pixels = bytearray()  # grows in place; a list of frames and its stack would need the memory twice
     for frame in frames:
-        pixels += resize(frame, height, width).tobytes()
-    return np.frombuffer(pixels, np.uint8).reshape(-1, height, width, 3)
+        pixels += target(frame).tobytes()
+    return np.frombuffer(pixels, np.uint8).reshape(-1, target.height, target.width, 3)
 
 
-def _resized(
-    frames: Frames, height: int, width: int
-) -> UInt8[np.ndarray, "F2 {height} {width} 3"] | Float[np.ndarray, "F2 {height} {width} 3"]:
+def _resized(frames: Frames, target: Target) -> ResizedFrames:
     """Resizes an array of frames."""
-    if frames.shape[1:3] == (height, width):
+    if frames.shape[1:3] == (target.height, target.width):
         return frames
-    return np.stack([resize(frame, height, width) for frame in frames])
+    return np.stack([target(frame) for frame in frames])
 
 
-def _from_images(
-    images: list | tuple, height: int, width: int
-) -> UInt8[np.ndarray, "F {height} {width} 3"] | Float[np.ndarray, "F {height} {width} 3"]:
+def _from_images(images: list | tuple, target: Target) -> ResizedFrames:
     """Reads and resizes a list of images."""
-    frames = [resize(_pixels(image), height, width) for image in images]
+    frames = [target(image_pixels(image)) for image in images]
     if len({frame.dtype for frame in frames}) != 1:
         raise ValueError(
             f"a video given as a list of {len(frames)} images must hold at least one, and either uint8 "
             "pixels or floats in [0, 1], not both"
         )
     return np.stack(frames)
-
-
-def _pixels(image: ImageLike) -> Frames:
-    """One image as RGB [H, W, 3], uint8 or float32 in [0, 1]."""
-    from PIL import Image, ImageOps
-
-    if isinstance(image, Image.Image):
-        return _rgb(image)
-    if not isinstance(image, str | os.PathLike):
-        return checked_pixels(image, "[H, W, 3]")
-    path = existing_file(image, "image")
-    try:
-        with Image.open(path) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError) as error:  # PIL reports broken PNG files as SyntaxError
-        raise ValueError(f"cannot read the image {path}: {error}; save it again as PNG or JPEG") from error
-
-
-def _rgb(image: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """A PIL image in 8-bit RGB."""
-    if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 instead of scaling them
-        raise ValueError(
-            f"a PIL image of mode {image.mode!r} has more than 8 bits per channel; scale its values to 0..255 "
-            "and convert it to 'RGB'"
-        )
-    return np.asarray(image.convert("RGB"))

@@ -1,7 +1,10 @@
-"""The geometry of frames: crops, aspects, and resizing with PIL's Lanczos filter."""
+"""The geometry of frames: crops, aspects, and resizing with PIL's filters."""
 
+import dataclasses
 import math
+import typing
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -15,16 +18,24 @@ Box = tuple[float, float, float, float]
 """(left, upper, right, lower) in pixels, as PIL writes boxes."""
 
 
+Filter = Literal["lanczos", "bilinear"]
+"""A filter of PIL's; both are widened when they shrink, so they do not alias."""
+
+Fit = Literal["stretch", "crop", "pad"]
+"""How a frame gets another aspect: stretched, cropped around its centre, or with black bars."""
+
+
 def resize(
-    frame: Frames, height: int, width: int, box: Box | None = None
+    frame: Frames, height: int, width: int, box: Box | None = None, *, filter: Filter = "lanczos"
 ) -> UInt8[np.ndarray, "{height} {width} 3"] | Float[np.ndarray, "{height} {width} 3"]:
-    """Resizes one frame, or a part of it, with PIL's Lanczos filter; the aspect is not kept.
+    """Resizes one frame, or a part of it, with one of PIL's filters; the aspect is not kept.
 
     Args:
         frame: [H, W, 3], uint8 or floats in [0, 1].
         height: Pixel rows wanted.
         width: Pixel columns wanted.
         box: The part to use; everything by default. It need not consist of whole pixels.
+        filter: The filter.
 
     Returns:
         An array of the dtype of ``frame``; ``frame`` itself if there is nothing to change.
@@ -34,13 +45,56 @@ def resize(
     whole = (0, 0, frame.shape[1], frame.shape[0])
     if frame.shape[:2] == (height, width) and box in (None, whole):
         return frame
-    size, lanczos = (width, height), Image.Resampling.LANCZOS
+    size, method = (width, height), Image.Resampling[filter.upper()]
     if frame.dtype == np.uint8:
-        return np.asarray(Image.fromarray(frame).resize(size, lanczos, box=box))
+        return np.asarray(Image.fromarray(frame).resize(size, method, box=box))
     # PIL resizes floats one channel at a time.
     channels = [Image.fromarray(np.ascontiguousarray(frame[..., c])) for c in range(3)]
-    resized = np.stack([np.asarray(channel.resize(size, lanczos, box=box)) for channel in channels], axis=-1)
+    resized = np.stack([np.asarray(channel.resize(size, method, box=box)) for channel in channels], axis=-1)
     return resized.clip(0, 1)  # Lanczos overshoots at edges
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """The size that frames are brought to, and how.
+
+    Attributes:
+        height: Pixel rows.
+        width: Pixel columns.
+        fit: What happens to frames of another aspect.
+        filter: The filter that resizes.
+    """
+
+    height: int
+    width: int
+    fit: Fit = "stretch"
+    filter: Filter = "lanczos"
+
+    def __post_init__(self) -> None:
+        check_fit(self.fit)
+
+    def __call__(
+        self, frame: Frames, crop: tuple[int, int, int, int] | None = None
+    ) -> UInt8[np.ndarray, "H2 W2 3"] | Float[np.ndarray, "H2 W2 3"]:
+        """The frame, or the part ``crop`` = (x0, x1, y0, y1) of it, in the wanted size; dtypes as for ``resize``."""
+        x0, x1, y0, y1 = crop or (0, frame.shape[1], 0, frame.shape[0])
+        size = (self.height, self.width)
+        if self.fit == "crop":
+            return resize(frame, *size, centre_crop((x0, x1, y0, y1), size), filter=self.filter)
+        if self.fit == "stretch":
+            return resize(frame, *size, (x0, y0, x1, y1), filter=self.filter)
+        scale = min(self.height / (y1 - y0), self.width / (x1 - x0))
+        rows, columns = (max(1, round(scale * side)) for side in (y1 - y0, x1 - x0))
+        inner = resize(frame, rows, columns, (x0, y0, x1, y1), filter=self.filter)
+        above, left = (self.height - rows) // 2, (self.width - columns) // 2
+        after = (self.height - rows - above, self.width - columns - left)
+        return np.pad(inner, ((above, after[0]), (left, after[1]), (0, 0)))
+
+
+def check_fit(fit: str) -> None:
+    """Raises ValueError if ``fit`` is no ``Fit``."""
+    if fit not in typing.get_args(Fit):
+        raise ValueError(f"fit={fit!r} must be one of {', '.join(map(repr, typing.get_args(Fit)))}")
 
 
 def centre_crop(crop: tuple[int, int, int, int], size: PixelSize) -> Box:

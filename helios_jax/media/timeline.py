@@ -12,15 +12,22 @@ from fractions import Fraction
 
 import numpy as np
 
+from helios_jax.media.containers import is_cut_off
 from helios_jax.media.files import existing_file, open_video
-from helios_jax.typing import Int, Path
+from helios_jax.media.rates import frame_rate
+from helios_jax.typing import Float, Int, Path
 
 _KEYS_TRIED = 3
+
+_SAME_RATE = 0.002
+
+_LONGEST = 1000
+"""Most frames that one stored frame may stand for on average; more is a damaged clock."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Timeline:
-    """The frames of the first video stream of a file.
+    """The frames of the main video stream of a file.
 
     Attributes:
         num_frames: Frames to be shown, up to the first damaged packet.
@@ -29,6 +36,7 @@ class Timeline:
         keys: Presentation times of frames that can be decoded without earlier frames, ascending.
         end: When the last frame disappears.
         tick: Seconds per unit of these times.
+        rate: Frames per second by the header, which files without times go by; ``None`` if it is not stated.
     """
 
     num_frames: int
@@ -37,6 +45,7 @@ class Timeline:
     keys: Int[np.ndarray, " K"]
     end: int
     tick: Fraction
+    rate: Fraction | None = None
 
     def keys_before(self, frame: int) -> list[int]:
         """Times of the last key frames up to a frame, the nearest first.
@@ -60,24 +69,47 @@ class Timeline:
         number = int(np.searchsorted(self.times, time))
         return number if number < len(self.times) and self.times[number] == time else None
 
-    def resampled(self, fps: float) -> Int[np.ndarray, " F2"]:
-        """Numbers of the frames on the screen 0, 1 / fps, 2 / fps, ... seconds after the first, until the film ends.
+    def resampled(self, fps: float | Fraction) -> Int[np.ndarray, " F2"]:
+        """Numbers of the frames that are nearest in time to 0, 1 / fps, 2 / fps, ... seconds after the first.
+
+        Of two frames that are equally near, the earlier one is taken. There are as many as the duration holds, rounded.
+        A steady rate within 0.2 % of ``fps`` is kept as it is: 23.976 counts as 24.
 
         Raises:
-            ValueError: ``fps`` is not positive, or the file stores no times.
+            ValueError: ``fps`` is no frame rate, or the times of the frames are not known or make no sense.
         """
-        if not fps > 0:
-            raise ValueError(f"fps must be positive, got {fps}")
-        if self.times is None or len(self.times) == 0:
+        rate = float(frame_rate(fps))
+        seconds, duration = self._seconds()
+        count = round(duration * rate)
+        if count > _LONGEST * len(seconds) + _LONGEST:
+            raise ValueError(
+                f"its {len(seconds)} frames are spread over {duration:.6g} seconds; re-encode it as H.264 in mp4"
+            )
+        number = np.arange(len(seconds))
+        steady = np.abs(seconds - number * duration / len(seconds)).max() < 0.5 / rate
+        if steady and abs(len(seconds) / (duration * rate) - 1) < _SAME_RATE:
+            return number
+        wanted = np.arange(max(1, count)) / rate
+        later = np.searchsorted(seconds, wanted).clip(1, max(1, len(seconds) - 1))
+        earlier = later - 1
+        later = later.clip(max=len(seconds) - 1)
+        # A microsecond more than rounding errors: equal distances are common, at 60 to 24 frames per second for one.
+        return np.where(wanted - seconds[earlier] <= seconds[later] - wanted + 1e-6, earlier, later)
+
+    def _seconds(self) -> tuple[Float[np.ndarray, " F"], float]:
+        """When frames appear after the first, and how long the video is, in seconds."""
+        if self.num_frames == 0:
+            raise ValueError("it holds no frames")
+        if self.times is not None:
+            first = int(self.times[0])
+            seconds, duration = (self.times - first) * float(self.tick), float((self.end - first) * self.tick)
+        elif self.rate:
+            seconds, duration = np.arange(self.num_frames) / float(self.rate), float(self.num_frames / self.rate)
+        else:
             raise ValueError("the file does not store when its frames are shown; re-encode it as H.264 in mp4")
-        step = 1 / (Fraction(fps).limit_denominator(100_000) * self.tick)  # ticks per frame, exactly
-        first = int(self.times[0])
-        count = max(1, -(-(self.end - first) * step.denominator // step.numerator))
-        # Containers round times to their tick (in Matroska a millisecond), so up to half a tick late counts as on time.
-        # All terms are integers, in 1/(2 * denominator) tick: floats would misplace frames late in a long film.
-        wanted = 2 * np.arange(count, dtype=np.int64) * step.numerator + step.denominator
-        shown = 2 * (self.times - first) * step.denominator
-        return np.searchsorted(shown, wanted, side="right") - 1
+        if not duration > 0:
+            raise ValueError("all its frames are shown at the same time; re-encode it as H.264 in mp4")
+        return seconds, duration
 
 
 def read_timeline(path: Path) -> Timeline:
@@ -108,12 +140,20 @@ def _scan(path: pathlib.Path, size: int, modified: int) -> Timeline:
             if not packet.is_discard:  # an edit list may hide frames that others refer to
                 times.append(packet.pts)
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
-        # Not a Fraction in every version of PyAV.
-        tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+        tick = Fraction(stream.time_base)
+        rate = Fraction(stream.average_rate) if stream.average_rate else None
     known = None not in times and len(set(times)) == len(times)
     shown = np.sort(np.array(times, np.int64)) if known else None
     if shown is not None and len(shown) > 1 and end <= shown[-1]:  # without durations: as long as the frame before
         end = int(2 * shown[-1] - shown[-2])
+    if shown is not None and len(shown) == 1 and end <= shown[0] and rate:
+        end = int(shown[0] + 1 / (rate * tick))
     return Timeline(
-        num_frames=len(times), damaged=damaged, times=shown, keys=np.sort(np.array(keys, np.int64)), end=end, tick=tick
+        num_frames=len(times),
+        damaged=damaged or is_cut_off(path),
+        times=shown,
+        keys=np.sort(np.array(keys, np.int64)),
+        end=end,
+        tick=tick,
+        rate=rate,
     )

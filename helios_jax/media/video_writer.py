@@ -6,10 +6,10 @@ step. The file is therefore complete after each write, whatever happens next. A 
 the packets into an ordinary mp4 whose index (``moov``) comes first, in which every player can seek.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
-import pathlib
 import struct
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -19,8 +19,13 @@ import numpy as np
 
 from helios_jax._warnings import warn_user
 from helios_jax.media.decoding import SWSCALE_FLAGS
+from helios_jax.media.files import video_url
+from helios_jax.media.outputs import Claim, replacement
 from helios_jax.media.pixels import uint8_frames
+from helios_jax.media.provenance import MP4_END, MP4_START, written_by_us
+from helios_jax.media.rates import frame_rate
 from helios_jax.typing import AnyArray, Path, UInt8
+from helios_jax.user_input import user_path, whole_number
 
 # The BT.601 matrix is what swscale uses and what players that ignore the tags assume at these sizes.
 _COLOUR = {"colorspace": "smpte170m", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
@@ -44,27 +49,28 @@ class VideoWriter:
     Args:
         path: The file, ending in ``.mp4``; it and its folder are created at once, and the file is
             removed again if nothing is written.
-        fps: Frames per second.
+        fps: Frames per second, see ``media.rates.frame_rate``: 29.97 is 30000/1001.
         crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
-        overwrite: Replace an existing file.
+        overwrite: Replace an existing file if this library wrote it; files of anyone else are never replaced.
 
     Raises:
-        FileExistsError: The file exists and ``overwrite`` is off.
+        FileExistsError: The file exists and ``overwrite`` is off, it was not written by this library, or another
+            process is writing it.
         ValueError: ``path`` does not end in ``.mp4``, or ``fps`` or ``crf`` out of range.
+        OSError: The folder cannot be created or written to.
     """
 
-    def __init__(self, path: Path, *, fps: int | Fraction = 24, crf: int = 18, overwrite: bool = False) -> None:
-        if fps <= 0 or not 0 <= crf <= 51:
-            raise ValueError(f"need fps > 0 and 0 <= crf <= 51, got fps={fps}, crf={crf}")
-        self.path = new_file(path, ".mp4", overwrite)
-        self.fps = fps
+    def __init__(self, path: Path, *, fps: float | Fraction = 24, crf: int = 18, overwrite: bool = False) -> None:
+        self.fps = frame_rate(fps)
+        whole_number(crf, "crf", at_least=0, at_most=51)
         self.num_frames = 0
-        self._encoder = FragmentEncoder.create(fps=fps, crf=crf)
+        self._encoder = FragmentEncoder.create(fps=self.fps, crf=crf)
         self._size: tuple[int, ...] | None = None
         self._num_fragments = 0
+        self._num_bytes = len(MP4_START)
+        self._claim = Claim(path, ".mp4", start=MP4_START, overwrite=overwrite)
+        self.path = self._claim.path
         self._closed = False
-        with open(self.path, "wb" if overwrite else "xb"):
-            pass
 
     def write(self, frames: AnyArray) -> None:
         """Appends ``frames``, uint8 [F, H, W, 3]; they are on disk when this returns.
@@ -72,6 +78,8 @@ class VideoWriter:
         Raises:
             ValueError: Wrong shape or dtype, odd sides, a size that differs from earlier frames, or a
                 closed writer.
+            OSError: The disk is full or the file is gone. What was written before stays readable, and the frames can be
+                written again.
         """
         if self._closed:
             raise ValueError(f"the writer of {self.path} is closed; open another path")
@@ -83,34 +91,63 @@ class VideoWriter:
             raise ValueError(f"all frames of {self.path} must have one size: it has {self._size}, got {size}")
         encoded = self._encoder.encode(frames, first_frame=self.num_frames, first_fragment=self._num_fragments)
         boxes = list(_boxes(encoded))
-        # The header (ftyp, moov) is written once: every write encodes alike, so the first header holds for all.
-        wanted = (b"moof", b"mdat") if self._size else (b"ftyp", b"moov", b"moof", b"mdat")
-        # The file is opened anew and appended to in one go. Nothing stays open between writes, which may be minutes
-        # apart, and a player sees whole fragments only. After fsync they survive a power failure as well.
-        with open(self.path, "ab") as file:
-            file.write(b"".join(box for kind, box in boxes if kind in wanted))
-            file.flush()
-            os.fsync(file.fileno())
+        # The header (moov) is written once: every write encodes alike, so the first header holds for all. ``ftyp`` is
+        # in the file already.
+        wanted = (b"moof", b"mdat") if self._size else (b"moov", b"moof", b"mdat")
+        self._append(b"".join(box for kind, box in boxes if kind in wanted))
         # Counted last: if encoding or writing fails, the next write continues from what the file holds.
         self._size = size
         self._num_fragments += sum(kind == b"moof" for kind, _ in boxes)
         self.num_frames += len(frames)
 
     def close(self, *, seekable: bool = True) -> None:
-        """Finishes the file; ``seekable`` moves its index to the front (the file is copied once)."""
+        """Finishes the file; ``seekable`` moves its index to the front, for which the file is copied once.
+
+        If there is no room for the copy, a warning says so and the file stays as it is, with all its frames.
+        """
         if self._closed:
             return
         self._closed = True
-        if not self.num_frames:
-            self.path.unlink()
-        elif seekable:
-            make_seekable(self.path)
+        try:
+            if seekable and self.num_frames:
+                self._make_seekable()
+        finally:
+            self._claim.release(remove=not self.num_frames)
 
     def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.close(seekable=error is None)
+
+    def _append(self, data: bytes) -> None:
+        """Appends whole fragments and waits until they are on disk; removes what an error left of them."""
+        # The file is opened anew and written to in one go. A player sees whole fragments only, and after fsync they
+        # survive a power failure as well.
+        with open(self.path, "r+b", buffering=0) as file:
+            try:
+                file.seek(self._num_bytes)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) or 0 :]
+                os.fsync(file.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._num_bytes)
+                raise
+        self._num_bytes += len(data)
+
+    def _make_seekable(self) -> None:
+        import av
+
+        try:
+            make_seekable(self.path)
+        except (OSError, av.error.FFmpegError) as error:
+            warn_user(
+                f"{self.path} is complete but was left as a fragmented mp4, in which some players cannot seek: "
+                f"{error.strerror or error}; when that is put right, make_seekable of helios_jax.media.video_writer "
+                "finishes it"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,12 +160,12 @@ class FragmentEncoder:
         options: Its options.
     """
 
-    fps: int | Fraction
+    fps: Fraction
     codec: str
     options: Mapping[str, str]
 
     @classmethod
-    def create(cls, *, fps: int | Fraction, crf: int) -> "FragmentEncoder":
+    def create(cls, *, fps: Fraction, crf: int) -> "FragmentEncoder":
         """H.264 with a constant rate factor, or MPEG-4 Part 2, with a warning, if there is no H.264 encoder."""
         import av
 
@@ -162,7 +199,7 @@ class FragmentEncoder:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
                 frame = frame.reformat(format="yuv420p", interpolation=SWSCALE_FLAGS)
                 # Times in units of one frame need no rounding, whatever the rate and however long the film.
-                frame.pts, frame.time_base = number, 1 / Fraction(self.fps)
+                frame.pts, frame.time_base = number, 1 / self.fps
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))  # frames that the encoder looked ahead to
         # Leaving the block has written the last fragment into the buffer.
@@ -173,16 +210,21 @@ def make_seekable(path: Path) -> None:
     """Replaces the mp4 at ``path`` by one with its index at the front, copying the encoded frames.
 
     The copy is written next to the file and replaces it in one step, so an interruption leaves the original. Use
-    it on the file of an interrupted ``VideoWriter``; sound is not copied.
+    it on the file of an interrupted ``VideoWriter``.
+
+    Raises:
+        ValueError: The file was not written by ``VideoWriter``: in other files, sound and other tracks would be lost.
+        OSError: There is no room for the copy.
     """
     import av
 
-    path = pathlib.Path(path)
-    copy = path.with_name(path.name + ".part")
-    try:
+    path = user_path(path)
+    if not written_by_us(path):
+        raise ValueError(f"{path} was not written by helios_jax, so it is not changed")
+    with replacement(path) as copy:
         with (
-            av.open(str(path)) as source,
-            av.open(str(copy), "w", format="mp4", options={"movflags": "faststart"}) as target,
+            av.open(video_url(path)) as source,
+            av.open(video_url(copy), "w", format="mp4", options={"movflags": "faststart"}) as target,
         ):
             stream = source.streams.video[0]
             out = target.add_stream_from_template(stream)
@@ -192,20 +234,10 @@ def make_seekable(path: Path) -> None:
                 if packet.dts is not None:  # the last packet is empty
                     packet.stream = out
                     target.mux(packet)
-        os.replace(copy, path)
-    finally:
-        copy.unlink(missing_ok=True)
-
-
-def new_file(path: Path, suffix: str, overwrite: bool) -> pathlib.Path:
-    """A path that may be written: checks its ending, refuses existing files, creates the folder."""
-    path = pathlib.Path(path)
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"the path must end in {suffix}, got {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+        with open(copy, "ab") as file:
+            file.write(MP4_END)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:

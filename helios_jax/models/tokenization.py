@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax._warnings import warn_user
+from helios_jax.config import TextEncoderConfig
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.typing import Array, Bool, Float, Int, Path, Sequence
@@ -60,7 +61,7 @@ class Tokenizer:
         eos_token_id: Token appended to every text.
     """
 
-    pieces: "tokenizers.Tokenizer"
+    pieces: "tokenizers.Tokenizer" = dataclasses.field(repr=False)  # it would print its vocabulary
     pad_token_id: int
     eos_token_id: int
 
@@ -73,7 +74,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: The file is missing.
-            ValueError: It has no ``<pad>`` or ``</s>`` token.
+            ValueError: It is damaged, or it has no ``<pad>`` or ``</s>`` token.
         """
         import tokenizers
 
@@ -90,7 +91,10 @@ class Tokenizer:
             else:
                 hint = "expected a checkpoint in the published layout, with tokenizer/tokenizer.json"
             raise FileNotFoundError(f"no tokenizer.json in {folder}: {hint}")
-        pieces = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            pieces = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises no narrower class
+            raise ValueError(f"{path} is damaged, or not a tokenizer ({error}); fetch it again") from error
         # The file may carry the settings of its last use; ours are applied in __call__.
         pieces.no_truncation()
         pieces.no_padding()
@@ -150,6 +154,23 @@ class Tokenizer:
         return ids, mask
 
 
+def check_tokenizer(tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
+    """Raises ValueError unless every token has an embedding and both agree about padding and the end of texts."""
+    tokens = tokenizer.pieces.get_vocab()
+    last = max(tokens, key=lambda token: tokens[token])
+    if tokens[last] >= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokens)} tokens, up to number {tokens[last]} ({last!r:.40}), and the text encoder "
+            f"{config.vocab_size} embeddings (vocab_size); use both from one checkpoint"
+        )
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name) != getattr(config, name):
+            raise ValueError(
+                f"{name} is {getattr(tokenizer, name)} in the tokenizer and {getattr(config, name)} in the text "
+                "encoder's config.json; use both from one checkpoint"
+            )
+
+
 @jax.jit
 def encode_tokens(
     encoder: Network[Umt5Encoder], token_ids: Int[Array, "B S"], mask: Bool[Array, "B S"]
@@ -202,13 +223,9 @@ class TextEncoder:
         """Joins an encoder and a tokenizer.
 
         Raises:
-            ValueError: The tokenizer knows more tokens than the encoder has embeddings.
+            ValueError: See ``check_tokenizer``.
         """
-        tokens, rows = tokenizer.pieces.get_vocab_size(), encoder.config.vocab_size
-        if tokens > rows:
-            raise ValueError(
-                f"the tokenizer has {tokens} tokens, the text encoder {rows} embeddings; use both from one checkpoint"
-            )
+        check_tokenizer(tokenizer, encoder.config)
         return cls(encoder=Network.of(encoder), tokenizer=tokenizer)
 
     def __call__(self, prompts: Sequence[str], max_tokens: int = 512) -> Float[Array, "B S D"]:

@@ -177,9 +177,9 @@ def test_a_long_list_is_cut_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("component", "case", "change", "message"),
     [
-        ("transformer", "published", {"added_kv_proj_dim": 64}, "added_kv_proj_dim=64 is not supported"),
-        ("vae", "wan", {"is_residual": True}, "is_residual=True is not supported"),
-        ("text_encoder", "wide", {"feed_forward_proj": "relu"}, "feed_forward_proj='relu' is not supported"),
+        ("transformer", "published", {"added_kv_proj_dim": 64}, "added_kv_proj_dim=64; expected None"),
+        ("vae", "wan", {"is_residual": True}, "is_residual=True; expected"),
+        ("text_encoder", "wide", {"feed_forward_proj": "relu"}, "feed_forward_proj='relu'; expected"),
     ],
 )
 def test_unsupported_settings_are_refused(tmp_path, component, case, change, message):

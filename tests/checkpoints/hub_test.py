@@ -35,8 +35,8 @@ def downloads(monkeypatch, tmp_path) -> list[tuple[str, set[str]]]:
     """Repository and files of every download that would have happened."""
     seen = []
 
-    def snapshot_download(repo: str, *, allow_patterns, ignore_patterns=None) -> str:
-        files = filter_repo_objects(PUBLISHED, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+    def snapshot_download(repo: str, *, allow_patterns, revision=None, token=None, cache_dir=None) -> str:
+        files = filter_repo_objects(PUBLISHED, allow_patterns=allow_patterns)
         seen.append((repo, set(files)))
         return str(tmp_path)
 

@@ -22,8 +22,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     for part, source in (
         ("transformer", DATA / "transformer" / "published"),
-        ("vae", DATA / "vae" / "other"),
-        ("text_encoder", DATA / "text_encoder" / "wide"),
+        ("vae", DATA / "pipelines" / "checkpoint"),
+        ("text_encoder", DATA / "pipelines" / "checkpoint"),
         ("tokenizer", DATA / "text_encoder" / "tokens"),
     ):
         shutil.copytree(source / part, folder / part)
@@ -60,7 +60,7 @@ def test_loads_settings_networks_and_tokenizer(pipeline):
         time_shift_type="linear",
     )
     assert pipeline.transformer.module.config.num_layers == 3
-    assert pipeline.vae.module.config.z_dim == json.loads((DATA / "vae/other/vae/config.json").read_text())["z_dim"]
+    assert pipeline.vae.module.config.dim_mult == (1, 2, 2, 2)
     recorded = json.loads((DATA / "text_encoder" / "tokens" / "io.json").read_text())
     ids, mask = pipeline.text_encoder.tokenizer(recorded["texts"][:3], 64)
     np.testing.assert_array_equal(ids, recorded["results"]["64"]["ids"][:3])
@@ -151,5 +151,5 @@ def test_missing_parts_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scheduler_config\.json is missing"):
         hx.HeliosPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
-    with pytest.raises(ValueError, match="names the pipeline 'WanPipeline'"):
+    with pytest.raises(ValueError, match=r"model_index\.json: _class_name='WanPipeline'; expected 'HeliosPipeline'"):
         hx.HeliosPipeline.from_pretrained(tmp_path)

@@ -1,5 +1,7 @@
 """The contact sheet: which frames it shows, where, and that its size is bounded."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +77,20 @@ def test_rows_are_thinned_out(tmp_path, chunks, rows):
     assert found[:, 0, 0, 0, 0].tolist() == rows
 
 
+def test_a_sheet_that_cannot_be_written_is_a_warning(tmp_path):
+    sheet = ContactSheet(tmp_path / "folder" / "sheet.png")
+    sheet.write(chunk(0))
+    shutil.rmtree(tmp_path / "folder")
+    with pytest.warns(UserWarning, match=r"the contact sheet .*sheet\.png could not be written: No such file"):
+        sheet.close()
+
+
+def test_our_sheets_are_replaced(tmp_path):
+    for chunks in (1, 2):
+        assert len(write(tmp_path / "sheet.png", chunks, overwrite=True)) == chunks
+    assert list(tmp_path.iterdir()) == [tmp_path / "sheet.png"]
+
+
 def interrupted(path):
     with ContactSheet(path, tile_width=TILE[1]) as sheet:
         sheet.write(chunk(0))
@@ -94,6 +110,9 @@ def test_refusals(tmp_path):
     (tmp_path / "sheet.png").write_text("precious")
     with pytest.raises(FileExistsError, match=r"sheet\.png exists"):
         ContactSheet(tmp_path / "sheet.png")
+    with pytest.raises(FileExistsError, match="was not written by helios_jax"):
+        ContactSheet(tmp_path / "sheet.png", overwrite=True)
+    assert (tmp_path / "sheet.png").read_text() == "precious"
     with pytest.raises(ValueError, match=r"must end in \.png"):
         ContactSheet(tmp_path / "sheet.jpg")
     with pytest.raises(ValueError, match="columns=1"):

@@ -1,6 +1,7 @@
 """Writing videos: round trips, interruption at any point, and what is refused."""
 
 import pathlib
+import resource
 import signal
 import struct
 import subprocess
@@ -11,7 +12,6 @@ import av
 import numpy as np
 import pytest
 
-from helios_jax.media import video_writer
 from helios_jax.media.reading import load_video
 from helios_jax.media.video_writer import VideoWriter, make_seekable
 
@@ -68,14 +68,14 @@ def test_round_trip(tmp_path, sizes, seekable):
         assert boxes.index("moov") < boxes.index("mdat")
         assert "moof" not in boxes
     else:
-        assert boxes == ["ftyp", "moov"] + ["moof", "mdat"] * boxes.count("moof")
+        assert boxes == ["ftyp", "uuid", "moov"] + ["moof", "mdat"] * boxes.count("moof")
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_fps_and_quality(tmp_path):
     clip, sizes = smooth_clip(10), {}
     for crf in (10, 40):
-        with VideoWriter(tmp_path / f"{crf}.mp4", fps=Fraction(30000, 1001), crf=crf) as writer:
+        with VideoWriter(tmp_path / f"{crf}.mp4", fps=29.97, crf=crf) as writer:
             writer.write(clip)
         sizes[crf] = writer.path.stat().st_size
         assert stream_facts(writer.path)["rate"] == Fraction(30000, 1001)
@@ -152,33 +152,87 @@ def test_nothing_written_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_failed_copy_keeps_the_original(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", [0.01, 0.5, 0.95])
+def test_no_room_for_the_copy_keeps_the_fragmented_file(tmp_path, part):
+    """The system refuses to let any file grow beyond a part of the video's size, as on a full disk."""
     writer = VideoWriter(tmp_path / "clip.mp4")
-    writer.write(smooth_clip(5))
-    with monkeypatch.context() as patch:
-        patch.setattr(video_writer.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+    writer.write(smooth_clip(40))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    content = writer.path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(part * len(content)), limits[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"clip\.mp4 is complete but was left as a fragmented mp4.*File too large"):
             writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == [writer.path]
-    assert len(load_video(writer.path, HEIGHT, WIDTH)) == 5
+    assert writer.path.read_bytes() == content
+    make_seekable(writer.path)
+    assert len(load_video(writer.path, HEIGHT, WIDTH)) == 40
 
 
-def test_existing_file_is_kept(tmp_path):
+def test_full_disk_in_a_write_loses_nothing(tmp_path):
+    """What the failed write left is removed, and the same frames can be written again."""
+    writer = VideoWriter(tmp_path / "clip.mp4")
+    writer.write(smooth_clip(20))
+    content, limits = writer.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 700, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.write(smooth_clip(40)[20:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert writer.path.read_bytes() == content
+    writer.write(smooth_clip(40)[20:])
+    writer.close()
+    assert mean_error(load_video(writer.path, HEIGHT, WIDTH), smooth_clip(40)) < 2
+
+
+def test_only_our_files_are_replaced(tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_text("precious")
-    with pytest.raises(FileExistsError, match=r"clip\.mp4 exists.*overwrite=True"):
+    for overwrite in (False, True):
+        path.write_text("precious")
+        message = "was not written by helios_jax, so it is not replaced" if overwrite else r"exists.*overwrite=True"
+        with pytest.raises(FileExistsError, match=message):
+            VideoWriter(path, overwrite=overwrite)
+        assert path.read_text() == "precious"
+    path.unlink()
+    for seekable in (True, False):
+        with VideoWriter(path, overwrite=True) as writer:
+            writer.write(smooth_clip(3 + seekable))
+            writer.close(seekable=seekable)
+        assert len(load_video(path, HEIGHT, WIDTH)) == 3 + seekable
+    with pytest.raises(FileExistsError, match="exists"):
         VideoWriter(path)
-    assert path.read_text() == "precious"
-    with VideoWriter(path, overwrite=True) as writer:
+
+
+def test_other_videos_are_not_made_seekable(tmp_path):
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(smooth_clip(1)[0])))
+        container.mux(stream.encode(None))
+    content = (tmp_path / "clip.mp4").read_bytes()
+    with pytest.raises(ValueError, match=r"clip\.mp4 was not written by helios_jax, so it is not changed"):
+        make_seekable(tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "http:x.mp4", "100%d.mp4", "-.mp4", "x" * 251 + ".mp4", "ü 'x'.MP4"])
+def test_unusual_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name) as writer:
         writer.write(smooth_clip(3))
-    assert len(load_video(path, HEIGHT, WIDTH)) == 3
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    assert len(load_video(name, HEIGHT, WIDTH)) == 3
 
 
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.mp4, got .*clip\.webm"):
         VideoWriter(tmp_path / "clip.webm")
-    with pytest.raises(ValueError, match="fps=0"):
-        VideoWriter(tmp_path / "clip.mp4", fps=0)
+    for fps in (0, -24, float("nan"), float("inf"), 1e9, True, 1e-9):
+        with pytest.raises(ValueError, match="fps="):
+            VideoWriter(tmp_path / "clip.mp4", fps=fps)
     with pytest.raises(ValueError, match="crf=60"):
         VideoWriter(tmp_path / "clip.mp4", crf=60)
     writer = VideoWriter(tmp_path / "clip.mp4")

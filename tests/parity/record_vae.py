@@ -35,6 +35,8 @@ CASES = {
             "latents_std": [1.5, 0.7, 2.0, 1.0, 0.4],
             "in_channels": 4,
             "out_channels": 2,
+            "scale_factor_temporal": 2,
+            "scale_factor_spatial": 4,
         },
         (5, 4),
     ),

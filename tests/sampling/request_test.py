@@ -42,7 +42,7 @@ REFUSED = {
     "one number of steps": ({"steps": 2}, r"steps=2 given; this model needs 3 numbers, one per pyramid level"),
     "two numbers of steps": ({"steps": (2, 2)}, r"steps=\(2, 2\) given; this model needs 3 numbers"),
     "no steps": ({"steps": (2, 0, 2)}, r"steps=\(2, 0, 2\) given; every level needs at least 1 step"),
-    "no frames": ({"num_frames": 0}, r"num_frames=0 must be at least 1"),
+    "no frames": ({"num_frames": 0}, r"num_frames=0 must be a whole number of at least 1"),
     "no end": ({"num_frames": None}, r"num_frames=None never ends: use stream\(\)"),
     "no prompts": ({"prompt": []}, r"prompt is an empty list"),
     "prompt and embeddings": ({"prompt_embeds": embeds(1, 8, 24)}, r"prompt and prompt_embeds are both given"),
@@ -62,8 +62,8 @@ REFUSED = {
     "image of another layout": ({"image": embeds(3, 64, 64)}, r"shape \[3, 64, 64\], need \[H, W, 3\]"),
     "short video": ({"video": embeds(32, 64, 64, 3)}, r"the video has 32 frames; at least 33 are needed"),
     "guidance that is no number": ({"guidance_scale": float("nan")}, r"guidance_scale=nan must be a finite number"),
-    "no room for text": ({"max_text_tokens": 0}, r"max_text_tokens=0 must be at least 1"),
-    "empty slices": ({"vae_slice_frames": 0}, r"vae_slice_frames=0 must be at least 1"),
+    "no room for text": ({"max_text_tokens": 0}, r"max_text_tokens=0 must be a whole number from 1 to 4096"),
+    "empty slices": ({"vae_slice_frames": 0}, r"vae_slice_frames=0 must be a whole number of at least 1"),
 }
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from toy_training import ToyIterator, ToyStart, toy_experiment
 
-from helios_jax.training.checkpoints import Checkpoints, check_settings, write_settings
+from helios_jax.training.checkpoints import Checkpoints
 from helios_jax.training.descent import PLAYER, Descent
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import MAY_CHANGE
 from helios_jax.training.overrides import as_json, frozen
+from helios_jax.training.run_folder import check_settings, write_settings
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import FromCheckpoint
 from helios_jax.training.state import abstract_state, initial_state, state_from_items, state_items

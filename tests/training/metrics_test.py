@@ -1,6 +1,7 @@
 """Files with the metrics of a run."""
 
-from helios_jax.training.metrics import JsonLines, TensorBoard, Writers, read_metrics
+from helios_jax.training.metrics import JsonLines, Writers, read_metrics
+from helios_jax.training.tensorboard import TensorBoard
 
 
 def test_values_come_back_by_step(tmp_path):

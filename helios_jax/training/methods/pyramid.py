@@ -55,6 +55,7 @@ from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.timesteps import table_entries
 from helios_jax.typing import Array, Float, Key
+from helios_jax.user_input import whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,8 +127,10 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         levels = self.scheduler.num_levels
-        if len(self.ratios) != levels or min(self.ratios) < 1:
+        if len(self.ratios) != levels:
             raise ValueError(f"ratios={self.ratios} given; {levels} levels need {levels} numbers of at least 1")
+        for ratio in self.ratios:
+            whole_number(ratio, "each of the ratios", at_least=1)
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction {self.reduction!r} must be 'mean' or 'sum'")
 
@@ -135,10 +138,35 @@ class Pyramid:
         self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"], execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """See ``Method``."""
-        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys), execution)
+        return self.microbatch_loss(networks, batch, keys, execution, keys[0])
 
-    def draw(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> PyramidDraws:
-        """All draws for a batch; only its shapes matter."""
+    def microbatch_loss(
+        self,
+        networks: Networks,
+        batch: LatentBatch,
+        keys: Key[Array, " B"],
+        execution: Execution,
+        first_key: Key[Array, ""],
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """See ``SharesDecisions``."""
+        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys, first_key), execution)
+
+    def draw(
+        self,
+        networks: Networks,
+        batch: LatentBatch,
+        keys: Key[Array, " B"],
+        first_key: Key[Array, ""] | None = None,
+    ) -> PyramidDraws:
+        """All draws for a batch, of which only the shapes matter.
+
+        Args:
+            networks: Not used.
+            batch: The batch.
+            keys: One key per sample.
+            first_key: The key of the first sample of the step, for ``Injection.decide``; ``None``: ``keys[0]``.
+        """
+        first_context = fold(keys[0] if first_key is None else first_key, CONTEXT)
         frames, height, width, channels = chunk = batch.target.shape[1:]
         past, sizes = batch.history.shape[1:], level_sizes(self.scheduler, height, width)
 
@@ -152,7 +180,7 @@ class Pyramid:
             return PyramidDraws(
                 noise=jax.random.normal(fold(key, NOISE), chunk),
                 u=jax.random.uniform(fold(key, TIMESTEP), (sum(self.ratios),)),
-                context=self.context.draw(fold(key, CONTEXT), past),
+                context=self.context.draw(fold(key, CONTEXT), past, first_context),
                 input=inputs,
             )
 

@@ -1,0 +1,115 @@
+"""Claiming the file of an output before the work begins, so that no work is lost and no other file is replaced."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import tempfile
+from collections.abc import Generator
+
+from helios_jax.media.provenance import written_by_us
+from helios_jax.typing import Path
+from helios_jax.user_input import user_path
+
+
+class Claim:
+    """A file that belongs to this process until ``release``; other processes that claim it are refused.
+
+    Args:
+        path: The file; ``~`` is expanded and its folder is created.
+        suffix: The ending that it must have, such as ".mp4"; upper case is accepted.
+        start: The file's first content, which marks it as ours.
+        overwrite: Replace the file if this library wrote it. A file of anyone else is never replaced.
+
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is off, it is not one of ours, or another process writes it.
+        ValueError: The path does not have that ending, or is no name of a file.
+        OSError: The folder cannot be created or written to.
+    """
+
+    def __init__(self, path: Path, suffix: str, *, start: bytes, overwrite: bool) -> None:
+        self.path = user_path(path)
+        if self.path.suffix.lower() != suffix:
+            raise ValueError(f"the path must end in {suffix}, got {self.path}")
+        _make_folder(self.path)
+        exists = os.path.lexists(self.path)
+        self._descriptor = _reopen(self.path, overwrite) if exists else _create(self.path)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, start)
+        except OSError as error:
+            self.release(remove=True)
+            raise type(error)(f"cannot write {self.path}: {error.strerror}") from error
+
+    def release(self, *, remove: bool = False) -> None:
+        """Gives the file up, and removes it if that is asked for; a second call does nothing."""
+        if self._descriptor < 0:
+            return
+        if remove:
+            self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+@contextlib.contextmanager
+def replacement(path: pathlib.Path) -> Generator[pathlib.Path]:
+    """A new file in the folder of ``path``, which replaces ``path`` in one step when the ``with`` block ends normally.
+
+    After an error it is removed and ``path`` stays as it is. The name of the new file is taken by no other.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".helios_jax-", suffix=".part")
+    copy = pathlib.Path(name)
+    try:
+        os.fchmod(descriptor, path.stat().st_mode & 0o777)  # temporary files are readable by their owner only
+        os.close(descriptor)
+        yield copy
+        os.replace(copy, path)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _make_folder(path: pathlib.Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"cannot write {path}: a part of {path.parent} is a file, not a folder") from error
+    except OSError as error:
+        raise type(error)(f"cannot create the folder {path.parent}: {error.strerror}") from error
+
+
+def _create(path: pathlib.Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        raise FileExistsError(f"{path} was created by another process just now; choose another path") from None
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror}") from error
+    _lock(descriptor, path)
+    return descriptor
+
+
+def _reopen(path: pathlib.Path, overwrite: bool) -> int:
+    """Opens a file of ours that is to be replaced."""
+    if not overwrite:
+        raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
+    if not written_by_us(path):
+        kind = "is a folder" if path.is_dir() else "was not written by helios_jax"
+        raise FileExistsError(f"{path} {kind}, so it is not replaced; choose another path")
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror}") from error
+    _lock(descriptor, path)
+    return descriptor
+
+
+def _lock(descriptor: int, path: pathlib.Path) -> None:
+    """Locks the file; the system releases the lock when the process ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise FileExistsError(f"{path} is being written by another process; choose another path") from None
+        # Some network file systems know no locks; there, only creation is exclusive.
