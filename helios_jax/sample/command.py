@@ -71,7 +71,7 @@ def _load(args: argparse.Namespace) -> "HeliosPipeline":
     dtypes = {"dtype": args.dtype, "vae_dtype": args.vae_dtype}
     pipe = HeliosPipeline.from_pretrained(args.model, revision=args.revision, cache_dir=args.cache_dir, **dtypes)
     for path, scale in args.lora:
-        pipe.load_lora(path, scale=scale)
+        pipe.load_lora(path, name=str(path), scale=scale)
     print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
     return pipe
 
