@@ -21,7 +21,7 @@ class ConfiguredModule(nnx.Module):
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["graph"])
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Network[M: ConfiguredModule]:
     """A split network; a pytree whose leaves are its parameters.
 
@@ -41,6 +41,12 @@ class Network[M: ConfiguredModule]:
         graph, params = nnx.split(module)
         return cls(graph=graph, params=params)
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        # jax also builds trees whose leaves are anything else, such as shardings.
+        count = sum(getattr(leaf, "size", 0) for leaf in leaves)
+        return f"Network({type(self.module).__name__}, {count_in_words(count)} parameters)"
+
     @functools.cached_property
     def config(self) -> Any:
         """The configuration; cached, because merging the module takes milliseconds."""
@@ -55,3 +61,11 @@ class Network[M: ConfiguredModule]:
     def module(self) -> M:
         """The merged module, which shares the arrays."""
         return nnx.merge(self.graph, self.params)
+
+
+def count_in_words(count: float) -> str:
+    """A count with three digits: 14.3B, 127M, 65.1k, 12."""
+    for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{float(f'{count / unit:.3g}'):g}{suffix}"
+    return f"{count:g}"

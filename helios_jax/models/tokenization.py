@@ -61,7 +61,7 @@ class Tokenizer:
         eos_token_id: Token appended to every text.
     """
 
-    pieces: "tokenizers.Tokenizer"
+    pieces: "tokenizers.Tokenizer" = dataclasses.field(repr=False)  # it would print its vocabulary
     pad_token_id: int
     eos_token_id: int
 

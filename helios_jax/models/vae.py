@@ -181,9 +181,15 @@ class WanVae(ConfiguredModule):
         Raises:
             ValueError: Wrong number of channels, no frame, or ``slice_frames`` below 1.
         """
+        return jnp.clip(self.decode_unclipped(latents, slice_frames), -1.0, 1.0)
+
+    def decode_unclipped(
+        self, latents: Float[Array, "B T h w C"], slice_frames: int | None = None
+    ) -> Float[Array, "B F H W P"]:
+        """``decode`` before values are clipped to [-1, 1], which would hide infinite ones."""
         _require_channels(latents, self.config.z_dim, "latents")
         features = self.post_quant_conv.over(latents.astype(self.dtype))
-        return jnp.clip(in_slices(self.decoder, features, slice_frames), -1.0, 1.0)
+        return in_slices(self.decoder, features, slice_frames)
 
 
 def in_slices(network: CausalLayer, x: Float[Array, "B T H W C"], frames: int | None) -> Float[Array, "B T2 H2 W2 C2"]:

@@ -26,12 +26,14 @@ from helios_jax.models.network import Network
 from helios_jax.models.rope import RopeTable
 from helios_jax.models.transformer import Context, HeliosTransformer
 from helios_jax.parallel.mesh import replicated_like
+from helios_jax.sampling.brief import brief_fields
+from helios_jax.sampling.finite import Verdict, all_finite
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan
 from helios_jax.typing import AnyArray, Array, DType, Float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StepInfo:
     """Argument of a step callback.
 
@@ -50,6 +52,8 @@ class StepInfo:
     steps: int
     timestep: float
     latents: Float[Array, "B T H W C"]
+
+    __repr__ = brief_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,7 @@ class ChunkSampler:
         history: History,
         noise: NoiseSource,
         on_step: Callable[[StepInfo], None],
-    ) -> Float[Array, "B T H W C"]:
+    ) -> tuple[Float[Array, "B T H W C"], list[Verdict]]:
         """Samples chunk number ``chunk``.
 
         Args:
@@ -100,7 +104,8 @@ class ChunkSampler:
             on_step: Called after each step has been dispatched.
 
         Returns:
-            Clean latents in model space, in the dtype that ``Solver.finish`` returns.
+            Clean latents in model space, in the dtype that ``Solver.finish`` returns, and for each level whether its
+            last sample is finite, on the device.
 
         Every draw is named after the chunk, and block noise after the level it enters. A chunk that is sampled again
         after an interruption therefore gets the same noise, and a test can replay the draws of another implementation.
@@ -113,6 +118,7 @@ class ChunkSampler:
         shape = (batch, frames, height, width, channels)
         draw = jax.device_put(noise.normal(f"chunk{chunk}/initial", shape), placement)
         state = begin_first_level(solver, draw, len(plans) - 1)
+        verdicts: list[Verdict] = []
         for level, plan in enumerate(plans):
             if plan.transition is not None:
                 shape = (batch, frames, *plan.size, channels)
@@ -147,7 +153,8 @@ class ChunkSampler:
                         latents=state.x,
                     )
                 )
-        return solver.finish(state, dtype)
+            verdicts.append((level, all_finite(state.x)))
+        return solver.finish(state, dtype), verdicts
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -25,7 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from helios_jax.sampling.settings import MAX_SEED
 from helios_jax.typing import AnyArray, Array, Float, Key
+from helios_jax.user_input import whole_number
 
 
 @runtime_checkable
@@ -53,6 +55,21 @@ class KeyNoise:
 
     key: Key[Array, ""]
 
+    @classmethod
+    def from_seed(cls, seed: int) -> "KeyNoise":
+        """The noise of a seed. Seeds below 2^32 give ``jax.random.key(seed)``, larger ones use all their 64 bits.
+
+        Raises:
+            ValueError: The seed is no whole number from 0 to 2^64 - 1.
+        """
+        seed = whole_number(seed, "seed", at_least=0, at_most=MAX_SEED)
+        # ``jax.random.key`` drops the upper half of a seed unless 64-bit types are enabled; the key has room for it.
+        upper, lower = divmod(seed, 2**32)
+        key = jax.random.key(np.uint32(lower))
+        words = np.array(jax.random.key_data(key))
+        words[::2] = upper
+        return cls(key=jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)))
+
     def normal(self, name: str, shape: Sequence[int]) -> Float[Array, "*shape"]:
         """Normal values from the key, the name and each sample's index."""
         return _normal(self.key, _fold(name), tuple(shape))
@@ -70,7 +87,7 @@ class RecordedNoise:
         draws: Name -> array.
     """
 
-    draws: Mapping[str, AnyArray]
+    draws: Mapping[str, AnyArray] = dataclasses.field(repr=False)
 
     def normal(self, name: str, shape: Sequence[int]) -> Float[AnyArray, "*shape"]:
         """The recorded array. Raises KeyError or ValueError when it is missing or has another shape."""

@@ -11,9 +11,10 @@ Distilled apart.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.checkpoints.lora_merge import merge_lora_file
@@ -21,52 +22,35 @@ from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_par
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
-from helios_jax.models.network import Network
+from helios_jax.media.fitting import Fit
+from helios_jax.models.network import Network, count_in_words
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
+from helios_jax.parallel.devices import describe_devices, devices_of, explains_memory_errors
 from helios_jax.parallel.mesh import on_mesh_of
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo
 from helios_jax.sampling.conditioning import Conditioner
+from helios_jax.sampling.inputs import Prompt, SampleInputs, check_options
 from helios_jax.sampling.noise import KeyNoise, NoiseSource
+from helios_jax.sampling.output import SampleOutput
 from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompt_state import PromptEncoder, PromptState
-from helios_jax.sampling.request import Prompt, RequestDefaults, SampleInputs
-from helios_jax.sampling.settings import SampleSettings, SettingsKeywords, shows_keywords
-from helios_jax.sampling.stream import Chunk, Stream
+from helios_jax.sampling.report import device_report, kind_of, parameters_of
+from helios_jax.sampling.request import RequestDefaults
+from helios_jax.sampling.settings import SampleSettings, SigmaRange, takes_settings
+from helios_jax.sampling.stream import LESS_MEMORY, Chunk, Stream
 from helios_jax.sampling.warmup import compile_programs
-from helios_jax.typing import AnyArray, DType, Float, Path, UInt8
+from helios_jax.typing import AnyArray, DType, Path
+from helios_jax.user_input import whole_number
+
+_NETWORKS = frozenset({"transformer", "vae"})
+"""The attributes that ``close`` removes."""
 
 
-class StreamKeywords(SettingsKeywords, total=False):
-    """Keywords of ``HeliosPipeline.stream`` that a whole video takes as well."""
-
-    prompt_embeds: AnyArray | None
-    negative_prompt_embeds: AnyArray | None
-    image: Any
-    video: Any
-    settings: SampleSettings | None
-    noise: NoiseSource | None
-    on_step: Callable[[StepInfo], None] | None
-    on_chunk: Callable[[Chunk], None] | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SampleOutput:
-    """A finished video.
-
-    Attributes:
-        frames: uint8 [B,F,H,W,3]; F is the largest 4k + 1 not above 33 frames per chunk.
-        latents: float32 [B,T,h,w,C] in model space, generated chunks only.
-    """
-
-    frames: UInt8[np.ndarray, "B F H W 3"]
-    latents: Float[np.ndarray, "B T h w C"]
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class HeliosPipeline:
-    """A Helios checkpoint on the device(s).
+    """A Helios checkpoint on the device(s). A context manager, which closes it.
 
     Attributes:
         config: What kind of checkpoint this is.
@@ -81,6 +65,21 @@ class HeliosPipeline:
     transformer: Network[HeliosTransformer]
     vae: Network[WanVae]
     text_encoder: TextEncoder | None = None
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "HeliosPipeline(closed)"
+        parameters = count_in_words(parameters_of(self.transformer))
+        dtypes = f"{jnp.dtype(self.transformer.dtype).name}, vae {jnp.dtype(self.vae.dtype).name}"
+        text = "" if self.text_encoder else ", no text encoder"
+        devices = describe_devices(devices_of(self.transformer.params))
+        return f"HeliosPipeline({kind_of(self.config)}, {parameters} parameters, {dtypes}{text}, {devices})"
+
+    def __enter__(self) -> "HeliosPipeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def from_pretrained(
@@ -151,37 +150,106 @@ class HeliosPipeline:
         self.transformer = merge_lora_file(self.transformer, path, scale)
         return self
 
+    def close(self) -> None:
+        """Lets go of the networks, whose device memory is free as soon as no stream or other pipeline uses them.
+
+        Afterwards every use raises ValueError.
+        """
+        for name in _NETWORKS:
+            vars(self).pop(name, None)
+        vars(self)["text_encoder"] = None
+
+    @property
+    def _is_closed(self) -> bool:
+        return not vars(self).keys() >= _NETWORKS
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _NETWORKS:
+                raise ValueError("the pipeline is closed: load it again with HeliosPipeline.from_pretrained")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def describe(self) -> str:
+        """The devices, and the parameters, dtypes and bytes of every network, one a line."""
+        networks = {"transformer": self.transformer, "vae": self.vae}
+        if self.text_encoder is not None:
+            networks["text_encoder"] = self.text_encoder.encoder
+        return device_report(self.config, networks)
+
     @property
     def chunk_frames(self) -> int:
         """Pixel frames of one chunk."""
         return self.vae.config.pixel_frames(HistoryConfig().chunk_frames)
 
-    @shows_keywords
+    @takes_settings
     def __call__(
         self,
         prompt: Prompt | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
+        prompt_embeds: AnyArray | None = None,
+        negative_prompt_embeds: AnyArray | None = None,
+        image: Any = None,
+        video: Any = None,
+        num_frames: int | None = 132,
+        exact_frames: bool = False,
+        height: int = 384,
+        width: int = 640,
+        steps: int | Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        amplify_first_chunk: bool | None = None,
+        skip_first_chunk: bool = False,
+        keep_first_frame: bool = True,
+        image_sigmas: SigmaRange = (0.111, 0.135),
+        video_sigmas: SigmaRange = (0.111, 0.135),
+        seed: int = 0,
+        max_text_tokens: int = 512,
+        vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
+        settings: SampleSettings | None = None,
+        noise: NoiseSource | None = None,
         lookahead: int = 1,
         progress: bool = True,
-        **arguments: Unpack[StreamKeywords],
+        on_step: Callable[[StepInfo], None] | None = None,
+        on_chunk: Callable[[Chunk], None] | None = None,
     ) -> SampleOutput:
         """Generates a whole video; see ``stream`` for the arguments.
 
         Returns:
             Frames and latents of all chunks, in host memory.
+
+        Raises:
+            ValueError: Input that cannot work; raised before any work starts.
+            FileNotFoundError: An image or clip that does not exist.
+            FloatingPointError: A chunk is not finite.
+            MemoryError: The device has too little memory.
         """
-        settings = arguments.get("settings") or SampleSettings()
-        if arguments.get("num_frames", settings.num_frames) is None:
+        assert settings is not None, "the decorator gives it"
+        if settings.num_frames is None:
             raise ValueError("num_frames=None never ends: use stream()")
-        stream = self.stream(prompt, negative_prompt, lookahead=lookahead, progress=progress, **arguments)
+        stream = self.stream(
+            prompt,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            image=image,
+            video=video,
+            settings=settings,
+            noise=noise,
+            lookahead=lookahead,
+            progress=progress,
+            on_step=on_step,
+            on_chunk=on_chunk,
+        )
         chunks = list(stream)
         return SampleOutput(
             frames=np.concatenate([chunk.frames for chunk in chunks], axis=1)[:, : stream.request.num_frames],
             latents=np.concatenate([chunk.latents for chunk in chunks], axis=1),
         )
 
-    @shows_keywords
+    @takes_settings
     def stream(
         self,
         prompt: Prompt | None = None,
@@ -191,40 +259,76 @@ class HeliosPipeline:
         negative_prompt_embeds: AnyArray | None = None,
         image: Any = None,
         video: Any = None,
+        num_frames: int | None = 132,
+        exact_frames: bool = False,
+        height: int = 384,
+        width: int = 640,
+        steps: int | Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        amplify_first_chunk: bool | None = None,
+        skip_first_chunk: bool = False,
+        keep_first_frame: bool = True,
+        image_sigmas: SigmaRange = (0.111, 0.135),
+        video_sigmas: SigmaRange = (0.111, 0.135),
+        seed: int = 0,
+        max_text_tokens: int = 512,
+        vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
         noise: NoiseSource | None = None,
         lookahead: int = 0,
         progress: bool = False,
         on_step: Callable[[StepInfo], None] | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
-        **overrides: Unpack[SettingsKeywords],
     ) -> Stream:
         """Generates a video chunk by chunk, 33 frames each, in constant memory.
 
         Args:
             prompt: A text, a list of texts (one video each), or a ``PromptSchedule``.
-            negative_prompt: The prompt that guidance steers away from; "" by default.
+            negative_prompt: The prompt that guidance steers away from, or one for each video. ``None``: the published
+                one, ``hx.NEGATIVE_PROMPT``; "" is the empty text. Without guidance it is not used.
             prompt_embeds: Embeddings [B,S,E] instead of ``prompt``.
             negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
             image: Start from this image: path, PIL image, or uint8/float array [H,W,3] (I2V).
             video: Continue this clip: path, or uint8/float array [F,H,W,3], at least 33 frames (V2V).
-            settings: How to sample; ``SampleSettings()`` by default.
+            num_frames: Frames wanted, rounded up to whole chunks; ``None`` streams without end.
+            exact_frames: Cut the video to ``num_frames`` frames, here in the last chunk. Off: chunks are whole, and
+                ``pipe(...)`` cuts the video to the largest 4k + 1 frames of its chunks, as published.
+            height: Pixel rows; a multiple of 64 for pyramid models, 16 for single-stage ones.
+            width: Pixel columns, likewise.
+            steps: Network calls per level, e.g. (2, 2, 2), or an int for single-stage models; ``None``: the
+                checkpoint's recommendation.
+            guidance_scale: Guidance is on above 1; ``None``: 1 for distilled models and 5 for others.
+            amplify_first_chunk: Twice the steps in the first chunk; ``None``: on for distilled models.
+            skip_first_chunk: Re-anchor on the second chunk, for starts that are static.
+            keep_first_frame: Keep the first frame in the context; off: one more recent frame instead.
+            image_sigmas: Range of the noise mixed into the anchor of I2V and V2V.
+            video_sigmas: Range of the noise mixed into the other conditioning frames.
+            seed: Seed of all draws, 0 to 2^64 - 1.
+            max_text_tokens: Length that texts are padded or cut to.
+            vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
+            fit: What happens to an image or clip of another aspect: "stretch" (as published), "crop" around the centre,
+                or "pad" with black bars.
+            video_fps: Frames per second that a clip read from a file is resampled to, by the times of its frames;
+                ``None`` takes all frames. The model was trained on 24.
+            settings: The arguments from ``num_frames`` to here as one value; those that are passed override it.
             noise: Source of all draws, instead of the seed.
             lookahead: 1 lets the device work on the next chunk while the frames of one are copied to the host; a prompt
                 set live then takes effect one chunk later.
             progress: Show a progress bar with frames per second.
             on_step: Called after each step has been dispatched.
-            on_chunk: Called with each chunk.
-            **overrides: Fields of ``SampleSettings``, such as ``num_frames=66``, that override ``settings``.
+            on_chunk: Called once with each chunk.
 
         Returns:
-            A ``Stream``: an iterator of ``Chunk`` with ``set_prompt``.
+            A ``Stream``: an iterator of ``Chunk`` with ``set_prompt`` and ``close``.
 
         Raises:
             ValueError: Input that cannot work; raised before any work starts.
             FileNotFoundError: An image or clip that does not exist.
+            MemoryError: The device has too little memory.
         """
-        settings = dataclasses.replace(settings or SampleSettings(), **overrides)
+        assert settings is not None, "the decorator gives it"
         inputs = SampleInputs(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -233,14 +337,17 @@ class HeliosPipeline:
             image=image,
             video=video,
         )
+        check_options(lookahead=lookahead, noise=noise, progress=progress, on_step=on_step, on_chunk=on_chunk)
         request = self._defaults.resolve(inputs, settings, has_text_encoder=self.text_encoder is not None)
-        noise = KeyNoise(key=jax.random.key(settings.seed)) if noise is None else noise
+        noise = KeyNoise.from_seed(settings.seed) if noise is None else noise
         bar = Progress(enabled=progress)
-        with on_mesh_of(self.transformer.params):
+        preparing = f"preparing {request.height}x{request.width}, batch {request.batch}"
+        with on_mesh_of(self.transformer.params), explains_memory_errors(preparing, LESS_MEMORY):
             encoder = PromptEncoder(
                 text_encoder=self.text_encoder,
                 batch=request.batch,
                 max_tokens=settings.max_text_tokens,
+                width=self.transformer.config.text_dim,
                 dtype=self.transformer.dtype,
             )
             conditioner = Conditioner(
@@ -274,14 +381,29 @@ class HeliosPipeline:
         bar.start(stream)
         return stream
 
-    @shows_keywords
+    @takes_settings
     def compile(
         self,
         *,
         batch: int = 1,
         conditioning: Literal["image", "video"] | None = None,
+        num_frames: int | None = 132,
+        exact_frames: bool = False,
+        height: int = 384,
+        width: int = 640,
+        steps: int | Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        amplify_first_chunk: bool | None = None,
+        skip_first_chunk: bool = False,
+        keep_first_frame: bool = True,
+        image_sigmas: SigmaRange = (0.111, 0.135),
+        video_sigmas: SigmaRange = (0.111, 0.135),
+        seed: int = 0,
+        max_text_tokens: int = 512,
+        vae_slice_frames: int | None = None,
+        fit: Fit = "stretch",
+        video_fps: float | None = 24,
         settings: SampleSettings | None = None,
-        **overrides: Unpack[SettingsKeywords],
     ) -> float:
         """Compiles every program that sampling with these settings needs, so that the first real chunk starts at once.
 
@@ -291,13 +413,20 @@ class HeliosPipeline:
         Args:
             batch: Number of prompts that will be sampled together.
             conditioning: What sampling will start from: an image, a video, or nothing.
-            settings: Settings of the sampling to come; length, steps and seed are ignored.
-            **overrides: As in ``stream``.
+            settings: Settings of the sampling to come, as one value or as the other arguments, which are those of
+                ``stream``; length, steps and seed are ignored.
 
         Returns:
             The time that it took, in seconds.
+
+        Raises:
+            ValueError: Settings that cannot work.
+            MemoryError: The device has too little memory.
         """
-        settings = dataclasses.replace(settings or SampleSettings(), **overrides)
+        assert settings is not None, "the decorator gives it"
+        batch = whole_number(batch, "batch", at_least=1)
+        if conditioning not in (None, "image", "video"):
+            raise ValueError(f"conditioning={conditioning!r} must be 'image', 'video' or None")
         return compile_programs(self, settings, batch=batch, conditioning=conditioning)
 
     @property

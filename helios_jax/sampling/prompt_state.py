@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.models.tokenization import TextEncoder
-from helios_jax.sampling.prompts import EmbeddingTimeline, PromptSchedule
-from helios_jax.sampling.request import SampleInputs
+from helios_jax.sampling.inputs import SampleInputs, check_embeds, check_texts
+from helios_jax.sampling.prompts import NEGATIVE_PROMPT, EmbeddingTimeline, PromptSchedule
 from helios_jax.typing import AnyArray, Array, DType, Float
 
 
@@ -21,18 +21,20 @@ class PromptEncoder:
         text_encoder: Prompts -> embeddings; ``None`` when the checkpoint has none.
         batch: Videos generated at once.
         max_tokens: Length that texts are padded or cut to.
+        width: Dimension of embeddings.
         dtype: Compute dtype of the transformer, which given embeddings are rounded to.
     """
 
     text_encoder: TextEncoder | None
     batch: int
     max_tokens: int
+    width: int
     dtype: DType
 
-    def texts(self, texts: str | Sequence[str] | None) -> Float[Array, "B S E"]:
-        """Embeddings of one text for the whole batch, or of one text per video; ``None`` is the empty text."""
+    def texts(self, texts: str | Sequence[str]) -> Float[Array, "B S E"]:
+        """Embeddings of one text for the whole batch, or of one text per video."""
         assert self.text_encoder is not None, "the request was checked"
-        each = [texts or ""] * self.batch if texts is None or isinstance(texts, str) else list(texts)
+        each = [texts] * self.batch if isinstance(texts, str) else list(texts)
         return self.text_encoder(each, self.max_tokens)
 
     def embeds(self, embeds: AnyArray) -> Float[Array, "B S E"]:
@@ -63,21 +65,23 @@ class PromptState:
         elif isinstance(prompt, PromptSchedule):
             timeline = prompt.timeline([encoder.texts(text) for text in prompt.prompts])
         else:
+            assert prompt is not None, "the request was checked"
             timeline = EmbeddingTimeline(encoder.texts(prompt))
         if guided and inputs.negative_prompt_embeds is not None:
             negative = encoder.embeds(inputs.negative_prompt_embeds)
         elif guided:
-            negative = encoder.texts(inputs.negative_prompt)
+            given = inputs.negative_prompt
+            negative = encoder.texts(NEGATIVE_PROMPT if given is None else given)
         return cls(encoder=encoder, timeline=timeline, negative=negative)
 
-    def change(self, prompt: str | Sequence[str] | AnyArray, blend_chunks: int) -> None:
-        """Changes the prompt from the timeline's next chunk on; see ``Stream.set_prompt``."""
-        if isinstance(prompt, jax.Array | np.ndarray):
-            embeds = self.encoder.embeds(prompt)
-        elif self.encoder.text_encoder is None:
+    def encode(self, prompt: str | Sequence[str] | AnyArray) -> Float[Array, "B S E"]:
+        """Embeddings of a new prompt; see ``Stream.set_prompt``."""
+        encoder = self.encoder
+        if isinstance(prompt, jax.Array | np.ndarray) and prompt.dtype.kind not in "OUS":
+            check_embeds(prompt, "the new prompt", batch=encoder.batch, width=encoder.width)
+            return encoder.embeds(prompt)
+        if isinstance(prompt, PromptSchedule):
+            raise ValueError("set_prompt takes one prompt at a time: a PromptSchedule is given to stream()")
+        if encoder.text_encoder is None:
             raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
-        else:
-            if not isinstance(prompt, str) and len(prompt) != self.encoder.batch:
-                raise ValueError(f"set_prompt got {len(prompt)} texts for a batch of {self.encoder.batch}")
-            embeds = self.encoder.texts(prompt)
-        self.timeline.set(embeds, blend_chunks)
+        return encoder.texts(check_texts(prompt, "the new prompt", encoder.batch))

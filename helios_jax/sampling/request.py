@@ -1,48 +1,23 @@
 """Sampling calls: checks inputs and settings and fills in defaults before any work starts."""
 
 import dataclasses
-import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from helios_jax._warnings import warn_user
+from helios_jax.checkpoints.pipelines import PipelineSettings
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
-from helios_jax.media.rates import frame_rate
 from helios_jax.media.reading import ClipEnds, load_ends, load_image
-from helios_jax.media.resizing import check_fit
-from helios_jax.sampling.prompts import PromptSchedule
+from helios_jax.sampling.brief import brief_fields
+from helios_jax.sampling.inputs import Prompt as Prompt
+from helios_jax.sampling.inputs import SampleInputs
 from helios_jax.sampling.settings import SampleSettings
-from helios_jax.typing import AnyArray
-
-Prompt = str | Sequence[str] | PromptSchedule
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SampleInputs:
-    """The inputs of a video, as the user gave them.
-
-    Attributes:
-        prompt: A text, a list of texts (one video each), or a ``PromptSchedule``.
-        negative_prompt: The prompt that guidance steers away from; ``None`` is "".
-        prompt_embeds: Embeddings [B,S,E] instead of ``prompt``.
-        negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
-        image: Image to start from: path, PIL image, or uint8/float array [H,W,3] (I2V).
-        video: Clip to continue: path, or uint8/float array [F,H,W,3] (V2V).
-    """
-
-    prompt: Prompt | None = None
-    negative_prompt: str | Sequence[str] | None = None
-    prompt_embeds: AnyArray | None = None
-    negative_prompt_embeds: AnyArray | None = None
-    image: Any = None
-    video: Any = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Request:
     """A checked sampling call.
 
@@ -51,7 +26,9 @@ class Request:
         height: Pixel rows.
         width: Pixel columns.
         num_chunks: Chunks to generate; ``None``: no end.
-        num_frames: Frames of the finished video, the frames of all chunks cut to 4k + 1; ``None``: no end.
+        num_frames: Frames of the finished video: the frames of all chunks cut to 4k + 1, or with ``exact_frames`` the
+            number wanted; ``None``: no end.
+        exact_frames: Streamed chunks are cut to ``num_frames`` as well.
         steps: Network calls per level.
         guidance_scale: Guidance is on when it exceeds 1.
         amplify_first_chunk: Twice the steps in the first chunk.
@@ -66,6 +43,7 @@ class Request:
     width: int
     num_chunks: int | None
     num_frames: int | None
+    exact_frames: bool
     steps: tuple[int, ...]
     guidance_scale: float
     amplify_first_chunk: bool
@@ -73,6 +51,8 @@ class Request:
     image: np.ndarray | None
     video: ClipEnds | None
     history_config: HistoryConfig
+
+    __repr__ = brief_fields
 
     @property
     def guided(self) -> bool:
@@ -82,12 +62,32 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestDefaults:
-    """The configurations that determine defaults and limits."""
+    """The configurations that determine defaults and limits; ``of`` takes them from a checkpoint without its weights.
+
+        checkpoint = read_settings("BestWishYsh/Helios-Distilled")  # helios_jax.checkpoints.pipelines
+        RequestDefaults.of(checkpoint).resolve(SampleInputs(prompt="A red fox."), SampleSettings(height=320))
+
+    Attributes:
+        pipeline: What kind of checkpoint this is.
+        scheduler: Noise schedule and solver.
+        transformer: Its patch size and width of text.
+        vae: Its compression.
+    """
 
     pipeline: PipelineConfig
     scheduler: SchedulerConfig
     transformer: TransformerConfig
     vae: VaeConfig
+
+    @classmethod
+    def of(cls, checkpoint: PipelineSettings) -> "RequestDefaults":
+        """The configurations of a checkpoint."""
+        return cls(
+            pipeline=checkpoint.config,
+            scheduler=checkpoint.scheduler,
+            transformer=checkpoint.transformer,
+            vae=checkpoint.vae,
+        )
 
     @property
     def size_multiple(self) -> tuple[int, int]:
@@ -103,8 +103,13 @@ class RequestDefaults:
             return 50
         return (2 if self.pipeline.is_distilled else 20,) * self.scheduler.num_levels
 
-    def resolve(self, inputs: SampleInputs, settings: SampleSettings, *, has_text_encoder: bool) -> Request:
+    def resolve(self, inputs: SampleInputs, settings: SampleSettings, *, has_text_encoder: bool = True) -> Request:
         """Checks a call and fills in its defaults.
+
+        Args:
+            inputs: Prompts, image and video; the last two are read.
+            settings: How to sample.
+            has_text_encoder: Whether the checkpoint can encode texts.
 
         Raises:
             ValueError: The call cannot work; the message says what was given and what is needed.
@@ -115,22 +120,14 @@ class RequestDefaults:
         steps = check_steps(self.scheduler, self.steps if settings.steps is None else settings.steps)
         distilled, amplify = self.pipeline.is_distilled, settings.amplify_first_chunk
         scale = self._guidance_scale(settings)
-        batch = _batch_size(inputs.prompt, inputs.prompt_embeds)
-        self._check_texts(inputs, batch, has_text_encoder, settings.max_text_tokens if scale > 1 else None)
-        image, video = inputs.image, inputs.video
-        num_frames, max_text_tokens = settings.num_frames, settings.max_text_tokens
-        vae_slice_frames = settings.vae_slice_frames
+        inputs.check(
+            width=self.transformer.text_dim,
+            has_text_encoder=has_text_encoder,
+            guided_tokens=settings.max_text_tokens if scale > 1 else None,
+        )
+        image, video, num_frames = inputs.image, inputs.video, settings.num_frames
         if image is not None and video is not None:
             raise ValueError("image and video are both given; use image for I2V or video for V2V")
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"num_frames={num_frames} must be at least 1 (None streams without end)")
-        if max_text_tokens < 1:
-            raise ValueError(f"max_text_tokens={max_text_tokens} must be at least 1, the end of the text")
-        if vae_slice_frames is not None and vae_slice_frames < 1:
-            raise ValueError(f"vae_slice_frames={vae_slice_frames} must be at least 1 (None: a whole chunk at once)")
-        check_fit(settings.fit)
-        if settings.video_fps is not None:
-            frame_rate(settings.video_fps, "video_fps")
         history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
         window = self.vae.pixel_frames(history_config.chunk_frames)
         clip = None
@@ -145,12 +142,15 @@ class RequestDefaults:
                     "Give a longer clip, or its last frame as image"
                 )
         num_chunks = None if num_frames is None else -(-num_frames // window)
+        if num_chunks is not None and not settings.exact_frames:
+            num_frames = self.vae.whole_frames(num_chunks * window)
         return Request(
-            batch=batch,
+            batch=inputs.batch,
             height=height,
             width=width,
             num_chunks=num_chunks,
-            num_frames=None if num_chunks is None else self.vae.whole_frames(num_chunks * window),
+            num_frames=num_frames,
+            exact_frames=settings.exact_frames,
             steps=steps,
             guidance_scale=scale,
             amplify_first_chunk=distilled if amplify is None else amplify,
@@ -163,9 +163,7 @@ class RequestDefaults:
     def _guidance_scale(self, settings: SampleSettings) -> float:
         """The guidance scale; warns about guidance on distilled models, which are trained to do without."""
         distilled, given = self.pipeline.is_distilled, settings.guidance_scale
-        scale = (1.0 if distilled else 5.0) if given is None else float(given)
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale={given} must be a finite number")
+        scale = (1.0 if distilled else 5.0) if given is None else given
         if distilled and scale > 1:
             warn_user(
                 f"guidance_scale={scale} on a distilled model: guidance is applied, doubles the cost, and is not what "
@@ -186,38 +184,6 @@ class RequestDefaults:
                 f"height={nearest[0]}, width={nearest[1]}"
             )
 
-    def _check_texts(self, inputs: SampleInputs, batch: int, has_text_encoder: bool, guided_tokens: int | None) -> None:
-        """Checks the prompt and, in a guided call, where texts have ``guided_tokens`` tokens, the negative prompt."""
-        self._check_text(inputs.prompt, inputs.prompt_embeds, "prompt", batch, has_text_encoder)
-        # Without guidance the negative prompt is not used, so it need not fit.
-        if guided_tokens is None:
-            return
-        negative, negative_embeds = inputs.negative_prompt, inputs.negative_prompt_embeds
-        self._check_text(negative, negative_embeds, "negative_prompt", batch, has_text_encoder)
-        tokens, negative_tokens = (
-            guided_tokens if embeds is None else np.shape(embeds)[1]
-            for embeds in (inputs.prompt_embeds, negative_embeds)
-        )
-        if tokens != negative_tokens:
-            raise ValueError(
-                f"the prompt is {tokens} tokens long and the negative prompt {negative_tokens}, but guidance runs "
-                "both as one batch: give embeddings of one length, and max_text_tokens of that length for texts"
-            )
-
-    def _check_text(
-        self, text: Prompt | None, embeds: AnyArray | None, name: str, batch: int, has_text_encoder: bool
-    ) -> None:
-        if text is not None and embeds is not None:
-            raise ValueError(f"{name} and {name}_embeds are both given; use one")
-        if embeds is not None:
-            shape, width = np.shape(embeds), self.transformer.text_dim
-            if len(shape) != 3 or shape[0] != batch or shape[2] != width:
-                raise ValueError(f"{name}_embeds has shape {shape}; [{batch}, tokens, {width}] is needed")
-        elif not has_text_encoder:
-            raise ValueError(f"this checkpoint was loaded without a text encoder: give {name}_embeds")
-        elif not isinstance(text, str | PromptSchedule | None) and len(text) != batch:
-            raise ValueError(f"{name} has {len(text)} texts for a batch of {batch}; give one for each, or one str")
-
 
 def _file_notes(video: Any, fps: float | None) -> tuple[str, str]:
     """The name of a video file, and the rate that its frames were resampled to; empty for arrays."""
@@ -229,19 +195,3 @@ def _file_notes(video: Any, fps: float | None) -> tuple[str, str]:
 def visible_chunks(history_config: HistoryConfig) -> int:
     """Number of chunks that fit into the context's buffer at least in part."""
     return -(-history_config.buffer_frames // history_config.chunk_frames)
-
-
-def _batch_size(prompt: Prompt | None, embeds: AnyArray | None) -> int:
-    if prompt is None:
-        if embeds is None:
-            raise ValueError("give prompt or prompt_embeds; for a video without text use prompt=''")
-        if np.ndim(embeds) != 3:
-            raise ValueError(f"prompt_embeds has shape {np.shape(embeds)}; [batch, tokens, width] is needed")
-        return np.shape(embeds)[0]
-    if isinstance(prompt, str | PromptSchedule):
-        return 1
-    if len(prompt) == 0:
-        raise ValueError("prompt is an empty list: give at least one text")
-    if not all(isinstance(text, str) for text in prompt):
-        raise ValueError(f"prompt must be a str, a list of str or a PromptSchedule, got {prompt!r}")
-    return len(prompt)

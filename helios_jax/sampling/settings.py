@@ -7,24 +7,44 @@ This module imports neither JAX nor NumPy, so that command lines can show the de
 """
 
 import dataclasses
+import functools
 import inspect
-import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any
+
+from helios_jax.media.fitting import Fit, check_fit
+from helios_jax.media.rates import frame_rate
+from helios_jax.user_input import did_you_mean, finite_number, whole_number
 
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
 
-Fit = Literal["stretch", "crop", "pad"]
-"""How an image or clip is fitted to another aspect."""
+MAX_SIDE = 4096
+"""Longest side of a video in pixels, six times the longest that the models were trained on."""
+
+MAX_STEPS = 1000
+"""Most steps of a level: the length of the published noise schedules."""
+
+MAX_TEXT_TOKENS = 4096
+"""Longest text, eight times what the models were trained on."""
+
+MAX_GUIDANCE = 1000.0
+"""Largest magnitude of a guidance scale."""
+
+MAX_SEED = 2**64 - 1
+"""Largest seed: the key of a random draw has 64 bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleSettings:
     """How a video is sampled, from any inputs.
 
+    Integers and floats may be those of NumPy; they are kept as Python numbers.
+
     Attributes:
         num_frames: Frames wanted, rounded up to whole chunks; ``None`` streams without end.
+        exact_frames: Cut the video to ``num_frames`` frames. Off: ``pipe(...)`` cuts it to the largest 4k + 1 frames of
+            its chunks, as published (132 -> 129, 240 -> 261), and streamed chunks are whole.
         height: Pixel rows; a multiple of 64 for pyramid models, 16 for single-stage ones.
         width: Pixel columns, likewise.
         steps: Network calls per level, e.g. (2, 2, 2), or an int for single-stage models; ``None``: the
@@ -35,16 +55,20 @@ class SampleSettings:
         keep_first_frame: Keep the first frame in the context; off: one more recent frame instead.
         image_sigmas: Range of the noise mixed into the anchor of I2V and V2V.
         video_sigmas: Range of the noise mixed into the other conditioning frames.
-        seed: Seed of all draws.
+        seed: Seed of all draws, 0 to 2^64 - 1; every seed gives another video.
         max_text_tokens: Length that texts are padded or cut to.
         vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
         fit: What happens to an image or clip of another aspect: "stretch" (as published), "crop" around the centre, or
             "pad" with black bars.
         video_fps: Frames per second that a clip read from a file is resampled to, by the times of its frames; ``None``
             takes all frames, whatever their rate. The model was trained on 24.
+
+    Raises:
+        ValueError: A value of the wrong type, or one that no model can use.
     """
 
     num_frames: int | None = 132
+    exact_frames: bool = False
     height: int = 384
     width: int = 640
     steps: int | Sequence[int] | None = None
@@ -60,25 +84,42 @@ class SampleSettings:
     fit: Fit = "stretch"
     video_fps: float | None = 24
 
+    def __post_init__(self) -> None:
+        checked = {
+            "num_frames": _optional(whole_number, self.num_frames, "num_frames", at_least=1),
+            "exact_frames": yes_or_no(self.exact_frames, "exact_frames"),
+            "height": whole_number(self.height, "height", at_most=MAX_SIDE),
+            "width": whole_number(self.width, "width", at_most=MAX_SIDE),
+            "steps": _steps(self.steps),
+            "guidance_scale": _optional(
+                finite_number, self.guidance_scale, "guidance_scale", at_least=-MAX_GUIDANCE, at_most=MAX_GUIDANCE
+            ),
+            "amplify_first_chunk": _optional(yes_or_no, self.amplify_first_chunk, "amplify_first_chunk"),
+            "skip_first_chunk": yes_or_no(self.skip_first_chunk, "skip_first_chunk"),
+            "keep_first_frame": yes_or_no(self.keep_first_frame, "keep_first_frame"),
+            "image_sigmas": _sigmas(self.image_sigmas, "image_sigmas"),
+            "video_sigmas": _sigmas(self.video_sigmas, "video_sigmas"),
+            "seed": whole_number(self.seed, "seed", at_least=0, at_most=MAX_SEED),
+            "max_text_tokens": whole_number(
+                self.max_text_tokens, "max_text_tokens", at_least=1, at_most=MAX_TEXT_TOKENS
+            ),
+            "vae_slice_frames": _optional(whole_number, self.vae_slice_frames, "vae_slice_frames", at_least=1),
+            "fit": check_fit(self.fit),
+            "video_fps": None if self.video_fps is None else float(frame_rate(self.video_fps, "video_fps")),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
-class SettingsKeywords(TypedDict, total=False):
-    """The fields of ``SampleSettings`` as keywords: a type cannot be derived from a dataclass, so it is written out."""
 
-    num_frames: int | None
-    height: int
-    width: int
-    steps: int | Sequence[int] | None
-    guidance_scale: float | None
-    amplify_first_chunk: bool | None
-    skip_first_chunk: bool
-    keep_first_frame: bool
-    image_sigmas: SigmaRange
-    video_sigmas: SigmaRange
-    seed: int
-    max_text_tokens: int
-    vae_slice_frames: int | None
-    fit: Fit
-    video_fps: float | None
+def yes_or_no(value: Any, what: str) -> bool:
+    """``value`` as a bool, if it is a bool of Python or NumPy.
+
+    Raises:
+        ValueError: It is not, for example the text "false", which Python would count as true.
+    """
+    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
+        raise ValueError(f"{what}={value!r} must be True or False")
+    return bool(value)
 
 
 def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
@@ -88,18 +129,50 @@ def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
     return steps[0] if steps else None
 
 
-def shows_keywords[F: Callable](function: F) -> F:
-    """Lists the keywords of ``**name: Unpack[...]`` in the function's signature, for ``help`` and editors.
+def takes_settings[F: Callable](function: F) -> F:
+    """Lets a function that lists the fields of ``SampleSettings`` take them one by one, in ``settings``, or both.
 
-    Settings are shown with their defaults, other keywords with ``None``.
+    The function's signature lists every field with its default, so that editors complete them and type checkers check
+    them. Fields that are passed override those of ``settings``; the function's body gets the result as ``settings``
+    and reads nothing else, since a default in the signature does not tell whether the field was passed.
+
+    The decorated function raises TypeError for a keyword that it does not have, with the nearest that it has.
     """
-    signature = inspect.signature(function)
-    *others, keywords = signature.parameters.values()
-    (names,) = typing.get_args(keywords.annotation)
-    defaults = vars(SampleSettings())
-    listed: list[Any] = [
-        keywords.replace(name=name, kind=inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=kind)
-        for name, kind in names.__annotations__.items()
-    ]
-    function.__signature__ = signature.replace(parameters=[*others, *listed])  # type: ignore[attr-defined]
-    return function
+    names = inspect.signature(function).parameters.keys()
+    fields = [field.name for field in dataclasses.fields(SampleSettings)]
+
+    @functools.wraps(function)
+    def call(*args: Any, settings: SampleSettings | None = None, **keywords: Any) -> Any:
+        for name in keywords.keys() - names:
+            raise TypeError(f"{function.__qualname__}() has no argument {name!r}{did_you_mean(name, names)}")
+        if not isinstance(settings, SampleSettings | None):
+            raise ValueError(f"settings={settings!r:.200} must be a SampleSettings")
+        given = {name: keywords.pop(name) for name in fields if name in keywords}
+        settings = dataclasses.replace(settings or SampleSettings(), **given)
+        return function(*args, settings=settings, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+def _optional(check: Callable[..., Any], value: Any, what: str, **bounds: Any) -> Any:
+    return None if value is None else check(value, what, **bounds)
+
+
+def _steps(steps: Any) -> int | tuple[int, ...] | None:
+    """Types and upper bound only: how many numbers are needed depends on the model."""
+    if steps is None or isinstance(steps, int) or getattr(steps, "ndim", 1) == 0:
+        return _optional(whole_number, steps, "steps", at_most=MAX_STEPS)
+    if isinstance(steps, str | bytes | dict | set) or not hasattr(steps, "__iter__"):
+        raise ValueError(f"steps={steps!r} must be a whole number, or one for each level of the pyramid")
+    return tuple(whole_number(count, "steps", at_most=MAX_STEPS) for count in steps)
+
+
+def _sigmas(sigmas: Any, what: str) -> SigmaRange:
+    try:
+        low, high = sigmas
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}={sigmas!r} must be two numbers, the lowest and the highest sigma") from None
+    low, high = (finite_number(sigma, what, at_least=0.0, at_most=1.0) for sigma in (low, high))
+    if low > high:
+        raise ValueError(f"{what}={(low, high)}: the lowest sigma comes first")
+    return low, high

@@ -64,7 +64,7 @@ def compile_programs(
     )
     black = np.zeros((frames, settings.height, settings.width, 3), np.uint8)
     embeds = np.zeros((batch, settings.max_text_tokens, pipe.transformer.config.text_dim), np.float32)
-    text: dict[str, Any] = {"prompt": [""] * batch}
+    text: dict[str, Any] = {"prompt": [""] * batch, "negative_prompt": ""}
     if pipe.text_encoder is None:
         text = {"prompt_embeds": embeds, "negative_prompt_embeds": embeds}
     stream = pipe.stream(

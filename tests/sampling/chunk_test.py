@@ -34,7 +34,7 @@ def test_compiles_once(pipelines, compiled, kind, steps, other_steps, scales, le
         pass
     assert compiled.count("jit(denoise_step)") == levels
     assert compiled.count("jit(begin_level)") <= levels - 1
-    assert compiled.count("jit(decode_chunk)") <= 1
+    assert compiled.count("jit(decode_and_check)") <= 1
 
     compiled.clear()
     for _ in itertools.islice(stream, 2):

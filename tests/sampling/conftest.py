@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -50,14 +51,21 @@ def bfloat16(tmp_path_factory) -> hx.HeliosPipeline:
 
 
 @pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations are not checked, as for users: arguments of wrong types reach the library's own checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
 def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams give black frames: decoding is nearly all the work, and the tests that use this look at latents only."""
 
-    def black(vae: Any, latents: jax.Array, **_: Any) -> jax.Array:
+    def black(vae: Any, latents: jax.Array, **_: Any) -> tuple[jax.Array, jax.Array]:
         batch, frames, height, width, _ = latents.shape
-        return jax.device_put(np.zeros((batch, 4 * frames - 3, 8 * height, 8 * width, 3), np.uint8))
+        pixels = np.zeros((batch, 4 * frames - 3, 8 * height, 8 * width, 3), np.uint8)
+        return jax.device_put(pixels), jax.device_put(np.bool_(True))
 
-    monkeypatch.setattr(stream_module, "decode_chunk", black)
+    monkeypatch.setattr(stream_module, "decode_and_check", black)
 
 
 @pytest.fixture

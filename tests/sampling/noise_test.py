@@ -80,3 +80,55 @@ def test_both_are_noise_sources():
     assert isinstance(hx.KeyNoise(key=jax.random.key(0)), hx.NoiseSource)
     assert isinstance(hx.RecordedNoise(draws={}), hx.NoiseSource)
     assert not isinstance({}, hx.NoiseSource)
+
+
+def test_seeds_below_32_bits_are_the_keys_of_jax():
+    for seed in (0, 1, 5, 2**31 - 1, 2**31, 2**32 - 1):
+        key, theirs = hx.KeyNoise.from_seed(seed).key, jax.random.key(seed)
+        assert key.dtype == theirs.dtype
+        np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(theirs))
+
+
+def test_seeds_above_32_bits_are_the_keys_of_jax_with_64_bit_types():
+    seeds = (2**32, 2**32 + 5, 2**63 - 1)
+    with jax.enable_x64(True):
+        theirs = [np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds]
+    ours = [np.asarray(jax.random.key_data(hx.KeyNoise.from_seed(seed).key)) for seed in seeds]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_seed_is_another_key():
+    """The key holds all 64 bits of a seed, so that no two seeds share one."""
+    generator = np.random.default_rng(0)
+    seeds = {
+        0,
+        1,
+        5,
+        2**32 - 1,
+        2**32,
+        2**32 + 5,
+        2**63,
+        2**64 - 1,
+        *map(int, generator.integers(0, 2**64, 50, np.uint64)),
+    }
+    for seed in seeds:
+        upper, lower = map(int, jax.random.key_data(hx.KeyNoise.from_seed(seed).key))
+        assert upper << 32 | lower == seed
+    draws = [hx.KeyNoise.from_seed(seed).normal("chunk0/initial", (1, 64)) for seed in (5, 2**32 + 5, 2**63 + 5)]
+    assert np.abs(np.corrcoef(np.concatenate(draws)) - np.eye(3)).max() < 0.5
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, "5", None, True])
+def test_other_seeds_are_refused(seed):
+    with pytest.raises(ValueError, match=r"seed=.* must be a whole number from 0 to 18446744073709551615"):
+        hx.KeyNoise.from_seed(seed)
+
+
+def test_other_generators_keep_all_bits_too():
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(
+            jax.random.key_data(hx.KeyNoise.from_seed(7).key), jax.random.key_data(jax.random.key(7))
+        )
+        keys = [hx.KeyNoise.from_seed(seed).key for seed in (7, 2**32 + 7)]
+        assert keys[0] != keys[1]

@@ -62,6 +62,21 @@ def test_call_is_the_whole_stream_cut_to_4k_plus_1(distilled, wanted, chunks, fr
 
 
 @pytest.mark.usefixtures("undecoded")
+@pytest.mark.parametrize(
+    ("wanted", "of_chunks"), [(1, [1]), (33, [33]), (34, [33, 1]), (66, [33, 33]), (70, [33, 33, 4])]
+)
+def test_exact_frames(distilled, wanted, of_chunks):
+    """A call and a stream have the number of frames that is wanted; the chunks and their latents stay whole."""
+    out = distilled(FOX, num_frames=wanted, exact_frames=True, progress=False, **SMALL)
+    streamed = list(distilled.stream(FOX, num_frames=wanted, exact_frames=True, **SMALL))
+    assert [chunk.frames.shape[1] for chunk in streamed] == of_chunks
+    assert out.frames.shape[1] == wanted
+    published = distilled(FOX, num_frames=wanted, progress=False, **SMALL)
+    np.testing.assert_array_equal(out.latents, published.latents)
+    np.testing.assert_array_equal(out.latents, np.concatenate([chunk.latents for chunk in streamed], 1))
+
+
+@pytest.mark.usefixtures("undecoded")
 def test_stream_without_end_goes_on(distilled):
     stream = distilled.stream(FOX, num_frames=None, **SMALL)
     bounded = distilled.stream(FOX, num_frames=99, **SMALL)
@@ -189,10 +204,12 @@ def keys_of(stream) -> tuple[int, int]:
 @pytest.mark.usefixtures("undecoded")
 def test_new_prompt_must_fit_the_batch(distilled):
     stream = distilled.stream(FOX, num_frames=None, **SMALL)
-    with pytest.raises(ValueError, match="set_prompt got 2 texts for a batch of 1"):
+    with pytest.raises(ValueError, match="the new prompt has 2 texts for a batch of 1"):
         stream.set_prompt([FOX, DOG])
-    with pytest.raises(ValueError, match=r"embeddings are float32\[2, 8, 24\], those in use float32\[1, 8, 24\]"):
+    with pytest.raises(ValueError, match=r"the new prompt has shape \(2, 8, 24\); \[1, tokens, 24\] is needed"):
         stream.set_prompt(np.zeros((2, 8, 24), np.float32))
+    with pytest.raises(ValueError, match=r"embeddings are float32\[1, 7, 24\], those in use float32\[1, 8, 24\]"):
+        stream.set_prompt(np.zeros((1, 7, 24), np.float32))
     with pytest.raises(ValueError, match="blend_chunks=-1"):
         stream.set_prompt(DOG, blend_chunks=-1)
     unchanged = take(distilled.stream(FOX, num_frames=None, **SMALL), 1)

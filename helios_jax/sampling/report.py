@@ -1,0 +1,61 @@
+"""A pipeline in words: what it is, where it lies and how much memory it takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from helios_jax.config import PipelineConfig
+from helios_jax.models.network import Network, count_in_words
+from helios_jax.parallel.devices import describe_devices, devices_of
+
+
+def kind_of(config: PipelineConfig) -> str:
+    """The published model that a checkpoint is like: Base, Mid or Distilled."""
+    if config.is_distilled:
+        return "Distilled"
+    return "Mid" if config.is_pyramid else "Base"
+
+
+def parameters_of(network: Network[Any]) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(network.params))
+
+
+def device_report(config: PipelineConfig, networks: Mapping[str, Network[Any]]) -> str:
+    """A line for the devices and one for each network: parameters, compute dtype and bytes on each device.
+
+    Args:
+        config: What kind of checkpoint it is.
+        networks: The networks by name.
+    """
+    devices = devices_of([network.params for network in networks.values()])
+    lines = [f"Helios {kind_of(config)} on {describe_devices(devices)}"]
+    total = 0
+    for name, network in networks.items():
+        size = max(_bytes_by_device(network).values(), default=0)
+        total += size
+        lines.append(
+            f"  {name}: {count_in_words(parameters_of(network))} parameters, {jnp.dtype(network.dtype).name}, "
+            f"{_gigabytes(size)}"
+        )
+    each = " on each device" if len(devices) > 1 else ""
+    lines.append(f"  together: {_gigabytes(total)}{each}")
+    stats = (devices[0].memory_stats() or {}) if devices else {}
+    if "bytes_in_use" in stats and "bytes_limit" in stats:
+        in_use, limit = _gigabytes(stats["bytes_in_use"]), _gigabytes(stats["bytes_limit"])
+        lines.append(f"  memory of {devices[0].device_kind}: {in_use} of {limit} in use")
+    return "\n".join(lines)
+
+
+def _bytes_by_device(network: Network[Any]) -> dict[jax.Device, int]:
+    found: dict[jax.Device, int] = {}
+    for leaf in jax.tree.leaves(network.params):
+        for shard in leaf.addressable_shards:
+            found[shard.device] = found.get(shard.device, 0) + shard.data.nbytes
+    return found
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
