@@ -115,7 +115,7 @@ def test_numbers_of_numpy_become_those_of_python():
     assert settings == expected
     assert hash(settings) == hash(expected)
     kinds = {type(value) for value in vars(settings).values()}
-    assert kinds <= {int, float, bool, tuple, type(None)}
+    assert kinds <= {int, float, bool, tuple, str, type(None)}
     assert SampleSettings(steps=np.int32(7)).steps == 7
     assert SampleSettings(steps=[7]).steps == (7,)
 
