@@ -33,11 +33,13 @@ class Claim:
         if self.path.suffix.lower() != suffix:
             raise ValueError(f"the path must end in {suffix}, got {self.path}")
         _make_folder(self.path)
+        self._descriptor = -1
         exists = os.path.lexists(self.path)
         self._descriptor = _reopen(self.path, overwrite) if exists else _create(self.path)
         try:
             os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, start)
+            if os.write(self._descriptor, start) < len(start):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self.release(remove=True)
             raise type(error)(f"cannot write {self.path}: {error.strerror}") from error
@@ -50,6 +52,10 @@ class Claim:
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            os.close(self._descriptor)
 
 
 @contextlib.contextmanager
@@ -111,5 +117,7 @@ def _lock(descriptor: int, path: pathlib.Path) -> None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
-            raise FileExistsError(f"{path} is being written by another process; choose another path") from None
+            raise FileExistsError(
+                f"{path} is being written by another process or by a writer that was not closed; choose another path"
+            ) from None
         # Some network file systems know no locks; there, only creation is exclusive.

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 from fractions import Fraction
@@ -74,6 +75,23 @@ def test_a_claimed_file_is_refused_to_others(tmp_path):
     first.release()
     first.release()
     claim(tmp_path / "x.mp4", overwrite=True).release(remove=True)
+
+
+def test_a_forgotten_claim_is_given_up(tmp_path):
+    first = claim(tmp_path / "x.mp4")
+    del first
+    claim(tmp_path / "x.mp4", overwrite=True).release(remove=True)
+
+
+def test_a_full_disk_is_noticed_at_once(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*x\.mp4: No space left on device"):
+            claim(tmp_path / "x.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
