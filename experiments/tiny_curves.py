@@ -1,24 +1,26 @@
 """Losses of several runs as a small table and a picture.
 
-python -m helios_jax.experiments.tiny_curves runs/tiny/vae runs/tiny/stage1 runs/tiny/stage2 --out=runs/tiny/artefacts
+python -m helios_jax.experiments.tiny_curves runs/tiny/vae runs/tiny/stage1 --out=runs/tiny/artefacts
+python -m helios_jax.experiments.tiny_curves experiments/results/tiny_gpu/curves.csv --out=experiments/results/tiny_gpu
 """
 
 import argparse
 import csv
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app
 from absl.flags import argparse_flags
 
 from helios_jax.training.metrics import read_metrics
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROWS = 100
 """Most rows of a run in the table."""
-
-WIDTH, HEIGHT, MARGIN = 300, 200, 16
 
 Curve = list[tuple[int, float]]
 """Losses by step."""
@@ -43,38 +45,53 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
     draw_curves(curves, out / "curves.png")
 
 
+def read_curves(table: Path) -> dict[str, Curve]:
+    """Losses by run, of a curves.csv."""
+    curves: dict[str, Curve] = {}
+    with open(table, newline="") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault(row["run"], []).append((int(row["step"]), float(row["loss"])))
+    return curves
+
+
 def draw_curves(curves: dict[str, Curve], file: Path) -> None:
     """Draws each run in its own panel; losses that are not positive are left out."""
-    from PIL import Image, ImageDraw
+    figure_of(curves).savefig(file, dpi=100)
 
-    picture = Image.new("RGB", (WIDTH * len(curves), HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    for panel, (name, curve) in enumerate(curves.items()):
-        points = [(step, math.log10(loss)) for step, loss in curve if loss > 0]
-        low, high = math.floor(min(y for _, y in points)), math.ceil(max(y for _, y in points) + 1e-9)
-        left, last = panel * WIDTH + MARGIN, max(step for step, _ in points)
 
-        def place(step: float, y: float, left: int = left, last: int = last, low: int = low, high: int = high) -> tuple:
-            across, down = step / last, (high - y) / (high - low)
-            return left + across * (WIDTH - 2 * MARGIN), 2 * MARGIN + down * (HEIGHT - 3 * MARGIN)
+def figure_of(curves: dict[str, Curve]) -> "Figure":
+    """A panel per run: steps to the right, losses upwards on a log scale."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
-        for decade in range(low, high + 1):
-            draw.line([place(0, decade), place(last, decade)], fill="lightgrey")
-            draw.text(place(0, decade), f"1e{decade}", fill="grey")
-        draw.line([place(*point) for point in points], fill="navy", width=2)
-        draw.text((left, 4), f"{name}: loss {curve[-1][1]:.4g} after {last} steps", fill="black")
-    picture.save(file, optimize=True)
+    figure = Figure(figsize=(3.2 * len(curves), 2.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for panel, (name, curve) in zip(panels, curves.items(), strict=True):
+        steps, losses = zip(*((step, loss) for step, loss in curve if loss > 0), strict=True)
+        panel.plot(steps, losses, color="navy")
+        panel.set_yscale("log")
+        # Numbers between the powers of ten too: some losses fall by less than a factor of ten.
+        panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        panel.tick_params(labelsize=7, which="both")
+        panel.set_title(f"{name}: {curve[-1][1]:.3g} after {curve[-1][0]} steps", fontsize=9)
+        panel.set_xlabel("step", fontsize=8)
+        panel.grid(which="major", color="lightgrey", linewidth=0.5)
+    panels[0].set_ylabel("loss", fontsize=8)
+    return figure
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes both files."""
-    write_curves(args.runs, args.out)
+    """Writes both files, or the picture of a table."""
+    if [run.suffix for run in args.runs] == [".csv"]:
+        draw_curves(read_curves(args.runs[0]), args.out / "curves.png")
+    else:
+        write_curves(args.runs, args.out)
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or one curves.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     return parser.parse_args(argv[1:])
 

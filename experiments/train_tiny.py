@@ -57,6 +57,7 @@ helios_jax/evaluation/moving_shapes.py.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -98,9 +99,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def command(program: str, main: Callable[[Any], int], *arguments: str, parse: Callable | None = None) -> None:
-    """Prints a command line, runs it here and prints its seconds. Raises SystemExit with its exit code unless 0."""
+    """Prints a command line, quoted for a shell, runs it here and prints its seconds.
+
+    Raises:
+        SystemExit: Its exit code is not 0.
+    """
     line = [program, *arguments]
-    print("$", " ".join(line), flush=True)
+    print("$", shlex.join(line), flush=True)
     start = time.perf_counter()
     if status := main(parse(line) if parse else line):
         sys.exit(status)

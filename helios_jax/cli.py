@@ -1,31 +1,101 @@
-"""Helpers of the command lines: quiet logging, signals, and user errors as one line."""
+"""Helpers of the command lines: quiet logging, signals, and user errors as a line or two."""
 
+import argparse
 import contextlib
+import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-from absl import logging
+from absl import app, logging
+
+MAX_LINES = 3
+"""Lines of an error message that are shown; those of other libraries can have pages."""
+
+MAX_LENGTH = 600
+"""Characters of a line that are shown."""
+
+INTERRUPTED = "interrupted; what was written so far is kept"
+
+
+def run_program(program: str, main: Callable[[Any], int], parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+    """Runs a command from its arguments to ``sys.exit``; SIGINT and SIGTERM end it at any time with code 130.
+
+    Args:
+        program: The command's name.
+        main: Does the work and returns the exit code.
+        parse: Reads the arguments, ``argv[0]`` included.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app.run(main, flags_parser=parse)
+    except KeyboardInterrupt:
+        print(f"{program}: {INTERRUPTED}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def run_command(program: str, work: Callable[[], int | None]) -> int:
     """Runs ``work`` and returns the exit code: the one that ``work`` returns, or 0 when it returns ``None``.
 
-    Bad input, a full disk (ValueError, OSError) and numbers that overflow (FloatingPointError) become one line on
-    standard error and exit code 1; an interruption becomes exit code 130. Anything else is a bug and keeps its
-    traceback.
+    Bad input, a full disk (ValueError, OSError), numbers that overflow (FloatingPointError) and a lack of memory become
+    a line or two on standard error and exit code 1; an interruption becomes exit code 130. Anything else is a bug and
+    keeps its traceback. Warnings are one line each.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX log every step of their work.
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {_short(str(message))}\n"
     try:
         return work() or 0
-    except (ValueError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        message = "interrupted; what was written so far is kept" if interrupted else error
+    except BrokenPipeError:
+        # The reader of standard output is gone. Python flushes it once more at exit, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"{program}: standard output was closed; what was written so far is kept", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, FloatingPointError, MemoryError, KeyboardInterrupt, RuntimeError) as error:
+        message = _message(error)
+        if message is None:
+            raise
         print(f"{program}: {message}", file=sys.stderr)
         # Wait here, while the error's traceback keeps its frames alive, and with them the arrays of the work in flight.
         _wait_for_devices()
-        return 130 if interrupted else 1
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    finally:
+        warnings.formatwarning = before
+
+
+def _message(error: BaseException) -> str | None:
+    """What is said about an error; ``None``: it is a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        # JAX's error for the memory of devices has no type of its own.
+        if "RESOURCE_EXHAUSTED" not in text:
+            return None
+        wanted = re.search(r"allocat\w* ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", text)
+        size = f" when {wanted[1]} more were needed" if wanted else ""
+        return (
+            f"the device ran out of memory{size}; use fewer pixels or videos at once, vae_slice_frames=1, or a device "
+            "with more memory that no other process uses"
+        )
+    if isinstance(error, MemoryError):
+        return _short(text) or "the machine ran out of memory; use smaller inputs or a machine with more memory"
+    return _short(text) or type(error).__name__
+
+
+def _short(text: str) -> str:
+    """The first lines of a message, without blank ones."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    shown = [line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}..." for line in lines[:MAX_LINES]]
+    return "\n".join(shown) + (" ..." if len(lines) > MAX_LINES else "")
 
 
 Check = Callable[[], None]

@@ -4,11 +4,17 @@
     helios-train --config=stage1_init.py:14b --workdir=runs/fast --config.optimizer.learning_rate=1e-4
     helios-train --config=my/experiment.py --workdir=runs/mine
 
+    helios-train --config=stage1_init.py:14b --help_config
+    helios-train --config=stage1_init.py:14b --workdir=runs/stage1_init --dry_run
+
 --config is the path of an experiment file or, if there is no such file, the name of an experiment that comes with
 helios_jax. An experiment file has a function get_config(size). Every setting can be changed by
---config.<name>=<value>; names that do not exist and values of another type are refused. WORKDIR gets config.json,
-checkpoints/, metrics.jsonl, tensorboard/, validation/<step>/ and, at the end, product/<step>/: a checkpoint that
-sampling and later stages read.
+--config.<name>=<value>; names that do not exist and values of another type are refused. --help_config lists all
+settings with their values, types and documentation, and --print_config writes them as JSON. --dry_run checks settings,
+weights and data, counts parameters, and shows what flags change; it writes nothing and uses no accelerator.
+
+WORKDIR gets config.json, checkpoints/, metrics.jsonl, tensorboard/, validation/<step>/ and, at the end,
+product/<step>/: a checkpoint that sampling and later stages read. A folder that holds other files is refused.
 
 After any interruption the same command resumes the run. On SIGTERM the state is saved and the exit code is 75.
 
@@ -17,6 +23,7 @@ cloud TPUs, Kubernetes); elsewhere add --coordinator=HOST:PORT --num_processes=N
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +32,11 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from helios_jax.cli import run_command
-from helios_jax.experiment_files import experiment_file, installed_experiments
+from helios_jax.experiment_files import experiment_file, installed_experiments, load_experiment
 from helios_jax.extras import require_extra
+from helios_jax.training.preemption import noted_sigterm
+from helios_jax.training.workdir import checked_workdir
+from helios_jax.user_input import user_path
 
 if TYPE_CHECKING:
     from helios_jax.training.experiment import Experiment
@@ -38,17 +48,24 @@ class Arguments:
 
     Attributes:
         experiment: The experiment to run.
-        workdir: Folder of the run.
+        original: The experiment as its file defines it.
+        workdir: Folder of the run; ``None`` where only settings are listed.
+        show: "help_config", "print_config" or "dry_run" instead of training; "": train.
         distributed: Whether there are other processes.
         cluster: Arguments of ``jax.distributed.initialize``.
         cache: Folder for compiled programs.
     """
 
     experiment: "Experiment"
-    workdir: Path
+    original: "Experiment"
+    workdir: Path | None
+    show: str
     distributed: bool
     cluster: dict[str, Any]
-    cache: str | None
+    cache: Path | None
+
+
+SHOWS = ("help_config", "print_config", "dry_run")
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -61,37 +78,40 @@ def parse(argv: Sequence[str]) -> Arguments:
     argv, values = list(argv), flags.FlagValues()
     into = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "folder of the run", **into)
+    flags.DEFINE_boolean("help_config", False, "list all settings of the experiment, and stop", **into)
+    flags.DEFINE_boolean("print_config", False, "write the settings as JSON, and stop", **into)
+    flags.DEFINE_boolean("dry_run", False, "check settings, weights and data without training", **into)
     flags.DEFINE_boolean("distributed", False, "there are processes on other hosts", **into)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process", **into)
     flags.DEFINE_integer("num_processes", None, "number of processes", **into)
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", **into)
     flags.DEFINE_string("cache", None, "folder for compiled programs (default: in the user's cache folder)", **into)
     if {"-h", "-help", "--help"} & set(argv[1:]):
-        # Help must work before anything is installed, so it does not import ml_collections.
+        # Help must work before anything is installed.
         flags.DEFINE_string("config", None, "FILE:SIZE, an experiment file and the argument of its get_config", **into)
         print(__doc__, values.get_help(), sep="\n")
         print("experiments:", *installed_experiments(), sep="\n  ")
         sys.exit(0)
     require_extra("train", "training")
-    from ml_collections import config_flags
+    from helios_jax.training.overrides import frozen, is_mirror, mutable
+    from helios_jax.training.setting_flags import parse_settings
 
-    from helios_jax.training.overrides import frozen
-
-    argv = _with_experiment_found(argv)
-    config_flags.DEFINE_config_file("config", None, "experiment file:size", lock_config=False, sys_argv=argv, **into)
-    try:
-        rest = values(argv)[1:]
-    except (flags.Error, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        # An error in an experiment file arrives with its traceback as text; the last line has the message.
-        raise ValueError(str(error.args[0] if error.args else error).strip().splitlines()[-1]) from error
+    config, argv = _taken("config", values.read_flags_from_files(argv, force_gnu=False))
+    if config is None:
+        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir; --help lists all")
+    if not {"--help_config", "--print_config"} & set(argv) and _taken("workdir", argv)[0] is None:
+        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir")
+    name, colon, size = config.partition(":")
+    file = experiment_file(name)
+    mirror = load_experiment(file, size if colon else None)
+    if not dataclasses.is_dataclass(mirror):
+        raise ValueError(f"get_config of {file} gave no settings; it must return mutable(Experiment(...))")
+    mirror = mirror if is_mirror(mirror) else mutable(mirror)
+    original = frozen(mirror, "config")
+    experiment, rest = parse_settings(mirror, argv, values)
     if rest:
         raise ValueError(f"what is {' '.join(rest)}? Settings are changed by --config.<name>=<value>")
-    mirror: Any = values.config
-    if mirror is None or values.workdir is None:
-        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir")
-    if not dataclasses.is_dataclass(mirror):
-        file = config_flags.get_config_filename(values["config"]).partition(":")[0]
-        raise ValueError(f"get_config of {file} gave no settings; it must return mutable(Experiment(...))")
+    show = next((name for name in SHOWS if values[name].value), "")
     cluster = {
         "coordinator_address": values.coordinator,
         "num_processes": values.num_processes,
@@ -99,38 +119,41 @@ def parse(argv: Sequence[str]) -> Arguments:
     }
     given = {name: value for name, value in cluster.items() if value is not None}
     return Arguments(
-        experiment=frozen(mirror),
-        workdir=Path(values.workdir),
+        experiment=experiment,
+        original=original,
+        workdir=None if values.workdir is None else user_path(values.workdir, "--workdir"),
+        show=show,
         distributed=values.distributed or bool(given),
         cluster=given,
-        cache=values.cache,
+        cache=None if values.cache is None else user_path(values.cache, "--cache"),
     )
 
 
-def _with_experiment_found(argv: Sequence[str]) -> list[str]:
-    """The command line with the path of the experiment file in place of its name."""
-
-    def found(value: str) -> str:
-        name, colon, size = value.partition(":")
-        return f"{experiment_file(name)}{colon}{size}"
-
-    argv = list(argv)
-    for place, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        if equals:
-            argv[place] = f"{flag}={found(value)}"
-        elif place + 1 < len(argv):
-            argv[place + 1] = found(argv[place + 1])
-    return argv
+def _taken(name: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The last value of a flag, and the command line without the flag."""
+    value, rest, words = None, [], iter(argv)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if flag not in (f"--{name}", f"-{name}"):
+            rest.append(word)
+        elif equals:
+            value = text
+        else:
+            value = next(words, None)
+    return value, rest
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains; returns the exit code."""
 
     def work() -> int:
+        # Before the experiment is loaded, which takes seconds.
+        if (given := _taken("workdir", argv)[0]) is not None:
+            checked_workdir(given)
         arguments = parse(argv)
+        if arguments.show:
+            return _show(arguments)
+        assert arguments.workdir is not None
         import jax
 
         from helios_jax.compilation import use_compilation_caches
@@ -141,7 +164,33 @@ def main(argv: Sequence[str]) -> int:
         use_compilation_caches(arguments.cache)
         return train(arguments.experiment, arguments.workdir)
 
-    return run_command("helios-train", work)
+    with noted_sigterm():  # from here on: a signal while the program is loaded loses nothing either
+        return run_command("helios-train", work)
+
+
+def _show(arguments: Arguments) -> int:
+    """Lists settings, or checks a run; returns the exit code."""
+    from helios_jax.training.overrides import as_json
+    from helios_jax.training.setting_list import describe
+
+    if arguments.show == "help_config":
+        print("Change a setting with --NAME=VALUE, and quote brackets: --config.lora.targets=\"('transformer/.*',)\"\n")
+        print(*describe(arguments.experiment), sep="\n")
+        return 0
+    if arguments.show == "print_config":
+        print(json.dumps(as_json(arguments.experiment), indent=2))
+        return 0
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # Other processes may be using the accelerator.
+    from helios_jax.training.preview import preview
+
+    assert arguments.workdir is not None
+    found = preview(arguments.experiment, arguments.original, arguments.workdir)
+    print(*found.lines, sep="\n")
+    if found.problems:
+        raise ValueError("\n".join(["this run cannot start:", *(f"  {problem}" for problem in found.problems)]))
+    return 0
 
 
 def run() -> None:

@@ -1,5 +1,6 @@
 """What is installed and under which names, how experiments are found, and what make and its documents say."""
 
+import email
 import importlib.util
 import os
 import re
@@ -150,18 +151,16 @@ def test_the_citation_names_the_paper_and_this_version():
 
 # The wheel and the sdist.
 
+UNPUBLISHED = (".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "site", "runs", "demo_out")
+"""Names that git ignores, for copies of the repository."""
+
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory) -> Path:
     """A folder with an sdist and the wheel that is built from it, without a network."""
     folder = tmp_path_factory.mktemp("dist")
     copy = folder / "source"
-    copy.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
-        shutil.copy(ROOT / name, copy)
-    shutil.copy(ROOT / "constraints.txt", copy)
-    for name in ("helios_jax", "pallas_kernels", "data", "experiments"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*UNPUBLISHED))
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
     result = python("-c", build, "build_sdist", str(folder), cwd=copy)
     assert result.returncode == 0, result.stderr
@@ -171,6 +170,21 @@ def distributions(tmp_path_factory) -> Path:
     result = python("-c", build, "build_wheel", str(folder), cwd=unpacked)
     assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def stranger(distributions, tmp_path_factory) -> Path:
+    """A fresh environment with the wheel, and with this one's libraries but not its copy of helios_jax."""
+    folder = tmp_path_factory.mktemp("stranger") / "venv"
+    made = python("-m", "venv", "--without-pip", str(folder), cwd=distributions)
+    assert made.returncode == 0, made.stderr
+    install = ("-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index", "-q")
+    result = python(*install, str(next(distributions.glob("*.whl"))), cwd=distributions)
+    assert result.returncode == 0, result.stderr
+    # A .pth file adds folders to the path without running their own .pth files, such as that of an editable install.
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (next(folder.glob("lib/python*/site-packages")) / "libraries.pth").write_text("\n".join(libraries) + "\n")
+    return folder / "bin"
 
 
 def sources(folder: str) -> set[str]:
@@ -188,36 +202,88 @@ def test_the_wheel_holds_two_packages_and_all_of_their_modules(distributions):
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_what_the_wheel_is_built_from_and_no_results(distributions):
+def test_the_sdist_is_the_whole_repository(distributions):
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt"}
-    for folder in ("helios_jax", "pallas_kernels", "data", "experiments"):
-        expected |= sources(folder)
-    assert expected <= names
-    assert not [name for name in names if name.startswith(("experiments/results", "tests"))]
+    files = {str(path.relative_to(distributions / "source")) for path in (distributions / "source").rglob("*")}
+    files = {name for name in files if (distributions / "source" / name).is_file() and "egg-info" not in name}
+    assert len(files) > 500
+    assert sorted(files - names) == []
 
 
 @pytest.mark.slow
-def test_the_wheel_works_beside_a_data_package_of_the_user(distributions, tmp_path):
-    """The wheel's files are read instead of the editable install, since paths precede its finder."""
-    site, project = tmp_path / "site", tmp_path / "project"
+def test_the_metadata_say_what_the_package_is(distributions):
     with zipfile.ZipFile(next(distributions.glob("*.whl"))) as wheel:
-        wheel.extractall(site)
+        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+        metadata = email.message_from_bytes(wheel.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+    assert len(metadata.get_all("Project-URL")) >= 2
+    assert "Programming Language :: Python :: 3.12" in metadata.get_all("Classifier")
+    assert metadata["Version"] == helios_jax.__version__
+    beam = [line for line in metadata.get_all("Requires-Dist") if re.search("extra == .beam.", line)]
+    assert any(line.startswith("helios_jax[train]") for line in beam)
+
+
+@pytest.mark.slow
+def test_a_stranger_can_use_every_command(stranger, tmp_path):
+    """A user's own packages data and experiments in the working folder do not matter."""
     for name in ("data", "experiments"):
-        (project / name).mkdir(parents=True)
-        (project / name / "__init__.py").write_text("raise RuntimeError('this is the package of the user')")
-    code = "import helios_jax.data as d, helios_jax.experiments as e; print(d.__file__, e.__file__)"
-    result = python("-c", code, cwd=project, PYTHONPATH=str(site))
-    assert result.stdout.split() == [
-        str(site / "helios_jax" / name / "__init__.py") for name in ("data", "experiments")
-    ]
-    for command, arguments, message in (
-        ("train", ["--config=stage1_init.py:tiny", "--workdir=run"], "helios-train: runs/tiny/parts is neither"),
-        ("prepare", ["--model=nowhere", "--moving_shapes=2", "--out=latents"], "helios-prepare: "),
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('this is the package of the user')")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def call(*command: str) -> subprocess.CompletedProcess[str]:
+        first = str(stranger / command[0])
+        return subprocess.run([first, *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    where = call("python", "-c", "import helios_jax, helios_jax.data as d; print(helios_jax.__file__, d.__file__)")
+    assert all(path.startswith(str(stranger.parent)) for path in where.stdout.split()), where.stdout
+    for command in PROJECT["project"]["scripts"]:
+        helped = call(command, "--help")
+        assert helped.returncode == 0, helped.stderr
+        assert command in helped.stdout
+        assert call("python", "-m", f"helios_jax.{command.removeprefix('helios-')}", "--help").stdout
+    for command, message in (
+        (["helios-train", "--config=stage1_init.py:tiny", "--workdir=run"], "helios-train: runs/tiny/parts is neither"),
+        (["helios-prepare", "--model=nowhere", "--moving_shapes=2", "--out=latents"], "helios-prepare: "),
+        (["helios-sample", "--model=nowhere", "--prompt=a", "--out=a.mp4"], "helios-sample: "),
+        (["helios-convert", "inspect", "nowhere"], "helios-convert: "),
     ):
-        result = python("-m", f"helios_jax.{command}", *arguments, cwd=project, PYTHONPATH=str(site))
+        result = call(*command)
         assert result.returncode == 1, result.stderr
         assert result.stderr.splitlines()[-1].startswith(message)
         assert "Traceback" not in result.stderr
     assert importlib.util.find_spec("helios_jax").origin == str(ROOT / "helios_jax" / "__init__.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["helios-train", "--config=stage1_init.py:tiny", "--workdir=run"],
+        ["helios-prepare", "--model=nowhere", "--moving_shapes=2", "--out=latents"],
+    ],
+)
+def test_a_stranger_without_the_extra_is_told_what_to_install(stranger, tmp_path, command):
+    """The libraries of the extra cannot be found, as if they had not been installed."""
+    extra = [re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["optional-dependencies"]["train"]]
+    modules = sorted({name.replace("-", "_") for name in extra})
+    code = f"""
+import importlib.metadata, sys
+sys.modules.update(dict.fromkeys({modules}))
+found = importlib.metadata.distribution
+def distribution(name):
+    if name in {extra}:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.distribution = distribution
+sys.argv = {command}
+from helios_jax.{command[0].removeprefix("helios-")} import run
+run()
+"""
+    result = subprocess.run([stranger / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("pip install 'helios_jax[train]'")
+    assert os.listdir(tmp_path) == []

@@ -41,7 +41,7 @@ def test_whole_numbers(value, number):
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, None, 0, 9, float("nan"), [3]])
 def test_not_whole_numbers(value):
-    with pytest.raises(ValueError, match="n=.* must be a whole number from 1 to 8"):
+    with pytest.raises(ValueError, match=r"n=.* must be a whole number from 1 to 8"):
         whole_number(value, "n", at_least=1, at_most=8)
 
 
@@ -52,7 +52,7 @@ def test_finite_numbers(value, number):
 
 @pytest.mark.parametrize("value", ["3", True, None, float("inf"), float("nan"), -1, 10**400, [1.0, 2.0]])
 def test_not_finite_numbers(value):
-    with pytest.raises(ValueError, match="x=.* must be a finite number of at least 0"):
+    with pytest.raises(ValueError, match=r"x=.* must be a finite number of at least 0"):
         finite_number(value, "x", at_least=0)
 
 

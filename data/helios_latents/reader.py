@@ -9,6 +9,7 @@ from typing import Any
 
 from helios_jax.data.helios_latents.record import LatentRecord, RecordError, Size, parse_size, size_name
 from helios_jax.typing import Path
+from helios_jax.user_input import user_path
 
 
 def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
@@ -21,16 +22,33 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
         The records of each latent size.
 
     Raises:
-        FileNotFoundError: There is no (finished) dataset.
-        ValueError: The folder holds another kind of dataset.
+        FileNotFoundError: There is no (finished) dataset, or one of its files is missing.
+        ValueError: The metadata is damaged, or the folder holds another kind of dataset.
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(_dataset_folder(pathlib.Path(folder))))
-    missing = {"uid", "caption", "latents", "anchor", "embeds"} - set(builder.info.features)
+    found = _dataset_folder(user_path(folder, "folder"))
+    for name in ("features.json", "dataset_info.json"):
+        _check_object(found / name)
+    try:
+        builder = tfds.builder_from_directory(str(found))
+        names = set(builder.info.features)
+    except Exception as error:  # TFDS and protobuf raise many kinds
+        raise ValueError(f"the metadata in {found} is damaged: {_first_line(error)}; {_REMEDY}") from error
+    missing = {"uid", "caption", "latents", "anchor", "embeds"} - names
     if missing:
         raise ValueError(f"{folder} holds {builder.name} without {', '.join(sorted(missing))}; need helios_latents")
-    return {parse_size(name): LatentFiles(builder, parse_size(name)) for name in builder.info.splits}
+    try:
+        opened = {parse_size(name): LatentFiles(builder, parse_size(name)) for name in builder.info.splits}
+    except Exception as error:
+        info = found / "dataset_info.json"
+        raise ValueError(f"{info} does not describe its files: {_first_line(error)}; {_REMEDY}") from error
+    for size, records in opened.items():
+        records.check_files(found, size)
+    return opened
+
+
+_REMEDY = "run helios-prepare again with the same arguments, which keeps finished files and writes the metadata anew"
 
 
 class LatentFiles(Sequence[LatentRecord]):
@@ -46,7 +64,8 @@ class LatentFiles(Sequence[LatentRecord]):
         self._source = builder.as_data_source(split=size_name(size))
         info = builder.info.splits[size_name(size)]
         self._files = list(map(str, info.filepaths))
-        self._ends = list(itertools.accumulate(info.shard_lengths))
+        self._lengths = list(info.shard_lengths)
+        self._ends = list(itertools.accumulate(self._lengths))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -64,7 +83,22 @@ class LatentFiles(Sequence[LatentRecord]):
             return LatentRecord.from_example(self._source[index])
         # array_record, protobuf and TFDS raise different errors for damaged bytes.
         except Exception as error:
-            raise RecordError(f"{self.where(index)} cannot be read: {error}") from error
+            raise RecordError(f"{self.where(index)} cannot be read: {_first_line(error)}") from error
+
+    def check_files(self, folder: pathlib.Path, size: Size) -> None:
+        """Raises an error unless all files are there, in ``folder`` itself and nowhere else."""
+        for file, records in zip(map(pathlib.Path, self._files), self._lengths, strict=True):
+            if file.parent != folder:
+                raise ValueError(
+                    f"{folder / 'dataset_info.json'} names the file {file}, which is outside of its folder"
+                )
+            if records < 0:
+                raise ValueError(f"{folder / 'dataset_info.json'} gives {file.name} {records} records; {_REMEDY}")
+            if records and not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is missing, with {records} clips of size {size_name(size)}; put it back, or remove "
+                    f"{folder / 'progress' / f'{size_name(size)}-*.json'} of that file and run helios-prepare again"
+                )
 
     def where(self, index: int) -> str:
         """Names a record by its place."""
@@ -80,9 +114,26 @@ def _dataset_folder(folder: pathlib.Path) -> pathlib.Path:
     if (found / "dataset_info.json").is_file():
         return found
     if (found / "prepare.json").is_file():
-        files = sum(json.loads((found / "prepare.json").read_text())["files"].values())
+        files = sum(_check_object(found / "prepare.json").get("files", {}).values())
         finished = len(list((found / "progress").glob("*.json")))
         raise FileNotFoundError(
             f"{found} is not finished: {finished} of {files} files; run helios-prepare again with the same arguments"
         )
     raise FileNotFoundError(f"no helios_latents in {folder}; helios-prepare writes them")
+
+
+def _check_object(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError with the file's name for anything else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing; {_REMEDY}") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); {_REMEDY}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file} is damaged (it is no JSON object with content); {_REMEDY}")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

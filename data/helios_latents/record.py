@@ -43,7 +43,7 @@ class LatentRecord:
     embeds: np.ndarray
 
     def check(self, size: Size) -> None:
-        """Raises ValueError unless the latents are chunks of ``size`` with an anchor to match."""
+        """Raises ValueError unless the latents are finite, and chunks of ``size`` with an anchor to match."""
         needed = (CHUNK_FRAMES, *size)
         shape = self.latents.shape
         if len(shape) != 5 or shape[1:4] != needed or shape[0] < 1:
@@ -54,6 +54,9 @@ class LatentRecord:
             raise ValueError(f"an anchor of shape {list(self.anchor.shape)}; need {[*size, shape[-1]]}")
         if self.embeds.ndim != 2:
             raise ValueError(f"text embeddings of shape {list(self.embeds.shape)}; need [tokens, width]")
+        for name in _ARRAYS:
+            if not _finite(getattr(self, name)):
+                raise ValueError(f"its {name} are not all finite")
 
     def to_example(self) -> dict[str, Any]:
         """The record as ``HeliosLatents`` stores it, arrays in bfloat16."""
@@ -79,6 +82,13 @@ class LatentRecord:
             anchor=example["anchor"],
             embeds=embeds if embeds.any() else embeds[:0],
         )
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite as bfloat16, in which they are stored."""
+    import ml_dtypes
+
+    return bool(np.isfinite(np.asarray(array, ml_dtypes.bfloat16)).all())
 
 
 _ARRAYS = ("latents", "anchor", "embeds")

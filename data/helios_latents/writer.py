@@ -8,17 +8,23 @@ which clips were skipped. TFDS's metadata, without which the folder cannot be op
 import dataclasses
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import etils.epath as epath
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer, naming, splits
 
 from helios_jax.data.helios_latents.builder import HeliosLatents
 from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
+from helios_jax.safe_files import claimed, replace_text
 from helios_jax.typing import Path
+from helios_jax.user_input import user_path
 
 SETTINGS_FILE = "prepare.json"
+
+_AGAIN = "when that is put right, run the same command again: files that are finished are kept"
 
 type Slot = tuple[Size, int]
 """One file: the latent size of its clips and its number among the files of that size."""
@@ -67,8 +73,11 @@ class LatentWriter:
     """
 
     def __init__(self, folder: Path, files: Mapping[Size, int], settings: Mapping[str, Any]) -> None:
-        self._builder = HeliosLatents(data_dir=folder)
-        self.folder = pathlib.Path(self._builder.data_dir)
+        folder = user_path(folder, "folder")
+        # A builder reads the metadata in its folder, which may be damaged and is written anew: it gets one that is not
+        # there.
+        self._builder = HeliosLatents(data_dir=folder / "nothing")
+        self.folder = folder / self._builder.name / str(self._builder.version)
         self._files = dict(files)
         features = self._builder.info.features
         self._serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -90,7 +99,12 @@ class LatentWriter:
 
         Raises:
             ValueError: A record does not fit, or the disk is full.
+            BlockingIOError: Another process writes the same file.
         """
+        with claimed(self._progress_file(slot).with_suffix(".lock"), f"{self._path(slot)} is being written"):
+            return self._write(slot, outcomes)
+
+    def _write(self, slot: Slot, outcomes: Iterable[LatentRecord | Failure]) -> FileReport:
         path, skipped, sizes = self._path(slot), [], []
         partial = path.with_name(f"{path.name}.partial")
 
@@ -110,13 +124,19 @@ class LatentWriter:
             _guarded(partial, writer.close)
         partial.rename(path)
         report = FileReport(records=len(sizes), bytes=sum(sizes), skipped=tuple(skipped))
-        _replace(self._progress_file(slot), json.dumps(dataclasses.asdict(report)) + "\n")
+        _replace_text(self._progress_file(slot), json.dumps(dataclasses.asdict(report)) + "\n")
         return report
 
     def report(self, slot: Slot) -> FileReport:
-        """The report of a finished file."""
-        content = json.loads(self._progress_file(slot).read_text())
-        return FileReport(**content | {"skipped": tuple(Failure(**failure) for failure in content["skipped"])})
+        """The report of a finished file. Raises ValueError if it is damaged."""
+        file = self._progress_file(slot)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return FileReport(**content | {"skipped": tuple(Failure(**failure) for failure in content["skipped"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}); remove it and run the same command again: that file is then encoded anew"
+            ) from error
 
     def finish(self) -> bool:
         """Writes the metadata if every file is finished, and returns whether that is so.
@@ -144,18 +164,27 @@ class LatentWriter:
                 f"none of {len(failures)} clips could be encoded; the first, {failures[0].uid}: {failures[0].error}"
             )
         self._builder.info.set_splits(splits.SplitDict(infos))
-        self._builder.info.write_to_directory(self.folder)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="metadata-") as written:
+            self._builder.info.write_to_directory(written)
+            # dataset_info.json last: with it the dataset counts as finished.
+            for file in sorted(pathlib.Path(written).iterdir(), key=lambda file: file.name == "dataset_info.json"):
+                _replace_text(self.folder / file.name, file.read_text(encoding="utf-8"))
         return True
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """Stores the settings, or compares them with the stored ones."""
         file = self.folder / SETTINGS_FILE
         if not file.exists():
-            _replace(file, json.dumps(settings, indent=2) + "\n")
+            _replace_text(file, json.dumps(settings, indent=2) + "\n")
         try:
-            begun = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); choose another folder") from error
+            begun = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(begun, dict):
+                raise ValueError("it is no JSON object")
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is damaged ({error}). It holds the settings that {self.folder} was begun with: restore it "
+                "from a copy, or remove it to go on without comparing them"
+            ) from error
         if changed := sorted(key for key in {*begun, *settings} if begun.get(key) != settings.get(key)):
             listed = "; ".join(f"{key} was {begun.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} was begun with other settings ({listed}); choose another folder")
@@ -171,7 +200,7 @@ class LatentWriter:
 
     def _template(self, size: Size) -> naming.ShardedFileTemplate:
         return naming.ShardedFileTemplate(
-            data_dir=self._builder.data_path,
+            data_dir=epath.Path(self.folder),
             dataset_name=self._builder.name,
             split=size_name(size),
             filetype_suffix="array_record",
@@ -197,14 +226,12 @@ def _guarded(path: pathlib.Path, call: Any, *args: Any) -> Any:
     try:
         return call(*args)
     except RuntimeError as error:
-        raise ValueError(
-            f"cannot write {path}: {error}; when that is put right, run the same command again: files that are "
-            "finished are kept"
-        ) from error
+        raise ValueError(f"cannot write {path}: {error}; {_AGAIN}") from error
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Replaces a small file atomically."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+def _replace_text(file: pathlib.Path, text: str) -> None:
+    """``replace_text``, with the advice of ``_guarded``."""
+    try:
+        replace_text(file, text)
+    except OSError as error:
+        raise OSError(f"{error}; {_AGAIN}") from error

@@ -87,17 +87,18 @@ def _as_missing(repo: Path, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # The hub's package and the HTTP client under it share no base class.
+        reason = _reason(repo, revision, error)
         raise FileNotFoundError(
-            f"no folder {repo}, and the hub repository of that name could not be fetched: {_reason(repo, revision, error)}"
+            f"no folder {repo}, and the hub repository of that name could not be fetched: {reason}"
         ) from error
 
 
 def _reason(repo: Path, revision: str | None, error: Exception) -> str:
     from huggingface_hub import errors
 
-    causes = [error]
+    causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 8:
-        causes.append(cause)  # type: ignore[arg-type]
+        causes.append(cause)
     kinds = [type(cause) for cause in causes]
     if errors.GatedRepoError in kinds:
         return f"it is gated; accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"

@@ -1,15 +1,19 @@
 """LoRA files: the updates that they hold for the transformer, under any of the usual names.
 
-Supported names, each with or without a leading "transformer.", "diffusion_model.", "base_model.model.":
+Supported names, each with or without a leading "transformer.", "diffusion_model.", "base_model.model.", "pipe.dit.":
 
     blocks.0.attn1.to_q.lora_A.weight, .lora_B.weight, .lora_B.bias      diffusers and PEFT
     blocks.0.attn1.to_q.lora_A.default.weight                            the same with an adapter's name
-    blocks.0.self_attn.q.lora_down.weight, .lora_up.weight, .alpha       the names of Wan2.1
-    lora_unet_blocks_0_self_attn_q.lora_down.weight, ...                 Kohya's trainers
+    blocks.0.self_attn.q.lora_down.weight, .lora_up.weight, .alpha       the names of Wan2.1 (ComfyUI, DiffSynth)
+    lora_unet_blocks_0_self_attn_q.lora_down.weight, ...                 Kohya's trainers, musubi-tuner
+    lora_unet__blocks_0_self_attn_q.lora_down.weight, ...                the trainers of Wan-Fun
 
-A file may hold low-rank updates, dense ones (".diff" of weights, ".diff_b" of biases), or both. alpha is taken from the
-layer's ".alpha" tensor, otherwise from the file's header (diffusers) or the ``adapter_config.json`` in the same folder
-(PEFT); without any of these it is the rank.
+A file may hold low-rank updates, dense ones (".diff" of weights, ".diff_b" of biases, ".diff_m" of modulation tables),
+or both. alpha is taken from the layer's ".alpha" tensor, otherwise from the file's header (diffusers) or the
+``adapter_config.json`` in the same folder (PEFT); without any of these it is the rank.
+
+Files for Wan2.1's image-to-video models also update layers that Helios does not have, and some files update a text
+encoder: these tensors are skipped with one warning. See ``helios_jax.checkpoints.lora_names`` for all names.
 """
 
 import collections
@@ -23,41 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from helios_jax.checkpoints.components import raise_problems, read_json
-from helios_jax.checkpoints.tensor_files import TensorFolder
+from helios_jax._warnings import warn_user
+from helios_jax.checkpoints.components import raise_problems
+from helios_jax.checkpoints.lora_argument import find_lora_file
+from helios_jax.checkpoints.lora_names import IMAGE_LAYERS, other_method, parse_name, published_parameters, skipped_part
+from helios_jax.checkpoints.lora_tensors import LoraTensors, open_lora
 from helios_jax.typing import Path
+from helios_jax.user_input import finite_number
 
-_PREFIXES = r"(?:(?:base_model|model|diffusion_model|transformer)\.)*"
-
-_ROLES = {
-    "down": r"(.+)\.lora_(?:A|down)(?:\.[^.]+)?\.weight",
-    "up": r"(.+)\.lora_(?:B|up)(?:\.[^.]+)?\.weight",
-    "up_bias": r"(.+)\.lora_(?:B|up)(?:\.[^.]+)?\.bias",
-    "alpha": r"(.+)\.alpha",
-    "diff": r"(.+)\.diff",
-    "diff_b": r"(.+)\.diff_b",
-}
-"""Role of a tensor in its layer -> pattern of its name; the group captures the layer's name."""
-
-_WAN_NAMES = (
-    (r"(patch_[a-z]+)", r"\1"),
-    (r"blocks\.(\d+)\.self_attn\.([qkv])", r"blocks.\1.attn1.to_\2"),
-    (r"blocks\.(\d+)\.self_attn\.o", r"blocks.\1.attn1.to_out.0"),
-    (r"blocks\.(\d+)\.self_attn\.norm_([qk])", r"blocks.\1.attn1.norm_\2"),
-    (r"blocks\.(\d+)\.cross_attn\.([qkv])", r"blocks.\1.attn2.to_\2"),
-    (r"blocks\.(\d+)\.cross_attn\.o", r"blocks.\1.attn2.to_out.0"),
-    (r"blocks\.(\d+)\.cross_attn\.norm_([qk])", r"blocks.\1.attn2.norm_\2"),
-    (r"blocks\.(\d+)\.ffn\.0", r"blocks.\1.ffn.net.0.proj"),
-    (r"blocks\.(\d+)\.ffn\.2", r"blocks.\1.ffn.net.2"),
-    (r"blocks\.(\d+)\.norm3", r"blocks.\1.norm2"),
-    (r"blocks\.(\d+)\.modulation", r"blocks.\1.scale_shift_table"),
-    (r"(time|text)_embedding\.0", r"condition_embedder.\1_embedder.linear_1"),
-    (r"(time|text)_embedding\.2", r"condition_embedder.\1_embedder.linear_2"),
-    (r"time_projection\.1", r"condition_embedder.time_proj"),
-    (r"head\.head", r"proj_out"),
-    (r"head\.modulation", r"norm_out.scale_shift_table"),
-)
-"""Patterns of Wan2.1's layer names -> names in diffusers. Kohya's names are Wan's with "_" instead of "."."""
+_IMAGE_PATCH_CHANNELS = 36
+"""16 channels of the video, 4 of a mask and 16 of an image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,20 +76,18 @@ def read_lora(path: Path) -> dict[str, LoraDelta]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Several files in a folder; DoRA; names that are not understood; layers with one factor only,
-            or whose factors do not fit each other (all listed).
+        ValueError: Several files in a folder; not a safetensors file; DoRA, LoKr, LoHa and others; names that are not
+            understood; layers with one factor only, or whose factors do not fit each other (all listed); rank 0;
+            values that are not finite; nothing for the transformer.
     """
-    path = _lora_file(pathlib.Path(path))
-    with TensorFolder(path) as files:
-        settings = _adapter_settings(files.metadata, path.parent)
-        layers = _sort_by_layer(path, files)
+    path = find_lora_file(path)
+    with open_lora(path) as tensors:
+        layers = _sort_by_layer(tensors)
+        settings = _adapter_settings(tensors.metadata, path) if layers else {}
     deltas: dict[str, LoraDelta] = {}
     problems = collections.defaultdict(list)
     for layer, parts in layers.items():
-        published = _published_layer(layer)
-        for parameter, update in _updates(published, parts, settings).items():
-            # A modulation table is itself a parameter, where other layers have a weight and a bias.
-            name = published if published.endswith("scale_shift_table") else f"{published}.{parameter}"
+        for name, update in _updates(layer, parts, settings).items():
             if isinstance(update, str):
                 problems["incomplete or inconsistent"].append(f"{layer} ({update})")
             elif name in deltas:
@@ -122,83 +99,102 @@ def read_lora(path: Path) -> dict[str, LoraDelta]:
     return deltas
 
 
-def _lora_file(path: pathlib.Path) -> pathlib.Path:
-    """The file itself, or the only safetensors file in a folder."""
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no LoRA file {path}: a safetensors file, or a folder that holds one, is needed")
-    if len(files) > 1:
-        raise ValueError(f"{path} holds several files, name one of them: {', '.join(file.name for file in files)}")
-    return files[0]
-
-
 Parts = dict[str, np.ndarray]
 """The tensors of one layer by role."""
 
 
-def _sort_by_layer(path: pathlib.Path, files: TensorFolder) -> dict[str, Parts]:
-    """All tensors of a file, as layer (without the prefix of its namespace) -> role -> tensor."""
+def _sort_by_layer(tensors: LoraTensors) -> dict[str, Parts]:
+    """All tensors of a file, as layer (without the wrappers' names) -> role -> tensor."""
     problems = collections.defaultdict(list)
-    layers: dict[str, Parts] = collections.defaultdict(dict)
-    for name in files.tensors:
-        found = [(role, match[1]) for role, pattern in _ROLES.items() if (match := re.fullmatch(pattern, name))]
-        if "dora_scale" in name or "lora_magnitude_vector" in name:
-            problems["of DoRA, which cannot be merged as LoRA"].append(name)
-        elif not found:
+    skipped = collections.Counter()
+    places: dict[tuple[str, str], str] = {}
+    for name in tensors.names:
+        if part := skipped_part(name):
+            skipped[part] += 1
+        elif method := other_method(name):
+            problems[f"of {method}, which cannot be merged as LoRA"].append(name)
+        elif (parsed := parse_name(name)) is None:
             problems["with names that are not understood"].append(name)
+        elif (parsed.layer, parsed.role) in places:
+            problems["given twice"].append(name)
         else:
-            [(role, layer)] = found  # the patterns end differently: a name matches one of them at most
-            layer = re.sub(f"^{_PREFIXES}", "", layer)
-            if role in layers[layer]:
-                problems["given twice"].append(name)
-            layers[layer][role] = files.read(name)
-    raise_problems(f"{path} is not a usable LoRA file; tensors:", problems)
+            places[parsed.layer, parsed.role] = name
+    # All names are judged before the first tensor is read.
+    raise_problems(f"{tensors.path} is not a usable LoRA file; tensors:", problems)
+    for name in _image_patches(tensors, places):
+        skipped[IMAGE_LAYERS] += 1
+        places = {place: other for place, other in places.items() if other != name}
+    if skipped:
+        parts = " and ".join(f"{count} of {part}" for part, count in skipped.items())
+        if not places:
+            raise ValueError(f"{tensors.path} updates nothing in this model: all its tensors are {parts}")
+        warn_user(f"{tensors.path}: skipped tensors that have no place in this model, {parts}")
+    layers: dict[str, Parts] = collections.defaultdict(dict)
+    for (layer, role), name in places.items():
+        layers[layer][role] = tensors.read(name, integers=role == "alpha")
     return layers
 
 
-def _published_layer(layer: str) -> str:
-    """A layer's name in diffusers; unknown names are returned unchanged."""
-    # Kohya replaces every "." by "_". No rule undoes that, since names such as "self_attn" have underscores of their
-    # own: the patterns of the table are translated instead.
-    kohya = layer.startswith("lora_unet_")
-    for pattern, published in _WAN_NAMES:
-        if kohya:
-            pattern = "lora_unet_" + pattern.replace(r"\.", "_")
-        if re.fullmatch(pattern, layer):
-            return re.sub(f"^{pattern}$", published, layer)
-    return layer
+def _image_patches(tensors: LoraTensors, places: Mapping[tuple[str, str], str]) -> list[str]:
+    """Tensors for the patch embedding of image-to-video models, which reads a mask and an image next to the video."""
+    return [
+        name
+        for (layer, role), name in places.items()
+        if role not in ("diff_b", "up_bias")
+        and published_parameters(layer)[0] == "patch_embedding.weight"
+        and any(
+            tensors.shape(places[layer, main])[1:2] == (_IMAGE_PATCH_CHANNELS,)
+            for main in ("down", "diff")
+            if (layer, main) in places
+        )
+    ]
 
 
 Update = tuple[tuple[np.ndarray, ...], float]
 
 
 def _updates(layer: str, parts: Parts, settings: Mapping[str, Any]) -> dict[str, Update | str]:
-    """Updates of a layer's "weight" and "bias": factors and their weight, or a description of the problem."""
+    """A layer's updates by published name: factors and their weight, or a description of the problem."""
+    weight_name, bias_name, table_name = published_parameters(layer)
     updates: dict[str, Update | str] = {}
     # The bias that belongs to B is scaled like the product B A; dense updates are not scaled at all.
     weight = 1.0
     if parts.keys() & {"down", "up", "up_bias", "alpha"}:
         if not {"down", "up"} <= parts.keys():
-            return {"weight": f"{' and '.join(parts)} given; A (lora_down) and B (lora_up) needed"}
+            return {weight_name: f"{' and '.join(parts)} given; A (lora_down) and B (lora_up) needed"}
         up, down = parts["up"], parts["down"]
-        if up.size != up.shape[0] * down.shape[0]:
-            return {"weight": f"B {up.shape} and A {down.shape} do not have one rank"}
-        weight = _alpha_over_rank(layer, parts, settings)
-        updates["weight"] = (up, down), weight
-    for role, parameter, factor in (("diff", "weight", 1.0), ("diff_b", "bias", 1.0), ("up_bias", "bias", weight)):
+        if problem := _problem_of_factors(up, down):
+            return {weight_name: problem}
+        factor = _alpha_over_rank(weight_name.removesuffix(".weight"), parts, settings)
+        if isinstance(factor, str):
+            return {weight_name: factor}
+        weight = factor
+        updates[weight_name] = (up, down), weight
+    dense = (("diff", weight_name, 1.0), ("diff_b", bias_name, 1.0), ("diff_m", table_name, 1.0))
+    for role, name, factor in (*dense, ("up_bias", bias_name, weight)):
         if role in parts:
-            twice = f"its {parameter} is updated twice"
-            updates[parameter] = twice if parameter in updates else ((parts[role],), factor)
+            twice = f"its {name.rpartition('.')[2]} is updated twice"
+            updates[name] = twice if name in updates else ((parts[role],), factor)
     return updates
 
 
-def _alpha_over_rank(layer: str, parts: Parts, settings: Mapping[str, Any]) -> float:
-    # The layer's own tensor takes precedence over the settings of the whole file.
+def _problem_of_factors(up: np.ndarray, down: np.ndarray) -> str | None:
+    """What keeps B and A from being multiplied."""
+    if up.ndim < 2 or down.ndim < 2:
+        return f"B {up.shape} and A {down.shape} are not matrices"
+    if not up.size or not down.size:
+        return f"B {up.shape} and A {down.shape} have rank 0 or no values"
+    if up.shape[1] != down.shape[0] or math.prod(up.shape[2:]) != 1:
+        return f"B {up.shape} and A {down.shape} do not have one rank"
+    return None
+
+
+def _alpha_over_rank(layer: str, parts: Parts, settings: Mapping[str, Any]) -> float | str:
+    """The factor of a layer's product, or what is wrong with its alpha."""
     rank = parts["down"].shape[0]
-    if "alpha" in parts:
-        return float(parts["alpha"].reshape(())) / rank
+    if "alpha" in parts:  # The layer's own tensor takes precedence over the settings of the whole file.
+        alpha = parts["alpha"]
+        return float(alpha.reshape(())) / rank if alpha.size == 1 else f"alpha has shape {alpha.shape}, not one value"
     alpha = settings.get("lora_alpha", rank)
     # PEFT's keys are regular expressions that match the end of a layer's name; the first match wins.
     for pattern, special in settings.get("alpha_pattern", {}).items():
@@ -208,15 +204,39 @@ def _alpha_over_rank(layer: str, parts: Parts, settings: Mapping[str, Any]) -> f
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _adapter_settings(metadata: Mapping[str, str], folder: pathlib.Path) -> dict[str, Any]:
-    """PEFT's settings of the adapter, from the file's header or from the file that PEFT writes next to it."""
+def _adapter_settings(metadata: Mapping[str, str], file: pathlib.Path) -> dict[str, Any]:
+    """PEFT's settings of the adapter, from the file's header or from the file that PEFT writes next to it.
+
+    Raises:
+        ValueError: They are no JSON object, describe another method, or have an alpha that is no number.
+    """
+    beside = file.parent / "adapter_config.json"
     if "lora_adapter_metadata" in metadata:
-        settings = json.loads(metadata["lora_adapter_metadata"])
-        settings = {key.removeprefix("transformer."): value for key, value in settings.items()}
-    elif (folder / "adapter_config.json").is_file():
-        settings = read_json(folder / "adapter_config.json")
+        source, text = f"lora_adapter_metadata in the header of {file}", metadata["lora_adapter_metadata"]
+    elif beside.is_file():
+        source, text = str(beside), beside.read_bytes()
     else:
         return {}
-    if settings.get("use_dora"):
-        raise ValueError(f"the LoRA in {folder} is a DoRA, which cannot be merged as LoRA")
-    return settings
+    try:
+        settings = json.loads(text)
+        if not isinstance(settings, dict):
+            raise ValueError("an object is needed")
+    except ValueError as error:
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
+    settings = {key.removeprefix("transformer."): value for key, value in settings.items()}
+    method = "DoRA" if settings.get("use_dora") else str(settings.get("peft_type") or "LORA")
+    if method != "LORA":
+        raise ValueError(f"{source}: the adapter is a {method}, which cannot be merged as LoRA")
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{source}: alpha_pattern={patterns!r}; a mapping from layers to numbers is needed")
+    checked = {"use_rslora": bool(settings.get("use_rslora")), "alpha_pattern": {}}
+    for pattern, alpha in patterns.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{source}: alpha_pattern has {pattern!r}, which is no pattern: {error}") from error
+        checked["alpha_pattern"][pattern] = finite_number(alpha, f"{source}: alpha_pattern[{pattern!r}]")
+    if settings.get("lora_alpha") is not None:
+        checked["lora_alpha"] = finite_number(settings["lora_alpha"], f"{source}: lora_alpha")
+    return checked

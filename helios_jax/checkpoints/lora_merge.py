@@ -1,38 +1,72 @@
 """Merging LoRA files into a transformer's weights.
 
-    W <- W + scale (alpha / rank) B A           low-rank updates; A [rank, in], B [out, rank]               (1)
-    W <- W + scale dW                           dense updates                                               (2)
+    W <- W + sum over files of scale (alpha / rank) B A        low-rank updates; A [rank, in], B [out, rank]      (1)
+    W <- W + sum over files of scale dW                        dense updates                                      (2)
 
-A patch embedding's A is a convolution kernel [rank, in, frames, rows, columns] and its B a pointwise one. The
-products are computed in fp32 and each weight is rounded once, to the dtype that it is stored in.
+A patch embedding's A is a convolution kernel [rank, in, frames, rows, columns] and its B a pointwise one. Products and
+sums are computed in fp32 and each weight is rounded once, to the dtype that it is stored in. ``lora_set`` keeps what
+is needed to remove a file again.
 """
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from helios_jax.checkpoints.components import raise_problems
-from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, Layout, published_entries
+from helios_jax.checkpoints.components import find_component, raise_problems
+from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, Layout, ParamPath, published_entries
+from helios_jax.checkpoints.lora_argument import lora_scale
 from helios_jax.checkpoints.lora_files import LoraDelta, read_lora
+from helios_jax.config import TransformerConfig
 from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.typing import AnyArray, Array, Float, Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """One update of one published tensor.
+
+    Attributes:
+        name: Published name of the tensor.
+        entry: Its place in our parameters.
+        delta: The update.
+        weight: What the update is multiplied by: scale times alpha / rank.
+    """
+
+    name: str
+    entry: Entry
+    delta: LoraDelta
+    weight: float
+
+
+Changes = Mapping[ParamPath, Sequence[Change]]
+"""The updates of every parameter that is touched."""
+
+
+def check_lora(path: Path, config: TransformerConfig) -> None:
+    """Checks that a LoRA file can be merged into a transformer of this configuration, before its weights are loaded.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: See ``merge_lora_file``.
+    """
+    changes_of(path, read_lora(path), find_component("transformer").abstract(config, jnp.bfloat16), 1.0)
 
 
 def merge_lora_file[M: ConfiguredModule](
     transformer: Network[M], path: Path, scale: float = 1.0, *, donate: bool = False
 ) -> Network[M]:
-    """Merges a LoRA file into a transformer, on its device(s).
+    """Merges a LoRA file into a transformer, on its device(s), for good.
 
     Args:
         transformer: The transformer; its arrays stay valid, since running streams may use them.
         path: See ``read_lora``.
-        scale: Strength; -scale undoes an earlier merge up to rounding.
+        scale: Strength; negative or zero as well.
         donate: Give up the transformer's arrays. The merge then needs memory for one more layer, instead of a second
             copy of every parameter that changes.
 
@@ -41,46 +75,109 @@ def merge_lora_file[M: ConfiguredModule](
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The errors of ``read_lora``; updates of tensors that this transformer does not have, or has in
-            another shape (all listed).
+        ValueError: The errors of ``read_lora``; a scale that is not finite; updates of tensors that this transformer
+            does not have, or has in another shape (all listed); weights that would not be finite.
     """
-    deltas = read_lora(path)
-    entries = published_entries(transformer.module, TRANSFORMER)
-    _check_fit(path, deltas, entries)
-    updates = collections.defaultdict(list)
-    for name, delta in deltas.items():
-        updates[entries[name].path].append((entries[name], delta))
+    scale = lora_scale(scale)
+    changes = changes_of(path, read_lora(path), transformer.module, scale)
     state = dict(nnx.to_flat_state(transformer.params))
-    for parameter, changes in updates.items():
-        array = state[parameter][...]
-        home = array.sharding
+    arrays = {parameter: state[parameter][...] for parameter in changes}
+    return with_arrays(transformer, merged_arrays(arrays, changes, path, donate=donate))
+
+
+def changes_of(path: Path, deltas: Mapping[str, LoraDelta], module: nnx.Module, scale: float) -> Changes:
+    """Assigns a file's updates to the parameters of a transformer, concrete or abstract.
+
+    Raises:
+        ValueError: The transformer lacks a tensor, or has it in another shape (all listed).
+    """
+    entries = published_entries(module, TRANSFORMER)
+    _check_fit(path, deltas, entries)
+    changes: dict[ParamPath, list[Change]] = collections.defaultdict(list)
+    for name, delta in deltas.items():
+        change = Change(name=name, entry=entries[name], delta=delta, weight=scale * delta.weight)
+        changes[entries[name].path].append(change)
+    return changes
+
+
+def merged_arrays(
+    arrays: Mapping[ParamPath, Array],
+    changes: Changes,
+    source: object,
+    *,
+    homes: Mapping[ParamPath, jax.sharding.Sharding] | None = None,
+    donate: bool = False,
+) -> dict[ParamPath, Array]:
+    """Adds updates to parameters; several updates of one tensor are added up before it is rounded.
+
+    Args:
+        arrays: Every parameter that is updated, without updates.
+        changes: The updates.
+        source: Where they come from, for errors.
+        homes: Where each result is to be; by default where the array is.
+        donate: Give up ``arrays``.
+
+    Returns:
+        The updated parameters.
+
+    Raises:
+        ValueError: A weight would not be finite.
+    """
+    merged: dict[ParamPath, Array] = {}
+    finite: dict[str, Array] = {}
+    for parameter, updates in changes.items():
+        home = arrays[parameter].sharding if homes is None else homes[parameter]
         # Parameters in host memory are moved to the device one at a time, and back after the merge. ``_add`` donates
-        # its argument, so a caller who keeps the transformer needs a copy: ``may_alias=False`` makes ``device_put``
-        # copy even if the array is on the device already.
-        array = jax.device_put(array, home.with_memory_kind("device"), may_alias=None if donate else False)
-        for entry, delta in changes:
-            weight = np.float32(scale * delta.weight)
-            array = _add(array, entry.layer, delta.factors, weight, entry.layout, entry.columns)
-        state[parameter] = state[parameter].replace(jax.device_put(array, home))
+        # its argument, so a caller who keeps the arrays needs a copy: ``may_alias=False`` makes ``device_put`` copy
+        # even if the array is on the device already.
+        device = home.with_memory_kind("device")
+        array = jax.device_put(arrays[parameter], device, may_alias=None if donate else False)
+        for name, several in _by_tensor(updates).items():
+            entry = several[0].entry
+            factors = tuple(change.delta.factors for change in several)
+            with np.errstate(over="ignore"):  # What overflows is found in the sum.
+                weights = tuple(np.float32(change.weight) for change in several)
+            array, finite[name] = _add(array, entry.layer, factors, weights, entry.layout, entry.columns)
+        merged[parameter] = jax.device_put(array, home)
+    wrong = [name for name, is_finite in finite.items() if not is_finite]
+    raise_problems(f"with {source} merged, weights would not be finite; tensors:", {"that overflow": wrong})
+    return merged
+
+
+def with_arrays[M: ConfiguredModule](transformer: Network[M], arrays: Mapping[ParamPath, Array]) -> Network[M]:
+    """The transformer with some parameters replaced."""
+    state = dict(nnx.to_flat_state(transformer.params))
+    for parameter, array in arrays.items():
+        state[parameter] = state[parameter].replace(array)
     return dataclasses.replace(transformer, params=nnx.from_flat_state(list(state.items())))
+
+
+def _by_tensor(changes: Iterable[Change]) -> dict[str, list[Change]]:
+    groups: dict[str, list[Change]] = collections.defaultdict(list)
+    for change in changes:
+        groups[change.name].append(change)
+    return groups
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "columns"), donate_argnames="parameter")
 def _add(
     parameter: Array,
     layer: int | Array | None,
-    factors: tuple[AnyArray, ...],
-    weight: AnyArray,
+    factors: tuple[tuple[AnyArray, ...], ...],
+    weights: tuple[AnyArray, ...],
     layout: Layout,
     columns: slice | None = None,
-) -> Array:
-    """Adds an update to (a layer, columns of) a parameter in place."""
+) -> tuple[Array, Array]:
+    """Adds updates to (a layer, columns of) a parameter in place; also returns whether the result is finite."""
     # One call per published tensor, so only one tensor's fp32 product exists at a time. A stack's layer is
     # traced: all layers of a stack share a program.
     place = (..., columns or slice(None)) if layer is None else (layer, ..., columns or slice(None))
     old = parameter[place]
-    new = (old.astype(jnp.float32) + weight * layout.to_ours(_product(*factors))).astype(old.dtype)
-    return parameter.at[place].set(new)
+    total = old.astype(jnp.float32)
+    for update, weight in zip(factors, weights, strict=True):
+        total = total + weight * layout.to_ours(_product(*update))
+    new = total.astype(old.dtype)
+    return parameter.at[place].set(new), jnp.isfinite(new).all()
 
 
 def _product(up: AnyArray, down: AnyArray | None = None) -> Float[Array, "..."]:

@@ -28,6 +28,7 @@ from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
 from helios_jax.data.moving_shapes.source import MovingShapes
 from helios_jax.data.workers import ahead_of_time
+from helios_jax.evaluation.caption_sheet import caption_sheet
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.typing import UInt8
 
@@ -124,7 +125,7 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     text = json.dumps(result, indent=1)
     (out / "scores.json").write_text(f'{text[:-2]},\n "videos": [\n  {lines}\n ]\n}}\n')
-    show(out, frames, again, videos)
+    show(out, frames, again, videos, captions)
     return result
 
 
@@ -180,16 +181,20 @@ def _rate(right: int, total: int) -> str:
     return f"{100 * right / total:.1f} % ({right} of {total})"
 
 
-def show(out: Path, scenes: Clips, again: Clips, videos: Clips) -> None:
-    """Writes the first videos; from top to bottom the scene, the scene through the VAE, and the sample."""
+def show(out: Path, scenes: Clips, again: Clips, videos: Clips, captions: Sequence[str]) -> None:
+    """Writes the first videos.
+
+    From top to bottom, samples.webp has the scene, the scene through the VAE, and the sample; samples.png has frames
+    of each sample under its caption.
+    """
     from PIL import Image
 
     rows = [np.concatenate(list(clips[:SHOWN]), axis=2) for clips in (scenes, again, videos)]
     first, *others = (Image.fromarray(frame) for frame in np.concatenate(rows, axis=1))
     first.save(out / "samples.webp", save_all=True, append_images=others, duration=1000 // FPS, loop=0, quality=50)
     picks = np.linspace(0, FRAMES - 1, 13).round().astype(int)
-    sheet = np.concatenate([np.concatenate(list(clip[picks]), axis=1) for clip in videos[:SHOWN]])
-    Image.fromarray(sheet).save(out / "samples.png", optimize=True)
+    sheet = caption_sheet(videos[:SHOWN, picks], captions[:SHOWN], [int(pick) + 1 for pick in picks])
+    sheet.save(out / "samples.png", optimize=True)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -96,10 +96,21 @@ def merge_lora[M: nnx.Module](module: M) -> M:
     merged = nnx.merge(*nnx.split(module))
     for _, layer in _layers(merged):
         if hasattr(layer, "lora_a"):
-            a, b, scale = layer.lora_a[...], layer.lora_b[...], layer.lora_scale
-            stacked = layer.kernel.ndim > _kernel_ndim(layer)
-            layer.kernel = nnx.Param(_merge(layer.kernel[...], a, b, scale, stacked))
+            layer.kernel = nnx.Param(merged_kernel(layer))
     return strip_lora(merged)
+
+
+def merged_kernel(layer: AdaptableLayer, index: int | None = None) -> Float[Array, "*shape"]:
+    """The kernel of a layer with its adapter folded in, in the kernel's dtype; the layer is not modified.
+
+    Args:
+        layer: A layer with an adapter.
+        index: One layer of a stack, so that no second copy of the stack is needed; ``None``: all of it.
+    """
+    kernel, a, b = (parameter[...] for parameter in (layer.kernel, layer.lora_a, layer.lora_b))
+    if index is not None:
+        kernel, a, b = (jnp.asarray(stack[index]) for stack in (kernel, a, b))
+    return _merge(kernel, a, b, layer.lora_scale, kernel.ndim > _kernel_ndim(layer))
 
 
 def strip_lora[M: nnx.Module](module: M) -> M:

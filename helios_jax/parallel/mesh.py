@@ -12,6 +12,7 @@ largest axis that can be divided evenly. The compiler decides how a computation 
 """
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -61,6 +62,23 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def readable[T](tree: T) -> T:
+    """``tree`` with arrays that every process can read, by ``np.asarray`` for example.
+
+    A process reads what its own devices hold, so arrays that are split over the devices of several processes are
+    gathered on each device. That is collective: every process must call this, in the same order. Other arrays are
+    returned as they are.
+    """
+
+    def gather(array: Any) -> Any:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        assert isinstance(array.sharding, NamedSharding), "only a mesh has devices of several processes"
+        return _with_sharding(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+
+    return jax.tree.map(gather, tree)
+
+
 def replicated_like(tree: Any) -> jax.sharding.Sharding:
     """The sharding that keeps a full copy of a value on every device of the arrays in ``tree``.
 
@@ -72,3 +90,8 @@ def replicated_like(tree: Any) -> jax.sharding.Sharding:
         return NamedSharding(sharding.mesh, PartitionSpec())
     (device,) = sharding.device_set
     return SingleDeviceSharding(device)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _with_sharding(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(array, sharding)

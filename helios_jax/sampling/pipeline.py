@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.checkpoints.lora_merge import merge_lora_file
+from helios_jax.checkpoints.lora_set import LoadedLora, LoraSet
 from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_parts
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
@@ -65,6 +65,7 @@ class HeliosPipeline:
     transformer: Network[HeliosTransformer]
     vae: Network[WanVae]
     text_encoder: TextEncoder | None = None
+    _loras: LoraSet = dataclasses.field(default_factory=LoraSet, init=False, repr=False)
 
     def __repr__(self) -> str:
         if self._is_closed:
@@ -140,15 +141,51 @@ class HeliosPipeline:
         )
         save_parts(parts, folder, layout)
 
-    def load_lora(self, path: Path, scale: float = 1.0) -> "HeliosPipeline":
-        """Merges a LoRA file into the transformer, in place; returns the pipeline.
+    def load_lora(self, path: Path, name: str | None = None, scale: float = 1.0) -> "HeliosPipeline":
+        """Merges a LoRA file into the transformer, next to those that are loaded already; returns the pipeline.
+
+        The weights depend only on which files are loaded with which scales: each weight is the original one plus the
+        sum of all updates, rounded once. ``unload_lora`` therefore restores the weights bit for bit, in any order. For
+        this the originals of all parameters that a file touches are kept in host memory, up to 28 GB for a file that
+        updates every layer of the 14B model in bfloat16, and the files' own updates. Streams that are running keep
+        the weights that they started with. ``save`` writes the weights with all loaded files merged.
 
         Args:
-            path: safetensors with diffusers/PEFT names or Kohya-style Wan names.
-            scale: Strength; -scale undoes an earlier merge up to rounding.
+            path: A safetensors file with the names of diffusers, PEFT, Wan2.1 or Kohya's trainers (see
+                ``helios_jax.checkpoints.lora_files``), or a folder that holds one.
+            name: Name for ``set_lora`` and ``unload_lora``; by default that of the file without its ending.
+            scale: Strength; negative or zero as well.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The name is taken, or is a number (write ``scale=0.8``); the scale is not finite; the file
+                cannot be merged into this transformer. The pipeline is then as it was.
         """
-        self.transformer = merge_lora_file(self.transformer, path, scale)
+        self.transformer, self._loras = self._loras.with_file(self.transformer, path, name, scale)
         return self
+
+    def set_lora(self, name: str, scale: float) -> "HeliosPipeline":
+        """Gives a loaded LoRA another strength; returns the pipeline.
+
+        Raises:
+            ValueError: No LoRA of this name is loaded, or the scale is not finite.
+        """
+        self.transformer, self._loras = self._loras.with_scale(self.transformer, name, scale)
+        return self
+
+    def unload_lora(self, name: str) -> "HeliosPipeline":
+        """Removes a LoRA as if it had never been loaded, bit for bit; returns the pipeline.
+
+        Raises:
+            ValueError: No LoRA of this name is loaded.
+        """
+        self.transformer, self._loras = self._loras.without(self.transformer, name)
+        return self
+
+    @property
+    def loras(self) -> dict[str, LoadedLora]:
+        """The loaded LoRAs by name, in the order in which they were loaded, each with its path and scale."""
+        return dict(self._loras.loras)
 
     def close(self) -> None:
         """Lets go of the networks, whose device memory is free as soon as no stream or other pipeline uses them.

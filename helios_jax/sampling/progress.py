@@ -1,5 +1,6 @@
 """A progress bar for a stream: steps dispatched, frames per second."""
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,27 +11,53 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Counts steps as they are dispatched and shows the speed of the last chunk; silent when not enabled."""
+    """Counts steps as they are dispatched and shows the speed of the last chunk; silent when not enabled.
+
+    A context manager: leaving it closes the bar.
+    """
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._bar: Any = None
-        self._last: int | None = None
+        self._num_chunks: int | None = None
 
     def start(self, stream: "Stream") -> None:
         """Opens the bar."""
         if self._enabled:
             from tqdm.auto import tqdm
 
-            self._last = stream.request.num_chunks
-            self._bar = tqdm(total=stream.num_steps, unit="step", desc="chunk 0")
+            self._num_chunks = stream.request.num_chunks
+            # The first step of every level waits for its program, which may be compiled for minutes.
+            self._bar = tqdm(total=stream.num_steps, unit="step", desc="compiling", file=sys.stderr)
+
+    def write(self, line: str) -> None:
+        """Prints a line to standard output, above the bar if there is one."""
+        if self._bar is None:
+            print(line, flush=True)
+            return
+        with self._bar.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Closes the bar; a second call does nothing."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def on_step(self, then: Callable[[StepInfo], None] | None) -> Callable[[StepInfo], None]:
         """A step callback that moves the bar and calls ``then``."""
 
         def call(info: StepInfo) -> None:
-            if self._bar is not None:
-                self._bar.update()
+            bar = self._bar
+            # A chunk that was interrupted is sampled again, so there may be more steps than planned.
+            if bar is not None and (bar.total is None or bar.n < bar.total):
+                bar.update()
             if then is not None:
                 then(info)
 
@@ -42,10 +69,12 @@ class Progress:
         def call(chunk: "Chunk") -> None:
             if self._bar is not None:
                 frames = chunk.frames.shape[0] * chunk.frames.shape[1]
-                self._bar.set_description(f"chunk {chunk.index + 1}", refresh=False)
+                done = chunk.index + 1
+                total = "" if self._num_chunks is None else f" of {self._num_chunks}"
+                self._bar.set_description(f"{done}{total} chunk{'s' if done != 1 or total else ''}", refresh=False)
                 self._bar.set_postfix_str(f"{frames / chunk.seconds:.2f} frames/s")
-                if chunk.index + 1 == self._last:
-                    self._bar.close()
+                if done == self._num_chunks:
+                    self.close()
             if then is not None:
                 then(chunk)
 

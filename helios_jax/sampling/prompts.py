@@ -8,16 +8,13 @@ elementwise on the zero-padded embeddings, as the research code of Helios does (
 chunk still shows the old prompt, the last one the new. With n = 0 or 1 the new prompt takes effect at once.
 """
 
-import csv
 import dataclasses
-import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.typing import Array, Float, Path, Sequence
+from helios_jax.typing import Array, Float, Sequence
 
 NEGATIVE_PROMPT = (
     "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
@@ -173,62 +170,3 @@ class PromptSchedule:
         for start, entry in list(zip(self.starts, embeds, strict=True))[1:]:
             timeline.set(entry, self.blend_chunks, at=start)
         return timeline
-
-
-def read_prompt_file(path: Path, **schedule: Any) -> dict[str, PromptSchedule]:
-    """Reads prompts for many videos.
-
-    A ``.txt`` file has one prompt per line; the key is the line's number, blank lines are skipped. A ``.csv`` file
-    has a header with the columns ``id`` and ``prompt``, and for videos with several prompts ``prompt_index``, the
-    order of the prompts of one id; a text in the column ``refined_prompt`` replaces that in ``prompt``.
-
-    Args:
-        path: The file, UTF-8.
-        **schedule: Other fields of every ``PromptSchedule``: ``chunks_per_prompt``, ``blend_chunks``.
-
-    Returns:
-        One schedule per line or id, in the file's order; a single prompt is a schedule of length one.
-
-    Raises:
-        ValueError: Another file type, a missing column, a bad row, or no prompts at all.
-    """
-    path = pathlib.Path(path)
-    if path.suffix not in (".txt", ".csv"):
-        raise ValueError(f"{path}: prompts are read from .txt or .csv files, not from {path.suffix!r}")
-    prompts = _read_lines(path) if path.suffix == ".txt" else _read_rows(path)
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts")
-    return {name: PromptSchedule(prompts=texts, **schedule) for name, texts in prompts.items()}
-
-
-def _read_lines(path: pathlib.Path) -> dict[str, list[str]]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return {str(number): [line.strip()] for number, line in enumerate(lines, 1) if line.strip()}
-
-
-def _read_rows(path: pathlib.Path) -> dict[str, list[str]]:
-    """Prompts of each id in the order of ``prompt_index``."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        columns = reader.fieldnames or []
-        if missing := {"id", "prompt"} - set(columns):
-            raise ValueError(f"{path}, line 1: missing columns {sorted(missing)}, found {list(columns)}")
-        found: dict[str, dict[int, str]] = {}
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row:
-                raise ValueError(f"{where}: more than {len(columns)} fields; put quotes around text with commas")
-            text = row.get("refined_prompt", "").strip() or row["prompt"].strip()
-            if not text:
-                raise ValueError(f"{where}: the prompt is empty")
-            index = row.get("prompt_index", "0")
-            if not index.strip().isdecimal():
-                raise ValueError(f"{where}: prompt_index={index!r} must be a number, 0, 1, 2, ...")
-            of_id = found.setdefault(row["id"], {})
-            if int(index) in of_id:
-                raise ValueError(
-                    f"{where}: id {row['id']!r} has prompt_index {int(index)} twice; "
-                    "number the prompts of one id in the column prompt_index"
-                )
-            of_id[int(index)] = text
-    return {name: [texts[index] for index in sorted(texts)] for name, texts in found.items()}

@@ -17,7 +17,7 @@ from helios_jax.models.network import Network
 from helios_jax.models.tokenization import needed_keys
 from helios_jax.models.vae import WanVae
 from helios_jax.parallel.devices import explains_memory_errors
-from helios_jax.parallel.mesh import on_mesh_of
+from helios_jax.parallel.mesh import on_mesh_of, readable
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo, project_text, remember, rope_table
 from helios_jax.sampling.decoding import decode_and_check
@@ -262,9 +262,11 @@ class Stream:
         pixels, finite = decode_and_check(self._vae, latents, slice_frames=self._slice_frames)
         # In the order of the computation. The context of later chunks is made of latents that have been checked.
         verdicts = [*self._text_verdicts, *(() if index else self._context_verdicts), *levels, (FRAMES, finite)]
+        pixels = readable(pixels)
         # ``remember`` donates the old history. It and the index change together, with no callback in between.
         self._history = remember(self._history, latents, self._anchors(index))
         self.index += 1
+        latents = readable(latents)
         # Start the copies now, so they follow the work without the host; ``device_get`` only waits for them.
         for array in (pixels, latents, *(finite for _, finite in verdicts)):
             array.copy_to_host_async()

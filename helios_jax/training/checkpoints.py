@@ -1,27 +1,31 @@
 """Training checkpoints: everything that changes during a run, written in the background.
 
-    <workdir>/config.json                    the settings that the run began with
     <workdir>/checkpoints/<step>/<player>/   trainable, optimizer, ema, updates, ema_count
-    <workdir>/checkpoints/<step>/progress/   the step and the position in the data
+    <workdir>/checkpoints/<step>/progress/   the step, the position in the data, digests of all arrays
 
-Frozen parameters are omitted: they equal the weights that training starts from. A checkpoint gets its name only when it
-is complete, so a killed run or a full disk leaves the earlier checkpoints intact.
+Frozen parameters are omitted: they equal the weights that training starts from (``run_folder``). A checkpoint gets its
+name only when it is complete, so a killed run or a full disk leaves the earlier checkpoints intact. What is read is
+compared with the digests, so damage on the disk is found; checkpoints of before there were digests are not compared.
 
 Checkpoints in the older layout without players (<step>/trainable, optimizer, ema and progress) can still be read.
 """
 
 import contextlib
+import gc
+import hashlib
 import json
 import logging
 import pathlib
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from helios_jax.checkpoints.components import read_json, write_json
+from helios_jax.checkpoints.digests import digests_of
+from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.state import Items
 from helios_jax.typing import Path
 
@@ -63,6 +67,8 @@ class Checkpoints:
         preservation: Any = policies.AnyPreservationPolicy(kept)
         self.folder = pathlib.Path(folder).resolve()
         self._failed = False
+        self.skipped: dict[str, int] = {}
+        """From the checkpoint that was restored: how many updates of each player had just been skipped in a row."""
         # Orbax logs the traceback of every background thread that fails; the error itself comes back from wait().
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
@@ -77,21 +83,40 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, items: Mapping[str, Any], data: Resumable, *, step: int, wait: bool = False) -> None:
+    def save(
+        self,
+        items: Mapping[str, Any],
+        data: Resumable,
+        *,
+        step: int,
+        skipped: Mapping[str, int] | None = None,
+        wait: bool = False,
+    ) -> None:
         """Starts writing a checkpoint after any earlier one is written; does nothing if the step already has one.
 
         Args:
             items: Pytrees by player, after ``step`` steps. Their arrays may be donated as soon as this returns.
             data: The iterator that yielded the batches of these steps.
             step: How many steps are done.
+            skipped: How many updates of each player were skipped in a row up to this step; none by default.
             wait: Return only when the checkpoint is complete.
 
         Raises:
             OSError: This checkpoint, or the one before it, could not be written.
+            FloatingPointError: The items are not finite.
         """
         self.wait()
         if step not in self.steps:
-            progress = {"step": step, "data": json.dumps(_of_all_processes(json.dumps(data.get_state())))}
+            arrays = by_path(items)
+            if bad := not_finite(arrays):
+                raise FloatingPointError(f"{bad} is not finite after step {step}, which is therefore not saved")
+            progress = {
+                "step": step,
+                "data": json.dumps(_of_all_processes(json.dumps(data.get_state()))),
+                "skipped": json.dumps(dict(skipped or {})),
+                "digests": json.dumps(digests_of(arrays)),
+            }
+            progress["digest"] = _digest(progress)
             with self._explaining_failures():
                 self._checkpointer.save_checkpointables_async(step, {**items, "progress": progress})
         if wait:
@@ -119,12 +144,23 @@ class Checkpoints:
         step = self.steps[-1]
         folder = self.folder / str(step)
         read = self._restore_without_players if (folder / "trainable").exists() else self._restore_players
-        try:
-            items, progress = read(step, abstract)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            before = f"; remove that folder to resume from step {self.steps[-2]}" if len(self.steps) > 1 else ""
-            raise ValueError(f"{folder} is damaged or of another run ({error}){before}") from error
+        instead = f"resume from step {self.steps[-2]}" if len(self.steps) > 1 else "begin again"
+        remedy = f"Move that folder away to {instead}"
+        failure, items, progress = "", {}, {}
+        with quiet():
+            try:
+                items, progress = read(step, abstract)
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+                failure = _reason(error)
+            if failure:
+                # Orbax leaves tasks behind, which report their own failures when they are collected: here, unheard.
+                gc.collect()
+        if failure:
+            raise ValueError(f"{folder} is damaged or of another run ({failure}). {remedy}")
+        if problem := _damage(items, progress, step):
+            raise ValueError(f"{folder} is damaged: {problem}. {remedy}")
         data.set_state(json.loads(_of_this_process(json.loads(progress["data"]))))
+        self.skipped = json.loads(progress.get("skipped", "{}"))
         return int(progress["step"]), items
 
     def _restore_players(self, step: int, abstract: Items) -> tuple[Items, Any]:
@@ -183,58 +219,54 @@ class Checkpoints:
         self.close()
 
 
-def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Sequence[str]) -> None:
-    """Compares the settings of a resumed run with the ones it began with; a new run passes.
-
-    Args:
-        workdir: Folder of the run.
-        settings: Nested settings, as JSON can hold them.
-        may_change: Settings, or groups of them, that a resumed run may change: "steps", "validation".
-
-    Raises:
-        ValueError: Settings that decide what is trained differ; all of them are listed.
-    """
-    file = _settings_file(workdir)
-    if not file.exists():
-        return
-    old, new = dict(_leaves(read_json(file))), dict(_leaves(json.loads(json.dumps(settings))))
-    old = {name: _RENAMED.get(value, value) if name.split(".")[-1] == "class" else value for name, value in old.items()}
-    differing = [
-        f"  {name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, _MISSING) != new.get(name, _MISSING)
-        and not any(name == allowed or name.startswith(allowed + ".") for allowed in may_change)
-    ]
-    if differing:
-        problem = f"{workdir} was begun with other settings; undo the changes or take a new folder:"
-        raise ValueError("\n".join([problem, *differing]))
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what Orbax, TensorStore and asyncio print about an error that is raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # Coroutines that never ran because an earlier one failed.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def write_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Saves the settings of a new or resumed run."""
-    if jax.process_index() == 0:
-        file = _settings_file(workdir)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
+def _damage(items: Items, progress: Mapping[str, Any], step: int) -> str:
+    """What differs from what was written; empty if nothing does."""
+    if "digests" not in progress:
+        return ""
+    if progress.get("digest") != _digest(progress) or int(progress["step"]) != step:
+        return "its progress differs from what was written"
+    arrays, written = by_path(items), json.loads(progress["digests"])
+    found = digests_of(arrays)
+    changed = [path for path in sorted(found.keys() | written.keys()) if found.get(path) != written.get(path)]
+    if changed:
+        return f"{changed[0]} differs from what was written" + (
+            f", and so do {len(changed) - 1} others" if len(changed) > 1 else ""
+        )
+    if bad := not_finite(arrays):
+        return f"{bad} is not finite"
+    return ""
 
 
-def _settings_file(workdir: Path) -> pathlib.Path:
-    return pathlib.Path(workdir) / "config.json"
+def _digest(progress: Mapping[str, Any]) -> str:
+    """The digest of everything else in ``progress``."""
+    rest = {name: str(value) for name, value in sorted(progress.items()) if name != "digest"}
+    return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
 
 
-_MISSING = object()
-
-_RENAMED = {"Checkpoint": "FromCheckpoint"}
-"""Classes whose name has changed since runs saved it in their settings."""
-
-
-def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of nested settings; lists are values."""
-    if isinstance(settings, dict) and settings:
-        for key, value in settings.items():
-            yield from _leaves(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, settings
+def _reason(error: BaseException, length: int = 200) -> str:
+    """The first line of the error at the root of others."""
+    while (root := error.__cause__ or error.__context__) is not None:
+        error = root
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = line if " " in line else f"{type(error).__name__}: {line}"
+    return line if len(line) <= length else f"{line[:length]}..."
 
 
 def _of_all_processes(text: str) -> list[str]:

@@ -21,7 +21,7 @@ All draws are kept in one value per sample (``CorruptionDraws``), which is a fun
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from helios_jax.config import HistoryConfig
 from helios_jax.context import History
 from helios_jax.diffusion.flow import interpolate
 from helios_jax.typing import Array, Bool, Float, Int, Key, Sequence
+from helios_jax.user_input import finite_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +115,8 @@ class Corruption:
         sigma_per: "frame" or "segment": what a noise level is drawn for.
         blur_scale: Range of the relative size that blurred frames are reduced to.
         zero_test: Which frames stay zero: "frame", every zero frame; "window", only frames of windows that are
-            entirely zero. Noise then also reaches zero frames next to real ones, which never happens in sampling.
-        batch_level: The first sample's decisions (clean, mode and size) hold for the whole batch, and a window counts
-            as zero only if it is zero in every sample; off: every sample decides for itself.
+            entirely zero, as published. Noise then also reaches zero frames next to real ones, which never happens in
+            sampling.
     """
 
     clean: float = 0.1
@@ -125,9 +125,13 @@ class Corruption:
     sigma_per: Literal["frame", "segment"] = "frame"
     blur_scale: tuple[float, float] = (0.9, 1.0)
     zero_test: Literal["frame", "window"] = "frame"
-    batch_level: bool = False
 
     def __post_init__(self) -> None:
+        check_probabilities(self, "clean", "blur")
+        finite_number(self.max_sigma, "max_sigma", at_least=0, at_most=1)
+        check_range(self, "blur_scale", at_least=0, at_most=1)
+        if not self.blur_scale[0]:
+            raise ValueError(f"blur_scale={self.blur_scale} must begin above 0")
         if self.sigma_per not in ("frame", "segment"):
             raise ValueError(f"sigma_per {self.sigma_per!r} must be 'frame' or 'segment'")
         if self.zero_test not in ("frame", "window"):
@@ -135,8 +139,8 @@ class Corruption:
 
     @classmethod
     def published(cls) -> "Corruption":
-        """Settings of the released Base and Mid: noise only, decided once per batch."""
-        return cls(blur=0.0, zero_test="window", batch_level=True)
+        """Settings of the released Base and Mid: noise alone, over windows."""
+        return cls(blur=0.0, zero_test="window")
 
     @staticmethod
     def draw(key: Key[Array, ""], shape: Sequence[int]) -> CorruptionDraws:
@@ -165,7 +169,7 @@ def corrupt(
         segments: Which of the T frames share draws.
     """
     first = segments.first_frames
-    clean, mode, scale = (share(u, config.batch_level) for u in (draws.clean, draws.mode, draws.scale[:, first]))
+    clean, mode, scale = draws.clean, draws.mode, draws.scale[:, first]
     sigma = config.max_sigma * (draws.sigma if config.sigma_per == "frame" else draws.sigma[:, first])
     low, high = config.blur_scale
 
@@ -207,13 +211,16 @@ class Saturation:
         clean: Probability that a segment is left unchanged.
         pale: Range of the factors below 1.
         strong: Range of the factors above 1; both ranges are equally likely.
-        batch_level: The first sample's decisions hold for the whole batch; off: every sample decides for itself.
     """
 
     clean: float = 0.1
     pale: tuple[float, float] = (0.3, 0.999)
     strong: tuple[float, float] = (1.001, 1.7)
-    batch_level: bool = False
+
+    def __post_init__(self) -> None:
+        check_probabilities(self, "clean")
+        check_range(self, "pale", at_least=0, at_most=1)
+        check_range(self, "strong", at_least=1)
 
     @staticmethod
     def draw(key: Key[Array, ""], frames: int) -> SaturationDraws:
@@ -227,7 +234,7 @@ def saturate(
 ) -> Float[Array, "B T H W C"]:
     """Shifts the colours of clips, equation (3); zero frames stay zero."""
     first = segments.first_frames
-    clean, side, strength = (share(u[:, first], config.batch_level) for u in (draws.clean, draws.side, draws.strength))
+    clean, side, strength = (u[:, first] for u in (draws.clean, draws.side, draws.strength))
     (low, high), (low2, high2) = config.pale, config.strong
     factor = jnp.where(side < 0.5, low + (high - low) * strength, low2 + (high2 - low2) * strength)
     factor = _per_frame(jnp.where(clean < config.clean, 1.0, factor))
@@ -276,14 +283,23 @@ def _present(x: Float[Array, "B T H W C"], config: Corruption, segments: Segment
     if config.zero_test == "window":
         ids = segments.window_ids
         present = (present[:, None] & (ids == ids[:, None])).any(-1)
-        if config.batch_level:
-            present = jnp.broadcast_to(present.any(0), present.shape)
     return present
 
 
-def share(u: Float[Array, "B *T"], batch_level: bool) -> Float[Array, "B *T"]:
-    """Gives every sample the draws of the first, if decisions are made per batch."""
-    return jnp.broadcast_to(u[:1], u.shape) if batch_level else u
+def check_probabilities(settings: Any, *names: str) -> None:
+    """Raises ValueError naming the first of these fields that is no probability."""
+    for name in names:
+        finite_number(getattr(settings, name), name, at_least=0, at_most=1)
+
+
+def check_range(settings: Any, name: str, *, at_least: float, at_most: float | None = None) -> None:
+    """Raises ValueError unless the field holds two numbers within the limits, the lower one first."""
+    ends = getattr(settings, name)
+    if not isinstance(ends, tuple | list) or len(ends) != 2:
+        raise ValueError(f"{name}={ends!r} must be two numbers, the lower and the upper end")
+    low, high = (finite_number(end, name, at_least=at_least, at_most=at_most) for end in ends)
+    if low > high:
+        raise ValueError(f"{name}={ends!r}: the lower end comes first")
 
 
 def _per_frame(value: Array) -> Array:

@@ -1,16 +1,17 @@
 """Settings of the training data: encoded clips, or scenes of a procedural world."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import HistoryConfig
 from helios_jax.data.helios_latents.reader import open_latents
-from helios_jax.data.helios_latents.record import LatentRecord
+from helios_jax.data.helios_latents.record import LatentRecord, Size
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
-from helios_jax.training.loaders import latent_loader, video_loader
-from helios_jax.training.sources import OnError
+from helios_jax.training.sources import InMemory, OnError
 from helios_jax.training.text_formats import PaddedEmbeds, TextFormat, Tokens
+from helios_jax.user_input import finite_number, user_path, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,21 +41,45 @@ class Latents:
     threads: int = 4
 
     def __post_init__(self) -> None:
+        finite_number(self.drop_text, "data.drop_text")
         if not 0 <= self.drop_text < 1 or (self.drop_text and not self.tokenizer):
             raise ValueError(
                 f"drop_text={self.drop_text} must be in [0, 1), and 0 without a tokenizer: stored embeddings do not "
                 "include that of the empty text"
             )
 
+        if isinstance(self.folders, str) or not self.folders:
+            raise ValueError(f"data.folders={self.folders!r} must be a list of at least one data set")
+        if self.ratios and len(self.ratios) != len(self.folders):
+            raise ValueError(
+                f"data.ratios={self.ratios} must have one ratio for each of {len(self.folders)} data.folders"
+            )
+        for ratio in self.ratios:
+            if not finite_number(ratio, "data.ratios", at_least=0):
+                raise ValueError(f"data.ratios={self.ratios} must be above 0; leave out the folder instead")
+        for name in ("tokens", "threads"):
+            whole_number(getattr(self, name), f"data.{name}", at_least=1)
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"data.on_error={self.on_error!r} must be 'raise' or 'skip'")
+
+    def _open(self, folder: str) -> Mapping[Size, Sequence[LatentRecord]]:
+        """The records of each size."""
+        opened = open_latents(user_path(folder, "data.folders"))
+        return (
+            {size: InMemory(records, self.on_error) for size, records in opened.items()} if self.in_memory else opened
+        )
+
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``LatentBatch``."""
+        from helios_jax.training.loaders import latent_loader
+
         text: TextFormat = PaddedEmbeds(tokens=self.tokens)
         if self.tokenizer:
             tokenizer = Tokenizer.from_folder(local_folder(self.tokenizer))
             text = Tokens(tokenizer=tokenizer, tokens=self.tokens, drop=self.drop_text)
         index, count = part
         return latent_loader(
-            [_records(folder) for folder in self.folders] if self.in_memory else self.folders,
+            [self._open(folder) for folder in self.folders],
             batch=batch_size,
             seed=seed,
             text=text,
@@ -93,9 +118,19 @@ class MovingShapes:
     processes: int = 1
     threads: int = 2
 
+    def __post_init__(self) -> None:
+        for name in ("scenes", "frames", "height", "width", "processes", "threads"):
+            whole_number(getattr(self, name), f"data.{name}", at_least=1)
+        whole_number(self.world, "data.world", at_least=0)
+        whole_number(self.length, "data.length", at_least=0)
+        whole_number(self.num_shapes, "data.num_shapes", at_least=0, at_most=3)
+        if self.length and self.length < self.frames:
+            raise ValueError(f"data.length={self.length} must be at least data.frames={self.frames}, or 0")
+
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
         """See ``Data``; yields ``VideoBatch``."""
         from helios_jax.data.moving_shapes import MovingShapes as Scenes
+        from helios_jax.training.loaders import video_loader
 
         scenes = Scenes(
             seed=self.world,
@@ -115,8 +150,3 @@ class MovingShapes:
             process_count=count,
             threads=self.threads,
         )
-
-
-def _records(folder: str) -> list[LatentRecord]:
-    """All records of a data set."""
-    return [records[index] for records in open_latents(folder).values() for index in range(len(records))]

@@ -20,12 +20,12 @@ from helios_jax.parallel.memory import compiler_options
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.flops import training_flops
 from helios_jax.training.log import report
-from helios_jax.training.methods import Method
+from helios_jax.training.methods import Method, SharesDecisions
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.params import Params, unflatten
 from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import microbatches, partition_specs
-from helios_jax.training.state import Items, Restore, TrainState, split_params, start_state, state_items
+from helios_jax.training.state import Items, Restore, TrainState, released_state, split_params, start_state, state_items
 from helios_jax.training.updates import Updater
 from helios_jax.typing import Array, Int, Key
 
@@ -92,6 +92,14 @@ class Descending:
         """See ``Running``."""
         return state_items(self._state)
 
+    def frozen(self) -> Params:
+        """See ``Running``."""
+        return self._frozen
+
+    def release(self) -> None:
+        """See ``Running``."""
+        self._state = released_state(self._state)
+
     def networks(self) -> nnx.Module:
         """See ``Running``."""
         return unflatten(self._graph, self._state.players[PLAYER].averaged | self._frozen)
@@ -106,18 +114,24 @@ class Descending:
 def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updater: Updater, mesh: Mesh) -> Step:
     """The training step: gradients of all microbatches, one update.
 
-    If the loss or the gradient is not finite, the update is skipped and the metric "skipped" is 1.
+    If the loss, the gradient or the update is not finite, the update is skipped and the metric "skipped" is 1.
     """
     count = experiment.accumulation
 
-    def loss(trainable: Params, frozen: Params, batch: Any, keys: Key[Array, " B"]) -> tuple[Array, Metrics]:
-        value, metrics = method.loss(unflatten(graph, trainable | frozen), batch, keys, experiment.execution)
+    def loss(
+        trainable: Params, frozen: Params, first_key: Key[Array, ""], batch: Any, keys: Key[Array, " B"]
+    ) -> tuple[Array, Metrics]:
+        arguments = unflatten(graph, trainable | frozen), batch, keys, experiment.execution
+        if isinstance(method, SharesDecisions):
+            value, metrics = method.microbatch_loss(*arguments, first_key)
+        else:
+            value, metrics = method.loss(*arguments)
         return value, {"loss": value, **metrics}
 
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
         player = state.players[PLAYER]
-        gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen)
         keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
+        gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen, keys[0])
         # Keys belong to samples and are split with the batch: microbatches change memory use, not draws.
         leaves, structure = jax.tree.flatten((batch, keys))
         pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)

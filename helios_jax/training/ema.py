@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from helios_jax.training.params import Params
 from helios_jax.typing import Array, Float, Int
+from helios_jax.user_input import finite_number, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Ema:
     start: int = 0
 
     def __post_init__(self) -> None:
+        finite_number(self.decay, "ema.decay")
+        whole_number(self.start, "ema.start")
         if not 0 <= self.decay < 1 or self.start < 0:
             raise ValueError(f"need 0 <= decay < 1 and start >= 0, got decay={self.decay}, start={self.start}")
 

@@ -20,11 +20,12 @@ from helios_jax.parallel.memory import Remat
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.ema import Ema
 from helios_jax.training.methods import Method
-from helios_jax.training.optimizer import AdamW
-from helios_jax.training.params import Rules
+from helios_jax.training.optimizer import MOST_STEPS, AdamW
+from helios_jax.training.params import Rules, check_pattern, check_rules
 from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import MeshShape
 from helios_jax.typing import Array, Key
+from helios_jax.user_input import finite_number, whole_number
 
 
 @runtime_checkable
@@ -111,6 +112,13 @@ class Lora:
     targets: tuple[str, ...] = ("transformer/.*",)
     excludes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        whole_number(self.rank, "lora.rank", at_least=1)
+        finite_number(self.alpha, "lora.alpha", at_least=0)
+        for name in ("targets", "excludes"):
+            for pattern in getattr(self, name):
+                check_pattern(pattern, f"lora.{name}")
+
     def add[M: nnx.Module](self, networks: M, key: Key[Array, ""]) -> M:
         """The networks with adapters."""
         alpha = self.alpha or self.rank
@@ -138,8 +146,10 @@ class Experiment:
         ema: Moving average of the trained parameters; ``None``: none.
         mesh: How devices share the work.
         validation: Periodic validation; ``None``: none.
-        on_nan: What to do when loss or gradient is not finite: "skip" the update, or "stop". Parameters stay unchanged
-            in either case.
+        on_nan: What to do when loss, gradient or update is not finite: "skip" the update, or "stop". Parameters stay
+            unchanged in either case.
+        max_skipped: Updates skipped in a row after which the run stops. A bad record or an unlucky draw spoils a step
+            or two. Even if every other batch were bad, 20 in a row would come once in two million steps.
         log_every: Steps between two lines of the log; each line has the means over these steps.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: How many of the newest checkpoints are kept.
@@ -162,6 +172,7 @@ class Experiment:
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     validation: Validation | None = None
     on_nan: Literal["skip", "stop"] = "skip"
+    max_skipped: int = 20
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
@@ -169,9 +180,16 @@ class Experiment:
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (*positive, "max_skipped"):
+            whole_number(getattr(self, name), name, at_least=1, at_most=MOST_STEPS)
+        whole_number(self.keep_every, "keep_every", at_least=0)
+        # JAX would keep the low 32 bits of a larger seed, and draw the same for two seeds.
+        whole_number(self.seed, "seed", at_least=0, at_most=2**32 - 1)
+        if self.validation is not None:
+            whole_number(self.validation.every, "validation.every", at_least=1)
+        if self.on_nan not in ("skip", "stop"):
+            raise ValueError(f"on_nan={self.on_nan!r} must be 'skip' or 'stop'")
+        check_rules(self.trainable, "trainable", switch=True)
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}")
 
@@ -196,10 +214,15 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "keep_every",
     "on_nan",
+    "max_skipped",
+    "product",
+    "data.on_error",
+    "data.in_memory",
+    "data.threads",
     "accumulation",
     "remat",
     # The former name of the setting ``remat``: runs that saved it under this name can still be resumed.
     "method.remat",
 )
-"""Settings that a resumed run may change, because they do not decide what is trained (``steps``: as long as the
-learning rate is constant)."""
+"""Settings that a resumed run may change, because they do not decide what is trained. (With a cosine schedule that has
+no length of its own ``steps`` does, see ``run_folder``.)"""

@@ -11,9 +11,13 @@ its past is dropped, with u1 to u3 uniform and n uniform over 0 ... floor(buffer
 
 The kept frames are then corrupted (``helios_jax.training.corruption``). The network reads them through the same
 ``History.tiers`` as in sampling.
+
+Every sample decides for itself. In the published training one draw decided for all samples of a GPU, of which there
+were one or two, and all ranks were seeded alike: ``decide="batch"``.
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +30,14 @@ from helios_jax.training.corruption import (
     CorruptionDraws,
     Saturation,
     SaturationDraws,
+    check_probabilities,
     corrupt_history,
     saturate_history,
-    share,
 )
 from helios_jax.typing import Array, Float, Key, Sequence
+
+Decide = Literal["sample", "batch"]
+"""What a decision is taken for: each sample, or all samples of a step together."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,18 +66,19 @@ class ContextDrop:
         t2v: Probability of an empty context.
         i2v: Probability of the anchor and the short tier alone.
         v2v: Probability of a past that begins at the border of a chunk.
-        batch_level: The first sample's draws decide one form for the whole batch; off: each sample has its own.
     """
 
     t2v: float = 0.4
     i2v: float = 0.1
     v2v: float = 0.4
-    batch_level: bool = False
+
+    def __post_init__(self) -> None:
+        check_probabilities(self, "t2v", "i2v", "v2v")
 
     @classmethod
     def published(cls) -> "ContextDrop":
-        """Settings of the released models: never image-to-video, one form per batch."""
-        return cls(i2v=0.0, batch_level=True)
+        """Probabilities of the released Base and Mid, which never saw the image-to-video form."""
+        return cls(i2v=0.0)
 
     @staticmethod
     def draw(key: Key[Array, ""]) -> DropDraws:
@@ -81,11 +89,11 @@ class ContextDrop:
 
 def drop_context(history: History, draws: DropDraws, config: ContextDrop, layout: HistoryConfig) -> History:
     """Decides the form of each sample's context and zeroes the frames that it lacks."""
-    t2v, i2v, v2v, chunks = (share(u, config.batch_level) for u in (draws.t2v, draws.i2v, draws.v2v, draws.chunks))
+    t2v, i2v, v2v = draws.t2v, draws.i2v, draws.v2v
     size = layout.buffer_frames
     long, mid, _ = layout.tier_sizes
     count, rest = divmod(size, layout.chunk_frames)
-    n = jnp.floor(chunks * (count + 1)).astype(jnp.int32)
+    n = jnp.floor(draws.chunks * (count + 1)).astype(jnp.int32)
     dropped = jnp.select(
         [t2v < config.t2v, i2v < config.i2v, v2v < config.v2v],
         [jnp.full_like(n, size), jnp.full_like(n, long + mid), rest + layout.chunk_frames * n],
@@ -117,20 +125,51 @@ class Injection:
         drop: Forms of context.
         corruption: Noise and blur; ``None``: the true past.
         saturation: Colour shifts; ``None``: none.
+        decide: "sample": every sample has its own form of context, its own kind of corruption, size of blur and colour
+            shift; "batch": the draws of the step's first sample decide these for all samples of the step, in every
+            microbatch. Noise and its level are drawn for each frame of each sample in either case.
     """
 
     layout: HistoryConfig = dataclasses.field(default_factory=HistoryConfig)
     drop: ContextDrop = dataclasses.field(default_factory=ContextDrop)
     corruption: Corruption | None = dataclasses.field(default_factory=Corruption)
     saturation: Saturation | None = dataclasses.field(default_factory=Saturation)
+    decide: Decide = "sample"
+
+    def __post_init__(self) -> None:
+        if self.decide not in get_args(Decide):
+            raise ValueError(f"decide={self.decide!r} must be 'sample' or 'batch'")
 
     @classmethod
-    def published(cls) -> "Injection":
-        """Settings of the released Base and Mid."""
-        return cls(drop=ContextDrop.published(), corruption=Corruption.published(), saturation=None)
+    def published(cls, decide: Decide = "sample") -> "Injection":
+        """Probabilities and kinds of the released Base and Mid: drops of 0.4 / 0 / 0.4, noise alone.
 
-    def draw(self, key: Key[Array, ""], shape: Sequence[int]) -> InjectionDraws:
-        """The draws for one sample whose history has ``shape`` [T, H, W, C]."""
+        Decisions are taken for each sample, which is not published; ``decide="batch"`` takes them as published.
+        """
+        drop, corruption = ContextDrop.published(), Corruption.published()
+        return cls(drop=drop, corruption=corruption, saturation=None, decide=decide)
+
+    def draw(
+        self, key: Key[Array, ""], shape: Sequence[int], first_key: Key[Array, ""] | None = None
+    ) -> InjectionDraws:
+        """The draws for one sample.
+
+        Args:
+            key: The sample's key.
+            shape: Shape [T, H, W, C] of its history.
+            first_key: The key of the first sample of the step, which ``decide="batch"`` takes decisions from; ``None``:
+                ``key``.
+        """
+        own = self._draw(key, shape)
+        if self.decide == "sample" or first_key is None:
+            return own
+        shared, corruption = self._draw(first_key, shape), None
+        if own.corruption is not None and shared.corruption is not None:
+            sigma, noise = own.corruption.sigma, own.corruption.noise
+            corruption = dataclasses.replace(shared.corruption, sigma=sigma, noise=noise)
+        return dataclasses.replace(shared, corruption=corruption)
+
+    def _draw(self, key: Key[Array, ""], shape: Sequence[int]) -> InjectionDraws:
         drop, corruption, saturation = jax.random.split(key, 3)
         frames, *rest = shape
         with_anchor = (1 + frames, *rest)

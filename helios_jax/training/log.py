@@ -1,7 +1,7 @@
 """The log of a run: means over windows of steps, written to files and printed as lines.
 
 The name of a metric decides how it is treated. "<player>/skipped" is 1 at steps that skipped this player's update; the
-other metrics "<player>/..." of such a step are not finite and stay out of the means. Runs with one player have no
+other metrics "<player>/..." of such a step need not be finite and stay out of the means. Runs with one player have no
 prefix: "skipped", "loss". A step may lack some metrics: a mean is over the steps of the window that have the metric.
 """
 
@@ -10,29 +10,40 @@ import math
 import pathlib
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.flops import peak_flops
-from helios_jax.training.metrics import JsonLines, Metrics, MetricWriter, TensorBoard, Writers
+from helios_jax.training.metrics import JsonLines, Metrics, MetricWriter, Writers
+from helios_jax.training.tensorboard import TensorBoard
 
 SKIPPED = "skipped"
 
 
 class Log:
-    """The log of one run; a context manager."""
+    """The log of one run; a context manager.
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path) -> None:
+    Args:
+        experiment: The experiment.
+        workdir: Folder of the run.
+        skipped: How many updates of each player were skipped in a row before this log begins.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, skipped: Mapping[str, int] | None = None) -> None:
         self._experiment = experiment
         self._writer: MetricWriter = Writers([])
         if jax.process_index() == 0:
             self._writer = Writers([JsonLines(workdir), TensorBoard(workdir)])
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, float] | None = None
         self._window: list[dict[str, float]] = []
         self._clock: float | None = None  # starts when the first step, which compiles, is done
         self._timed = 0  # steps of the window on the clock
+        self._wait = 0.0  # seconds that the next step waited for its data
+        self._waited = 0.0  # the sum over the window
+        self.skipped: dict[str, int] = dict(skipped or {})
+        """How many updates of each player were skipped in a row, up to the last step that was flushed."""
         self.flops: float | None = None
         """Operations of a step per sample, for the utilisation of the hardware."""
 
@@ -43,20 +54,24 @@ class Log:
         the host until the step is done, and meanwhile the devices would have nothing queued.
         """
         self.flush()
-        self._pending = step, metrics
+        self._pending, self._wait = (step, metrics, self._wait), 0.0
 
     def flush(self) -> None:
         """Waits for the metrics that were added last.
 
         Raises:
-            FloatingPointError: They are not finite, and ``on_nan`` is "stop".
+            FloatingPointError: They are not finite, and ``on_nan`` is "stop" or too many updates in a row were skipped.
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, wait), self._pending = self._pending, None
+        self._waited += wait
         values = {name: float(value) for name, value in metrics.items()}
-        for player in skipped_players(values):
-            self._warn(step, player, values)
+        skipped = skipped_players(values)
+        for player in _players(values):
+            self.skipped[player] = self.skipped.get(player, 0) + 1 if player in skipped else 0
+            if player in skipped:
+                self._warn(step, player, values)
         self._window.append(values)
         self._timed += self._clock is not None
         if step % self._experiment.log_every == 0 or step == self._experiment.steps:
@@ -73,14 +88,32 @@ class Log:
         if self._clock is not None:
             self._clock += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Measures how long the next step waits for its data."""
+        start = time.perf_counter()
+        yield
+        self._wait += time.perf_counter() - start
+
+    def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
+        """Writes the images and videos among ``files`` where the metrics are looked at."""
+        self._writer.show(step, files)
+
     def _warn(self, step: int, player: str, values: Mapping[str, float]) -> None:
-        """Reports a skipped update; raises FloatingPointError if ``on_nan`` is "stop"."""
-        loss, norm = values[f"{player}loss"], values[f"{player}gradient_norm"]
-        problem = f"{_label(player)}loss {loss:g} or gradient norm {norm:g} is not finite at step {step}"
+        """Reports a skipped update; raises FloatingPointError if it must not or cannot go on."""
+        names = {"loss": "loss", "gradient_norm": "gradient norm", "update_norm": "norm of the update"}
+        found = {text: values[player + name] for name, text in names.items() if player + name in values}
+        bad = ", ".join(f"{text} {value:g}" for text, value in found.items() if not math.isfinite(value))
+        problem = f"{_label(player)}{bad}: not finite at step {step}"
+        advice = "a lower learning rate or more warm-up may help"
         if self._experiment.on_nan == "stop":
+            raise FloatingPointError(f"{problem}; {advice}, --config.on_nan=skip leaves such updates out")
+        # A run that is shorter than the limit would end without a single update.
+        limit = min(self._experiment.max_skipped, self._experiment.steps)
+        if self.skipped[player] >= limit:
             raise FloatingPointError(
-                f"{problem}; a lower learning rate or more warm-up may help, --config.on_nan=skip leaves such "
-                "updates out"
+                f"{problem}; {self.skipped[player]} updates in a row were left out (max_skipped={limit}), so nothing "
+                f"is learned any more: {advice}; the checkpoints are from before that"
             )
         report(f"{problem}: update left out")
 
@@ -88,14 +121,17 @@ class Log:
         """Writes the means of a window and starts the next one."""
         means = window_means(self._window)
         means["memory_gib"] = _memory_gib()
+        means["data_seconds"] = self._waited / len(self._window)
+        means["skipped_in_a_row"] = max(self.skipped.values(), default=0)
         if self._clock is not None:
             now = time.perf_counter()
             means["samples_per_second"] = self._timed * self._experiment.batch_size / (now - self._clock)
+            means["seconds_per_step"] = (now - self._clock) / max(1, self._timed)
             self._clock, self._timed = now, 0
             peak = peak_flops()
             if self.flops is not None and peak is not None:
                 means["mfu"] = means["samples_per_second"] * self.flops / peak
-        self._window = []
+        self._window, self._waited = [], 0.0
         self._writer.write(step, means)
         report(_line(step, self._experiment.steps, means))
 

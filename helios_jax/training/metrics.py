@@ -1,5 +1,6 @@
-"""Metrics of a step, and writers that record them as JSON lines and for TensorBoard."""
+"""Metrics of a step, and writers that record them: as JSON lines here, for TensorBoard in ``tensorboard``."""
 
+import contextlib
 import json
 import pathlib
 import time
@@ -14,10 +15,14 @@ Metrics = dict[str, Float[Array, ""]]
 
 @runtime_checkable
 class MetricWriter(Protocol):
-    """Records scalars by step."""
+    """Records scalars, and what validation shows, by step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records values of one step."""
+        ...
+
+    def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
+        """Records the images (PNG) and videos (mp4) among ``files``."""
         ...
 
     def close(self) -> None:
@@ -45,27 +50,12 @@ class JsonLines:
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self._file.flush()
 
+    def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
+        """Records nothing: the files themselves are in the folder of the run."""
+
     def close(self) -> None:
         """See ``MetricWriter``."""
         self._file.close()
-
-
-class TensorBoard:
-    """Event files for TensorBoard, in ``<folder>/tensorboard``."""
-
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(pathlib.Path(folder) / "tensorboard"))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """See ``MetricWriter``."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """See ``MetricWriter``."""
-        self._writer.close()
 
 
 class Writers:
@@ -79,6 +69,11 @@ class Writers:
         for writer in self._writers:
             writer.write(step, values)
 
+    def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
+        """See ``MetricWriter``."""
+        for writer in self._writers:
+            writer.show(step, files)
+
     def close(self) -> None:
         """See ``MetricWriter``."""
         for writer in self._writers:
@@ -86,10 +81,10 @@ class Writers:
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """Reads what ``JsonLines`` wrote: step -> values. A line that a kill cut short is left out."""
+    """Reads what ``JsonLines`` wrote: step -> values. Lines that a kill cut short or that are damaged are left out."""
     records: dict[int, dict[str, float]] = {}
-    for line in pathlib.Path(file).read_text().splitlines():
-        if line.endswith("}"):
+    for line in pathlib.Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             record = json.loads(line)
             records[record.pop("step")] = record
     return records

@@ -6,7 +6,7 @@
 
 Equation (3) is PyTorch's AdamW: the decay is multiplied by the learning rate. The learning rate of update
 t = 0, 1, ... is the peak times min(1, t / warm-up) and, with the cosine schedule, times (1 + cos(pi x)) / 2, where x
-runs from 0 at the end of the warm-up to 1 at the last step.
+runs from 0 at the end of the warm-up to 1 at the end of the schedule. Updates that are skipped do not count in t.
 """
 
 import dataclasses
@@ -16,7 +16,12 @@ from typing import Any, Literal
 import jax
 import optax
 
-from helios_jax.training.params import Rules, values_by_pattern
+from helios_jax.training.params import Rules, check_rules, values_by_pattern
+from helios_jax.typing import Array
+from helios_jax.user_input import finite_number, whole_number
+
+MOST_STEPS = 2**31 - 1
+"""Steps are counted in int32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,8 @@ class AdamW:
     Attributes:
         learning_rate: Peak learning rate.
         schedule: The learning rate after the warm-up.
+        schedule_steps: Updates until the cosine ends, warm-up included; 0: the steps of the run, which a resumed run
+            cannot change then.
         warmup_steps: Steps over which the learning rate grows linearly from 0.
         betas: b1 and b2 of (2).
         eps: Added to the root of the second moment in (3).
@@ -37,6 +44,7 @@ class AdamW:
 
     learning_rate: float
     schedule: Literal["constant", "cosine"] = "constant"
+    schedule_steps: int = 0
     warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -46,18 +54,32 @@ class AdamW:
     decay_factors: Rules = ()
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
+        for name in ("learning_rate", "eps", "weight_decay", "clip_norm"):
+            finite_number(getattr(self, name), f"optimizer.{name}", at_least=0)
+        for name in ("schedule_steps", "warmup_steps"):
+            whole_number(getattr(self, name), f"optimizer.{name}", at_least=0, at_most=MOST_STEPS)
+        if not self.learning_rate or not self.eps:
             raise ValueError(
-                f"need learning_rate > 0, warmup_steps >= 0 and clip_norm >= 0, got {self.learning_rate}, "
-                f"{self.warmup_steps} and {self.clip_norm}"
+                f"need learning_rate > 0 and eps > 0, got optimizer.learning_rate={self.learning_rate} and "
+                f"optimizer.eps={self.eps}"
             )
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"optimizer.schedule={self.schedule!r} must be 'constant' or 'cosine'")
+        if self.schedule_steps and self.schedule != "cosine":
+            raise ValueError(f"optimizer.schedule_steps={self.schedule_steps} is for the cosine; this one is constant")
+        betas = tuple(self.betas)
+        if len(betas) != 2 or not all(0 <= finite_number(beta, "optimizer.betas") < 1 for beta in betas):
+            raise ValueError(f"optimizer.betas={self.betas} must be two numbers in [0, 1)")
+        check_rules(self.lr_factors, "optimizer.lr_factors")
+        check_rules(self.decay_factors, "optimizer.decay_factors")
 
     def learning_rates(self, total_steps: int) -> optax.Schedule:
         """The learning rate of every update, for parameters of factor 1."""
         if self.schedule == "cosine":
-            if self.warmup_steps >= total_steps:
-                raise ValueError(f"warmup_steps={self.warmup_steps} must end before the last step, {total_steps}")
-            return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup_steps, total_steps)
+            end = self.schedule_steps or total_steps
+            if self.warmup_steps >= end:
+                raise ValueError(f"warmup_steps={self.warmup_steps} must end before the last step of the cosine, {end}")
+            return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup_steps, end)
         return optax.linear_schedule(
             0.0 if self.warmup_steps else self.learning_rate, self.learning_rate, max(1, self.warmup_steps)
         )
@@ -74,6 +96,16 @@ class AdamW:
             optax.scale_by_learning_rate(self.learning_rates(total_steps)),
             optax.stateless(lambda updates, _: jax.tree.map(lambda factor, update: factor * update, factors, updates)),
         )
+
+
+def updates_applied(state: Any) -> Array:
+    """How many updates the optimizer with this state has made, from which its learning rate follows; int32."""
+    schedules = jax.tree.leaves(state, is_leaf=_is_schedule)
+    return next(node.count for node in schedules if _is_schedule(node))
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
 
 
 def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:

@@ -6,6 +6,8 @@ from typing import Any
 
 from flax import nnx, traverse_util
 
+from helios_jax.user_input import finite_number
+
 Params = dict[str, Any]
 """Arrays (or their shapes or shardings) by path, such as "transformer/blocks/attn1/to_qkv/kernel"."""
 
@@ -23,6 +25,31 @@ def unflatten[M: nnx.Module](graph: nnx.GraphDef[M], params: Params) -> M:
     """Inverse of ``flatten``."""
     paths = {tuple(int(part) if part.isdigit() else part for part in path.split("/")): path for path in params}
     return nnx.merge(graph, traverse_util.unflatten_dict({parts: params[path] for parts, path in paths.items()}))
+
+
+def check_rules(rules: Any, what: str, *, switch: bool = False) -> None:
+    """Raises ValueError unless rules are pairs of a valid pattern and a finite value of at least 0.
+
+    Args:
+        rules: The rules.
+        what: Their name, for the error.
+        switch: Whether the values must be 0 or 1.
+    """
+    for rule in rules if isinstance(rules, tuple | list) else [rules]:
+        if not isinstance(rule, tuple | list) or len(rule) != 2:
+            raise ValueError(f"{what}: {rule!r} must be a pair (pattern, value) in a list of pairs")
+        check_pattern(rule[0], what)
+        value = finite_number(rule[1], f"{what}: the value of {rule[0]!r}", at_least=0)
+        if switch and value not in (0, 1):
+            raise ValueError(f"{what}: the value of {rule[0]!r} must be 0 or 1, got {rule[1]!r}")
+
+
+def check_pattern(pattern: Any, what: str) -> None:
+    """Raises ValueError unless ``pattern`` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{what}: {pattern!r} is no regular expression ({error}); '.*' stands for anything") from error
 
 
 def values_by_pattern(rules: Rules, paths: Iterable[str], default: float) -> dict[str, float]:

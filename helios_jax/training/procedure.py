@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from helios_jax.training.metrics import Metrics
+from helios_jax.training.params import Params
 from helios_jax.training.state import Restore
 
 
@@ -40,8 +41,16 @@ class Running(Protocol):
         """The contents of a checkpoint, by player: everything that changes while the procedure runs."""
         ...
 
+    def frozen(self) -> Params:
+        """The parameters that are only read, by path; checkpoints omit them."""
+        ...
+
     def networks(self) -> nnx.Module:
         """The networks to validate and to export, with moving averages where there are any."""
+        ...
+
+    def release(self) -> None:
+        """Frees everything that ``networks`` does not need, such as the optimizer's state. No step can follow."""
         ...
 
     def flops(self, batch: Any) -> float | None:

@@ -4,23 +4,22 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from helios_jax.checkpoints.adapters import save_adapters
-from helios_jax.checkpoints.components import COMPONENTS, find_component, with_parameters
-from helios_jax.checkpoints.diffusers import save_diffusers
+from helios_jax.checkpoints.components import COMPONENTS, write_json
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import PipelineConfig, SchedulerConfig
-from helios_jax.models.lora import adapted_layers, merge_lora
+from helios_jax.models.lora import adapted_layers
 from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.training.experiment import Data
 from helios_jax.training.methods.vae import measure_latents
 from helios_jax.training.networks import Networks
-from helios_jax.training.starts import Precision, load_part
+from helios_jax.training.release import copy_part, copy_tokenizer, save_released
+from helios_jax.training.starts import Precision, check_precision, load_part
+from helios_jax.user_input import user_path, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,9 @@ class Pipeline:
         parts: Folder or hub id of the checkpoint with the tokenizer and the networks that are not trained.
         config: Kind of pipeline.
         scheduler: Settings of its sampler.
-        dtype: Precision of transformer and text encoder.
-        vae_dtype: Precision of the VAE.
+        dtype: Precision of transformer and text encoder: that of trained networks in the product, and that in which
+            validation runs the others. A network that is not trained is copied in the precision it is stored in.
+        vae_dtype: Likewise for the VAE.
     """
 
     parts: str
@@ -40,6 +40,11 @@ class Pipeline:
     scheduler: SchedulerConfig
     dtype: Precision = "bfloat16"
     vae_dtype: Precision = "bfloat16"
+
+    def __post_init__(self) -> None:
+        user_path(self.parts, "parts")
+        for name in ("dtype", "vae_dtype"):
+            check_precision(getattr(self, name), name)
 
     def join(self, networks: Networks, mesh: Mesh | None) -> HeliosPipeline:
         """The pipeline of these networks; the others are loaded, onto the mesh or the default device."""
@@ -58,13 +63,28 @@ class Pipeline:
         )
 
     def export(self, networks: Networks, folder: pathlib.Path) -> None:
-        """See ``Product``. Adapters are also saved separately, as ``folder/lora.safetensors``."""
-        if adapted_layers(networks):
-            save_adapters(networks.transformer, folder / "lora.safetensors")
-        parts: dict[str, Any] = {
-            name: released(name, network, self.dtype) for name, network in _parts(networks).items()
-        }
-        self.join(Networks(**parts), mesh=None).save(folder)
+        """See ``Product``. Adapters of the transformer are also saved separately, as ``folder/lora.safetensors``.
+
+        On the device this needs memory for one layer of one kernel at a time in addition to ``networks``
+        (``training.release``); networks that were not trained do not pass through it.
+
+        Raises:
+            FloatingPointError: A value is not finite; the folder then has no ``model_index.json``, which marks a
+                complete checkpoint.
+        """
+        trained, parts = _parts(networks), local_folder(self.parts)
+        if "transformer" in trained and adapted_layers(trained["transformer"]):
+            save_adapters(trained["transformer"], folder / "lora.safetensors")
+        for name in COMPONENTS:
+            if name in trained:
+                save_released(name, trained[name], folder, self.vae_dtype if name == "vae" else self.dtype)
+            else:
+                copy_part(parts, name, folder)
+        copy_tokenizer(parts, folder)
+        (folder / "scheduler").mkdir(exist_ok=True)
+        write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler.to_diffusers())
+        # Written last: a folder without it is an unfinished checkpoint.
+        write_json(folder / "model_index.json", self.config.to_diffusers(self.scheduler))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,29 +103,17 @@ class MeasuredVae:
     batch_size: int = 4
     dtype: Precision = "float32"
 
+    def __post_init__(self) -> None:
+        whole_number(self.num_batches, "num_batches", at_least=1)
+        whole_number(self.batch_size, "batch_size", at_least=1)
+        check_precision(self.dtype, "dtype")
+
     def export(self, networks: Networks, folder: pathlib.Path) -> None:
         """See ``Product``."""
         batches = self.clips.batches(self.batch_size, (0, 1), seed=0)
         clips = (next(batches) for _ in range(self.num_batches))
         config = measure_latents(Network.of(networks.vae), clips)
-        save_diffusers(released("vae", networks.vae, self.dtype, config), folder, "vae")
-
-
-def released(name: str, network: ConfiguredModule, dtype: Precision, config: Any = None) -> ConfiguredModule:
-    """A copy of a trained network with adapters merged and parameters cast to the dtypes of published checkpoints.
-
-    Args:
-        name: Its name among the networks.
-        network: The network; it is not changed.
-        dtype: Precision to release it in; parameters that are published only in fp32 stay fp32.
-        config: A configuration of the same sizes to release it with; ``None``: its own.
-    """
-    abstract = find_component(name).abstract(config or network.config, dtype)
-    arrays = dict(nnx.to_flat_state(nnx.state(merge_lora(network), nnx.Param)))
-    wanted = nnx.to_flat_state(nnx.state(abstract, nnx.Param))
-    return with_parameters(
-        abstract, {path: jnp.asarray(arrays[path][...], variable.dtype) for path, variable in wanted}
-    )
+        save_released("vae", networks.vae, folder, self.dtype, config)
 
 
 def _parts(networks: Networks) -> dict[str, ConfiguredModule]:

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from helios_jax.parallel.mesh import parameter_sharding
 from helios_jax.training.batch import SAMPLE_AXES
 from helios_jax.typing import Array
+from helios_jax.user_input import whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class MeshShape:
     data: int = 1
     fsdp: int = -1
     context: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "context"):
+            whole_number(getattr(self, name), f"mesh.{name}", at_least=-1)
 
     def build(self) -> Mesh:
         """The mesh of all devices. Raises ValueError when they do not fit."""
@@ -74,15 +79,27 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     return first // size, len(blocks) // size
 
 
-def put_batch(batch: Any, batch_size: int, mesh: Mesh) -> Any:
-    """The global batch, from this process's part of it (numpy arrays).
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raises ValueError unless every microbatch can be divided evenly over the axes data and fsdp.
 
-    Raises:
-        ValueError: The batch cannot be split over the mesh.
+    XLA would pad a microbatch of fewer samples than devices, and compute and communicate everything several times.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
-        raise ValueError(f"a batch of {batch_size} cannot be split over {parts} devices (data x fsdp): use a multiple")
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    parts, samples = data * fsdp, batch_size // accumulation
+    if samples % parts == 0:
+        return
+    problem = (
+        f"a microbatch of {samples} samples (batch_size={batch_size}, accumulation={accumulation}) cannot be divided "
+        f"over {parts} devices (data={data} x fsdp={fsdp})"
+    )
+    possible = [count for count in range(1, batch_size + 1) if batch_size % (count * parts) == 0]
+    if possible:
+        raise ValueError(f"{problem}; accumulation can be {', '.join(map(str, possible[-4:]))}")
+    raise ValueError(f"{problem}; batch_size must be a multiple of {parts}, or the mesh have fewer devices there")
+
+
+def put_batch(batch: Any, batch_size: int, mesh: Mesh) -> Any:
+    """The global batch, which ``check_batch`` accepts, from this process's part of it (numpy arrays)."""
     sharding = NamedSharding(mesh, PartitionSpec(SAMPLE_AXES))
 
     def put(array: np.ndarray) -> jax.Array:

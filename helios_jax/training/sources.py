@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -98,16 +99,47 @@ class Source:
         raise RecordError(f"none of the {len(self.records)} records can be used; the first is {self.where(0)}")
 
 
+class InMemory(Sequence[Any]):
+    """All records of a sequence, read at once. Reading a damaged one raises its error again, as the sequence does.
+
+    Args:
+        records: The sequence, with a method ``where``.
+        on_error: "raise": raise the first error at once.
+    """
+
+    def __init__(self, records: Any, on_error: OnError) -> None:
+        self.where = records.where
+        self._records: list[Any] = []
+        for index in range(len(records)):
+            try:
+                self._records.append(records[index])
+            except RecordError as error:
+                if on_error == "raise":
+                    raise
+                self._records.append(error)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self._records[index]
+        if isinstance(record, RecordError):
+            raise RecordError(str(record))
+        return record
+
+
 def split_by_size(source: Any) -> Mapping[Size, Sequence[Any]]:
     """Groups records by latent size, because a batch has only one size.
 
     Args:
-        source: A folder that ``helios-prepare`` wrote, or a sequence of ``LatentRecord``.
+        source: A folder that ``helios-prepare`` wrote, a sequence of ``LatentRecord``, or such groups already.
 
     Raises:
         FileNotFoundError: The folder holds no finished data set.
         RecordError: The latents of a record have no size.
     """
+    if isinstance(source, Mapping):
+        return source
     if isinstance(source, str | pathlib.Path):
         from helios_jax.data.helios_latents.reader import open_latents
 
@@ -125,7 +157,7 @@ def checked_ratios(sources: Sequence[Any], ratios: Sequence[float] | None) -> Se
     if isinstance(sources, str) or not sources:
         raise ValueError(f"sources={sources!r} must be a list of at least one data set")
     ratios = [1.0] * len(sources) if ratios is None else ratios
-    if len(ratios) != len(sources) or min(ratios) <= 0:
+    if len(ratios) != len(sources) or not all(0 < ratio < math.inf for ratio in ratios):
         raise ValueError(f"need one ratio above 0 for each of {len(sources)} sources, got {list(ratios)}")
     return ratios
 

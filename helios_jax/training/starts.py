@@ -1,13 +1,14 @@
 """The weights that training starts from: random ones, those of Wan2.1, or those of a Helios checkpoint."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from helios_jax.checkpoints.components import COMPONENTS, find_component
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.weights import load_weights
 from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
@@ -15,6 +16,7 @@ from helios_jax.training.methods.vae import prepare_vae
 from helios_jax.training.networks import Networks
 from helios_jax.training.sharding import state_shardings
 from helios_jax.typing import Array, Key, Path
+from helios_jax.user_input import user_path
 
 Precision = Literal["bfloat16", "float32"]
 """Dtype of computation and of frozen parameters; trained parameters are always fp32."""
@@ -35,6 +37,11 @@ class Random:
     text_encoder: TextEncoderConfig | None = None
     vae: VaeConfig | None = None
     dtype: Precision = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_precision(self.dtype, "dtype")
+        if self.transformer is None and self.text_encoder is None and self.vae is None:
+            raise ValueError("Random: give the sizes of at least one network (transformer, text_encoder or vae)")
 
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
         """See ``Start``. Parameters are created with their final sharding."""
@@ -71,6 +78,10 @@ class Wan:
     folder: str
     dtype: Precision = "bfloat16"
 
+    def __post_init__(self) -> None:
+        user_path(self.folder, "folder")
+        check_precision(self.dtype, "dtype")
+
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
         """See ``Start``. The key is not used."""
         from helios_jax.checkpoints.wan import load_wan
@@ -92,6 +103,14 @@ class FromCheckpoint:
     parts: tuple[str, ...] = ("transformer",)
     dtype: Precision = "bfloat16"
 
+    def __post_init__(self) -> None:
+        user_path(self.folder, "folder")
+        check_precision(self.dtype, "dtype")
+        if not self.parts:
+            raise ValueError(f"parts=() must name at least one of {', '.join(COMPONENTS)}")
+        for part in self.parts:
+            find_component(part)
+
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
         """See ``Start``. The key is not used."""
         folder = local_folder(self.folder)
@@ -100,6 +119,12 @@ class FromCheckpoint:
 
 Checkpoint = FromCheckpoint
 """The earlier name of ``FromCheckpoint``, which experiment files may still use."""
+
+
+def check_precision(dtype: str, name: str) -> None:
+    """Raises ValueError naming the choices."""
+    if dtype not in get_args(Precision):
+        raise ValueError(f"{name}={dtype!r} must be 'bfloat16' or 'float32'")
 
 
 def load_part(folder: Path, part: str, dtype: Precision, mesh: Mesh | None) -> Any:

@@ -99,6 +99,16 @@ def _beginning(updaters: Mapping[str, Updater]) -> Callable[[Mapping[str, Params
     return begin
 
 
+def released_state(state: TrainState) -> TrainState:
+    """The state with nothing but ``Player.averaged``; the other arrays are deleted, to make room for the export."""
+    players = {}
+    for name, player in state.players.items():
+        unused = [player.optimizer, player.trainable if player.ema else {}]
+        jax.tree.map(lambda array: array.delete(), unused)
+        players[name] = dataclasses.replace(player, optimizer=(), trainable=player.averaged, ema={})
+    return dataclasses.replace(state, players=players)
+
+
 def state_items(state: TrainState) -> Items:
     """The items that a checkpoint stores of a state."""
     return {

@@ -26,6 +26,7 @@ import numpy as np
 from helios_jax.config import SchedulerConfig
 from helios_jax.diffusion.flow import dynamic_shift_factor, dynamic_shift_mu, shift_sigmas
 from helios_jax.typing import Array, Float, Key
+from helios_jax.user_input import finite_number, whole_number
 
 Density = Literal["logit_normal", "uniform", "mode"]
 Weighting = Literal["none", "sigma_sqrt", "cosmap", "mode"]
@@ -60,7 +61,7 @@ class TimestepSampling:
         shift: Dynamic shift (2): "none", "linear" (f = mu) or "exponential" (f = e^mu, at most 7).
         logit_mean: Mean of (3).
         logit_std: Standard deviation of (3).
-        mode_scale: s of (4).
+        mode_scale: s of (4), from -1 to 2 / (pi - 2).
         num_train_timesteps: Entries of the table.
     """
 
@@ -76,6 +77,11 @@ class TimestepSampling:
         for field, choices in (("density", Density), ("weighting", Weighting), ("shift", Shift)):
             if getattr(self, field) not in get_args(choices):
                 raise ValueError(f"{field} {getattr(self, field)!r} must be one of {', '.join(get_args(choices))}")
+        finite_number(self.logit_mean, "logit_mean")
+        finite_number(self.logit_std, "logit_std", at_least=0)
+        # Beyond these limits u of equation (4) leaves [0, 1] or does not fall with w.
+        finite_number(self.mode_scale, "mode_scale", at_least=-1, at_most=2 / (math.pi - 2))
+        whole_number(self.num_train_timesteps, "num_train_timesteps", at_least=1)
 
     def draw(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one u from the density."""

@@ -12,23 +12,28 @@ import contextlib
 import functools
 import pathlib
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from helios_jax.training.checkpoints import Checkpoints, check_settings, write_settings
+from helios_jax.checkpoints.digests import digests_of
+from helios_jax.safe_files import claimed
+from helios_jax.training.checkpoints import Checkpoints, Resumable
 from helios_jax.training.descent import procedure_of
 from helios_jax.training.experiment import MAY_CHANGE, Experiment
+from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.log import Log, report
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import flatten, unflatten
-from helios_jax.training.sharding import data_shard, put_batch
+from helios_jax.training.preemption import PREEMPTED, Sigterm, noted_sigterm
+from helios_jax.training.procedure import Running
+from helios_jax.training.run_folder import check_frozen, check_settings, write_frozen, write_settings
+from helios_jax.training.sharding import check_batch, data_shard, put_batch
 from helios_jax.typing import Path
-
-PREEMPTED = 75
-"""Exit code of a run that saved its state and stopped on SIGTERM: start it again (EX_TEMPFAIL)."""
+from helios_jax.user_input import user_path
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
@@ -42,68 +47,115 @@ def train(experiment: Experiment, workdir: Path) -> int:
         0 when it is finished, ``PREEMPTED`` when it stopped on SIGTERM.
 
     Raises:
-        ValueError: The settings cannot work, or differ from the ones that the run began with.
+        ValueError: The settings cannot work, or they or the weights differ from the ones that the run began with; or a
+            checkpoint is damaged.
         FileNotFoundError: Weights or data are missing.
-        FloatingPointError: Loss or gradient is not finite, with ``on_nan="stop"``.
-        OSError: A checkpoint could not be written.
+        FloatingPointError: Loss, gradient or update is not finite, with ``on_nan="stop"`` or ``max_skipped`` times in a
+            row; or the weights are not, at the start or at the end.
+        OSError: A checkpoint could not be written, or another process trains in ``workdir``.
     """
-    workdir = pathlib.Path(workdir).resolve()
-    if experiment.validation is not None and jax.process_count() > 1:
-        raise ValueError("validation runs in one process: switch it off with --config.validation=none")
+    workdir = user_path(workdir, "workdir").resolve()
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"{workdir} is a file; a run needs a folder of its own")
     settings = as_json(experiment)
     check_settings(workdir, settings, may_change=MAY_CHANGE)
-
-    # Devices and data.
     mesh = experiment.mesh.build()
-    data = experiment.data.batches(experiment.batch_size, data_shard(mesh), experiment.seed)
+    check_batch(experiment.batch_size, experiment.accumulation, mesh)
+    with noted_sigterm() as sigterm, _only_run(workdir):
+        data = experiment.data.batches(experiment.batch_size, data_shard(mesh), experiment.seed)
+        return _Run(experiment, workdir, settings, mesh, data).run(sigterm)
 
-    policy = {"keep": experiment.keep_checkpoints, "keep_every": experiment.keep_every}
-    with Checkpoints(workdir / "checkpoints", **policy) as checkpoints:
-        # Networks and state.
-        restore, first = None, 0
-        if checkpoints.steps:
-            restore, first = functools.partial(checkpoints.restore, data=data), checkpoints.steps[-1]
-        running = procedure_of(experiment).start(experiment, mesh, restore)
-        validate, every = None, 0
-        if experiment.validation is not None:
-            every = experiment.validation.every
-            validate = experiment.validation.prepare(experiment.product, running.networks(), mesh)
-        if restore is not None:
-            report(f"resuming from step {first} of {experiment.steps}")
-        if first >= experiment.steps:
-            report(f"all {experiment.steps} steps of {workdir} are done")
 
-        # The settings are written only now: a run that could not begin must not fix them.
-        write_settings(workdir, settings)
+class _Run:
+    """A run whose settings are checked and whose folder belongs to this process."""
 
-        with _preemption() as preempted, Log(experiment, workdir) as log:
+    def __init__(
+        self, experiment: Experiment, workdir: pathlib.Path, settings: Any, mesh: Mesh, data: Resumable
+    ) -> None:
+        self._experiment, self._workdir, self._settings = experiment, workdir, settings
+        self._mesh, self._data = mesh, data
+
+    def run(self, sigterm: Sigterm) -> int:
+        """Trains and exports."""
+        experiment = self._experiment
+        policy = {"keep": experiment.keep_checkpoints, "keep_every": experiment.keep_every}
+        with Checkpoints(self._workdir / "checkpoints", **policy) as checkpoints:
+            first = checkpoints.steps[-1] if checkpoints.steps else 0
+            running = self._begin(checkpoints)
+            if first:
+                report(f"resuming from step {first} of {experiment.steps}")
+            if first >= experiment.steps:
+                report(f"all {experiment.steps} steps of {self._workdir} are done")
+            elif self._stopped(sigterm) or self._train(running, checkpoints, first, sigterm):
+                return PREEMPTED
+            checkpoints.wait()
+        # The product may need as much memory as there is: the merged weights, and networks that were not trained.
+        running.release()
+        export(experiment, running.networks(), self._workdir / "product" / str(max(first, experiment.steps)))
+        return 0
+
+    def _begin(self, checkpoints: Checkpoints) -> Running:
+        """Loads networks and state, and compares them with the beginning of the run."""
+        restore = functools.partial(checkpoints.restore, data=self._data) if checkpoints.steps else None
+        running = procedure_of(self._experiment).start(self._experiment, self._mesh, restore)
+        frozen = running.frozen()
+        if bad := not_finite(frozen if restore else frozen | by_path(running.items())):
+            raise FloatingPointError(f"the weights to start from are not finite: {bad}; training cannot mend that")
+        found = digests_of(frozen)
+        check_frozen(self._workdir, found)
+        # Written only now: a run that could not begin must not fix its settings.
+        write_frozen(self._workdir, found)
+        write_settings(self._workdir, self._settings)
+        return running
+
+    def _train(self, running: Running, checkpoints: Checkpoints, first: int, sigterm: Sigterm) -> bool:
+        """All steps after the first ones; returns whether a SIGTERM stopped them."""
+        experiment, validation, validate = self._experiment, self._experiment.validation, None
+        if validation is not None:
+            validate = validation.prepare(experiment.product, running.networks(), self._mesh)
+        if self._stopped(sigterm):
+            return True
+        with Log(experiment, self._workdir, checkpoints.skipped) as log:
             for done in range(first + 1, experiment.steps + 1):
-                batch = put_batch(next(data), experiment.batch_size, mesh)
+                with log.waiting():
+                    batch = put_batch(next(self._data), experiment.batch_size, self._mesh)
                 if done == first + 1:
                     log.flops = running.flops(batch)
                 log.add(done, running.step(batch, done))
-                stop = preempted(done)
+                stop = sigterm.stops_after(done)
                 if stop or done % experiment.checkpoint_every == 0 or done == experiment.steps:
-                    # The log first: with on_nan="stop" it raises here, before values that are not finite are saved.
+                    # The log first: it raises here if the run has to stop, before such a state is saved.
                     log.flush()
-                    checkpoints.save(running.items(), data, step=done, wait=stop)
+                    checkpoints.save(running.items(), self._data, step=done, skipped=log.skipped, wait=stop)
                 if stop:
                     report(f"stopping on SIGTERM: saved after step {done}; the same command resumes from there")
-                    return PREEMPTED
-                if validate is not None and done % every == 0:
+                    return True
+                if validate is not None and validation is not None and done % validation.every == 0:
                     with log.pause():
-                        files = validate(running.networks(), workdir / "validation" / str(done))
+                        files = validate(running.networks(), self._workdir / "validation" / str(done))
+                        log.show(done, files)
                     report(f"step {done}: wrote {', '.join(str(file) for file in files)}")
-        checkpoints.wait()
-    export(experiment, running.networks(), workdir / "product" / str(max(first, experiment.steps)))
-    return 0
+        return False
+
+    def _stopped(self, sigterm: Sigterm) -> bool:
+        """Whether a SIGTERM came before the first step, when there is nothing to save."""
+        if jax.process_count() > 1 or not sigterm.received:
+            return False  # several processes agree on a step to stop after, see ``Sigterm.stops_after``
+        report("stopping on SIGTERM before the first step: nothing is lost; the same command starts again")
+        return True
 
 
 def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -> None:
-    """Writes the product unless it exists; only the first process writes."""
+    """Writes the product unless it exists; only the first process writes.
+
+    Raises:
+        FloatingPointError: A parameter is not finite.
+    """
     from jax.experimental import multihost_utils
 
     graph, params = flatten(networks)
+    if bad := not_finite(params):
+        raise FloatingPointError(f"{bad} is not finite, so no product is written to {folder}")
     # Gathering is collective: every process takes part, although only the first one writes.
     if jax.process_count() > 1:
         params = {path: multihost_utils.process_allgather(array, tiled=True) for path, array in params.items()}
@@ -121,21 +173,18 @@ def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -
 
 
 @contextlib.contextmanager
-def _preemption() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that says whether to stop: after a SIGTERM, at the same step in all processes.
-
-    The handler only notes the signal; the running step is finished and saved. A handler that saves could catch the
-    state half replaced, and at different steps in different processes.
-    """
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        # JAX's coordinator handles the signal, and agrees with all processes on a step that none has passed.
-        yield multihost_utils.reached_preemption_sync_point
+def _only_run(workdir: pathlib.Path) -> Iterator[None]:
+    """Claims the folder of a run: a second process would remove the checkpoints that the first one is writing."""
+    if jax.process_index() > 0:
+        yield
         return
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    new = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
     try:
-        yield lambda _: bool(received)
+        with claimed(workdir / ".lock", f"{workdir} is being trained"):
+            yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # A run that could not begin leaves no folder.
+        if new:
+            with contextlib.suppress(OSError):
+                workdir.rmdir()

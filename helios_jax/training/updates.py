@@ -16,6 +16,7 @@ import optax
 
 from helios_jax.training.ema import Ema
 from helios_jax.training.metrics import Metrics
+from helios_jax.training.optimizer import updates_applied
 from helios_jax.training.params import Params
 from helios_jax.typing import Array, Float
 
@@ -72,7 +73,7 @@ class Updater:
     def apply(
         self, player: Player, gradients: Params, loss: Float[Array, ""], *, average: bool
     ) -> tuple[Player, Metrics]:
-        """One optimizer step. It is skipped if loss or gradient is not finite.
+        """One optimizer step. It is skipped if loss, gradient or update is not finite.
 
         Args:
             player: The player.
@@ -81,9 +82,11 @@ class Updater:
             average: Whether a step of the moving average follows, which is skipped with the update.
 
         Returns:
-            The player, and the metrics "gradient_norm" (before clipping), "learning_rate" and "skipped" (1 or 0).
+            The player, and the metrics "gradient_norm" (before clipping), "update_norm", "learning_rate" (the one that
+            was applied; 0 if the update was skipped) and "skipped" (1 or 0).
         """
         norm = optax.tree.norm(gradients)
+        rate = self.learning_rates(updates_applied(player.optimizer))
         updates, kept = self.optimizer.update(gradients, player.optimizer, player.trainable)
         trainable: Any = optax.apply_updates(player.trainable, updates)
         new = dataclasses.replace(player, trainable=trainable, optimizer=kept)
@@ -92,7 +95,9 @@ class Updater:
         # A NaN in one gradient would spread to all parameters, moments and averages, for good. The choice is made on
         # the device, by a select rather than a branch: the host does not wait, and the memory is donated either way.
         # The log reports the skip by the player's name, and stops the run if it has to.
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # The update can be bad on its own: a moment that was damaged, or one that overflowed.
+        size = optax.tree.norm(updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(size)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, player)
         # Counters include skipped steps, so the player keeps time with the run.
         new = dataclasses.replace(
@@ -100,7 +105,8 @@ class Updater:
         )
         metrics: Metrics = {
             "gradient_norm": norm,
-            "learning_rate": jnp.asarray(self.learning_rates(player.updates)),
+            "update_norm": size,
+            "learning_rate": jnp.where(finite, rate, 0.0),
             "skipped": 1.0 - finite,
         }
         return new, metrics

@@ -1,12 +1,14 @@
 """Validation during training: sampled videos, or clips next to their reconstruction by the VAE.
 
-Both write mp4 files and contact sheets (PNG).
+Both write mp4 files and contact sheets (PNG). In a run of several processes every process takes part in the
+computation, because each holds a part of the networks, and the first one writes the files.
 """
 
 import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -17,6 +19,7 @@ from helios_jax.media.video_writer import VideoWriter
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.models.vae import WanVae, reconstruct
+from helios_jax.parallel.mesh import readable
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.sampling.settings import SampleSettings, one_or_many
@@ -24,6 +27,7 @@ from helios_jax.training.experiment import Data, Product
 from helios_jax.training.networks import Networks
 from helios_jax.training.products import Pipeline
 from helios_jax.typing import UInt8
+from helios_jax.user_input import finite_number, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,18 @@ class Samples:
     seed: int = 0
     fps: int = 24
 
+    def __post_init__(self) -> None:
+        for name in ("every", "num_frames", "height", "width", "max_text_tokens", "fps"):
+            whole_number(getattr(self, name), name, at_least=1)
+        whole_number(self.seed, "seed", at_least=0, at_most=2**64 - len(self.prompts))
+        finite_number(self.guidance_scale, "guidance_scale", at_least=0)
+        for count in self.steps:
+            whole_number(count, "each of the steps", at_least=1)
+        if not self.prompts or isinstance(self.prompts, str):
+            raise ValueError(f"prompts={self.prompts!r} must be a tuple of at least one text")
+        if empty := [number for number, prompt in enumerate(self.prompts) if not str(prompt).strip()]:
+            raise ValueError(f"prompts: number {empty[0]} is empty")
+
     @property
     def settings(self) -> SampleSettings:
         """Settings of the first video; the seeds of the others count up from its seed."""
@@ -70,17 +86,24 @@ class Samples:
         )
 
     def prepare(self, product: Product, networks: Networks, mesh: Mesh) -> "Sampler":
-        """See ``Validation``. A text encoder that is not trained is dropped after it has encoded the prompts."""
+        """See ``Validation``. A text encoder that is not trained is dropped after it has encoded the prompts.
+
+        Raises:
+            ValueError: The product or the settings cannot be sampled.
+            FileNotFoundError: Networks that are not trained are missing.
+        """
         if not isinstance(product, Pipeline):
             raise ValueError(f"videos are sampled by a pipeline, and the product is a {type(product).__name__}")
         pipeline = product.join(networks, mesh)
+        # A stream checks the settings when it is created. Otherwise the first validation would end the run.
+        pipeline.stream(self.prompts[0], self.negative_prompt, settings=self.settings)
         encoder = pipeline.text_encoder
         assert encoder is not None, "join() gives one"
         trained = "text_encoder" in vars(networks)
         embeds = None
         if not trained:
             texts = [*self.prompts, self.negative_prompt]
-            embeds = [np.asarray(encoder([text], self.max_text_tokens)) for text in texts]
+            embeds = [np.asarray(readable(encoder([text], self.max_text_tokens))) for text in texts]
         return Sampler(samples=self, product=product, vae=pipeline.vae, tokenizer=encoder.tokenizer, embeds=embeds)
 
 
@@ -136,6 +159,10 @@ class Reconstructions:
     count: int = 2
     fps: int = 24
 
+    def __post_init__(self) -> None:
+        for name in ("every", "count", "fps"):
+            whole_number(getattr(self, name), name, at_least=1)
+
     def prepare(self, product: Product, networks: Networks, mesh: Mesh) -> "Reconstructor":
         """See ``Validation``."""
         batch = next(self.clips.batches(self.count, (0, 1), seed=1))
@@ -153,7 +180,7 @@ class Reconstructor:
         """See ``Validator``."""
         files = []
         for number, frames in enumerate(self.frames):
-            again = np.asarray(reconstruct(Network.of(networks.vae), jnp.asarray(frames[None])))[0]
+            again = np.asarray(readable(reconstruct(Network.of(networks.vae), jnp.asarray(frames[None]))))[0]
             both = np.concatenate([frames, again], axis=2)
             chunk_frames = networks.vae.config.pixel_frames(HistoryConfig().chunk_frames)
             files += write_clip(folder / f"{number}.mp4", both, self.settings.fps, chunk_frames)
@@ -163,8 +190,13 @@ class Reconstructor:
 def write_clip(
     path: pathlib.Path, frames: UInt8[np.ndarray, "F H W 3"], fps: int, chunk_frames: int
 ) -> list[pathlib.Path]:
-    """Writes an mp4, and next to it a contact sheet with a row per chunk; files that exist are replaced."""
+    """Writes an mp4, and next to it a contact sheet with a row per chunk; files that exist are replaced.
+
+    Only the first process writes; all of them return the paths.
+    """
     sheet_path = path.with_suffix(".png")
+    if jax.process_index() != 0:
+        return [path, sheet_path]
     with (
         VideoWriter(path, fps=fps, overwrite=True) as video,
         ContactSheet(sheet_path, fps=fps, columns=6, overwrite=True) as sheet,

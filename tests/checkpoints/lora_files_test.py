@@ -258,7 +258,7 @@ def test_one_layer_of_a_stack_is_updated_in_place():
     layers, features, out = 40, 64, 128
     stack = jax.ShapeDtypeStruct((layers, features, out), jnp.bfloat16)
     factors = (jax.ShapeDtypeStruct((out, 4), jnp.float32), jax.ShapeDtypeStruct((4, features), jnp.float32))
-    analysis = lora_merge._add.lower(stack, 3, factors, np.float32(1), LINEAR).compile().memory_analysis()
+    analysis = lora_merge._add.lower(stack, 3, (factors,), (np.float32(1),), LINEAR).compile().memory_analysis()
     assert analysis.alias_size_in_bytes == layers * features * out * 2
     assert analysis.temp_size_in_bytes <= 4 * features * out * 4
 
@@ -288,8 +288,8 @@ PAIR = {"blocks.0.attn1.to_q.lora_A.weight": A, "blocks.0.attn1.to_q.lora_B.weig
             ],
         ),
         (
-            PAIR | {"blocks.0.attn1.to_q.lokr_w1": A, "something": B},
-            ["2 with names that are not understood: blocks.0.attn1.to_q.lokr_w1, something"],
+            PAIR | {"blocks.0.attn1.to_q.lora_C.weight": A, "something": B},
+            ["2 with names that are not understood: blocks.0.attn1.to_q.lora_C.weight, something"],
         ),
         (
             PAIR | {"transformer.blocks.0.attn1.to_q.lora_A.weight": A},
@@ -332,7 +332,7 @@ def test_files_of_other_models_are_explained(tmp_path):
 
     file = write(
         tmp_path / "other.safetensors",
-        **pair("blocks.0.cross_attn.k_img"),
+        **pair("blocks.0.cross_attn.k_ref"),
         **pair("blocks.3.self_attn.q"),
         **pair("blocks.1.self_attn.v"),
         **pair("blocks.0.ffn.0", features=64),
@@ -342,7 +342,7 @@ def test_files_of_other_models_are_explained(tmp_path):
         merge_lora_file(network(), file)
     missing, misshapen = (line.strip() for line in str(error.value).splitlines()[1:])
     assert missing == (
-        "2 not in the transformer: blocks.0.cross_attn.k_img.weight, blocks.3.self_attn.q (blocks.3.attn1.to_q.weight)"
+        "2 not in the transformer: blocks.0.cross_attn.k_ref.weight, blocks.3.self_attn.q (blocks.3.attn1.to_q.weight)"
     )
     assert misshapen == (
         "2 misshapen: blocks.0.ffn.0: the file updates (32, 64), blocks.0.ffn.net.0.proj.weight is (48, 32), "
@@ -351,7 +351,7 @@ def test_files_of_other_models_are_explained(tmp_path):
 
 
 def test_missing_and_ambiguous_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no LoRA file .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no LoRA file: .*nowhere\.safetensors does not exist"):
         read_lora(tmp_path / "nowhere.safetensors")
     with pytest.raises(FileNotFoundError, match="a folder that holds one"):
         read_lora(tmp_path)

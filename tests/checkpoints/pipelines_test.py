@@ -122,12 +122,28 @@ def test_a_checkpoint_without_text_encoder_loads(folder, tmp_path):
     assert hx.HeliosPipeline.from_pretrained(tmp_path / "saved").text_encoder is None
 
 
-def test_load_lora_merges_into_the_transformer(folder):
+def test_loras_of_a_pipeline(folder):
     pipeline = hx.HeliosPipeline.from_pretrained(folder)
-    lora = DATA / "lora" / "kohya.safetensors"
-    expected = merge_lora_file(pipeline.transformer, lora, 0.5)
-    assert pipeline.load_lora(lora, scale=0.5) is pipeline
+    before, lora = pipeline.transformer, DATA / "lora" / "kohya.safetensors"
+    assert pipeline.loras == {}
+    assert pipeline.load_lora(lora, scale=0.25) is pipeline
+    assert pipeline.set_lora("kohya", 0.5) is pipeline
+    expected = merge_lora_file(before, lora, 0.5)
     jax.tree.map(np.testing.assert_array_equal, pipeline.transformer.params, expected.params)
+    with pytest.raises(ValueError, match="'kohya' is loaded already"):
+        pipeline.load_lora(lora)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        pipeline.load_lora(folder / "nowhere.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, pipeline.transformer.params, expected.params)
+    pipeline.load_lora(lora, name="again", scale=-0.5)
+    assert {name: (loaded.path, loaded.scale) for name, loaded in pipeline.loras.items()} == {
+        "kohya": (lora, 0.5),
+        "again": (lora, -0.5),
+    }
+    assert len(repr(pipeline.loras)) < 500
+    assert pipeline.unload_lora("kohya").unload_lora("again") is pipeline
+    for ours, theirs in zip(*map(jax.tree.leaves, (pipeline.transformer, before)), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def test_missing_parts_are_named(folder, tmp_path):

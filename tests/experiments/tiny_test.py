@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from helios_jax.checkpoints.random import write_word_tokenizer
 from helios_jax.data.moving_shapes import MovingShapes, vocabulary
 from helios_jax.evaluation.moving_shapes import judge, rates, show
 from helios_jax.experiments import stage1_init, stage2_init, tiny_vae, train_tiny
-from helios_jax.experiments.tiny_curves import write_curves
+from helios_jax.experiments.tiny_curves import figure_of, read_curves, write_curves
 from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
 from helios_jax.training.overrides import frozen
 
@@ -60,9 +61,13 @@ def test_true_scenes_get_full_marks(tmp_path):
     other = rates([judge((scenes[0]["frames"], scenes[1]["caption"]))])
     assert other["recovered"] == "0.0 % (0 of 1)"
     clips = np.stack([scenes[number]["frames"] for number in range(2)])
-    show(tmp_path, clips, clips, clips)
+    show(tmp_path, clips, clips, clips, ["Two circles.", "A square that moves slowly to the left. " * 5])
     with Image.open(tmp_path / "samples.webp") as moving, Image.open(tmp_path / "samples.png") as still:
-        assert (moving.size, moving.n_frames, still.size) == ((128, 192), 99, (13 * 64, 128))
+        assert (moving.size, moving.n_frames) == ((128, 192), 99)
+        # One line of frame numbers; 1 and 2 lines of captions, and two gaps of 4, above the rows.
+        assert still.size == (13 * 64, 15 + (15 + 8 + 64) + (30 + 8 + 64))
+        assert np.array_equal(np.asarray(still)[15 + 15 + 8 :][:64, 12 * 64 :], clips[0, 98])
+        assert np.array_equal(np.asarray(still)[-64:, :64], clips[1, 0])
 
 
 def test_losses_become_small_files(tmp_path):
@@ -73,7 +78,20 @@ def test_losses_become_small_files(tmp_path):
     rows = (tmp_path / "out" / "curves.csv").read_text().splitlines()
     assert rows[:3] == ["run,step,loss", "run,1,1", "run,11,0.090909"]
     assert len(rows) == 101
-    assert (tmp_path / "out" / "curves.png").stat().st_size < 20_000
+    assert (tmp_path / "out" / "curves.png").stat().st_size < 40_000
+    curves = read_curves(tmp_path / "out" / "curves.csv")
+    (panel,) = figure_of(curves).axes
+    assert (panel.get_xlabel(), panel.get_ylabel(), panel.get_yscale()) == ("step", "loss", "log")
+    assert panel.get_title() == "run: 0.00101 after 991 steps"
+    (line,) = panel.get_lines()
+    assert list(zip(*line.get_data(), strict=True)) == curves["run"]
+
+
+def test_commands_are_printed_for_a_shell(capsys):
+    line = ["--config.data.folders=('a b', 'c')", "--out=it's"]
+    train_tiny.command("program", lambda arguments: 0, *line)
+    printed = capsys.readouterr().out.splitlines()[0].removeprefix("$ ")
+    assert shlex.split(printed) == ["program", *line]
 
 
 def test_sizes_have_their_own_numbers():

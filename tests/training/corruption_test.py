@@ -143,11 +143,7 @@ def test_by_window_noise_reaches_zero_frames_beside_real_ones():
     assert not np.asarray(own.frames[0, :10]).any()
     assert np.asarray(own.frames[0, 10:]).all()
     assert not np.asarray(own.frames[1]).any()
-    # Decided for the batch, the window of the second sample counts as present too.
-    published = dataclasses.replace(Corruption.published(), clean=0.0)
-    shared = corrupt_history(i2v_history(), draws, published, LAYOUT)
-    assert np.asarray(shared.frames[1, 10:]).all()
-    assert not np.asarray(shared.frames[:, :10]).any()
+    assert Corruption.published().zero_test == "window"
 
 
 def test_clean_clips_are_bit_equal():
@@ -155,18 +151,6 @@ def test_clean_clips_are_bit_equal():
     draws = dataclasses.replace(draws_for(3, 4, 3, 2, 2), clean=jnp.array([0.05, 0.15, 0.099]))
     out = corrupt(x, draws, Corruption(), Segments.whole(4))
     assert [bool((a == b).all()) for a, b in zip(out, x, strict=True)] == [True, False, True]
-
-
-def test_batch_level_decisions_are_those_of_the_first_sample():
-    x = latents(3, 4, 9, 10, 2)
-    draws = draws_for(3, 4, 9, 10, 2)
-    for clean, mode in ((0.05, 0.5), (0.5, 0.05), (0.5, 0.5)):
-        first = dataclasses.replace(
-            draws, clean=jnp.array([clean, 0.05, 0.9]), mode=jnp.array([mode, 0.9, 0.05]), scale=draws.scale * 0
-        )
-        everyone = dataclasses.replace(first, clean=jnp.full(3, clean), mode=jnp.full(3, mode))
-        shared = corrupt(x, first, Corruption(batch_level=True), Segments.whole(4))
-        np.testing.assert_array_equal(shared, corrupt(x, everyone, Corruption(), Segments.whole(4)))
 
 
 def test_saturation_scales_the_distance_to_grey():
@@ -192,14 +176,6 @@ def test_saturation_never_alters_the_anchor_nor_zero_frames():
     np.testing.assert_array_equal(out.anchor, history.anchor)
     assert not np.asarray(out.frames[:, :-1]).any()
     assert (out.frames[0, -1] != history.frames[0, -1]).all()
-
-
-def test_batch_level_saturation_is_that_of_the_first_sample():
-    x, config = latents(3, 4, 2, 2, 3), Saturation(batch_level=True)
-    draws = saturation_draws_for(3, 4)
-    everyone = jax.tree.map(lambda u: jnp.broadcast_to(u[:1], u.shape), draws)
-    segments = Segments.whole(4)
-    np.testing.assert_array_equal(saturate(x, draws, config, segments), saturate(x, everyone, Saturation(), segments))
 
 
 def test_frequencies_of_corruption():
@@ -240,3 +216,26 @@ def test_frequencies_of_saturation():
             error = 3 * (high - low) / np.sqrt(12 * len(side))
             assert side.mean() == pytest.approx((low + high) / 2, abs=error)
     assert within_three_sigma(((factor[:, 0] < 1) & (factor[:, 1] < 1)).mean(), 0.45**2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (Corruption, {"clean": 1.1}, r"clean=1\.1 must be a finite number from 0 to 1"),
+        (Corruption, {"clean": float("nan")}, r"clean=nan must be a finite number"),
+        (Corruption, {"blur": -0.1}, r"blur=-0\.1 must be"),
+        (Corruption, {"max_sigma": 2.0}, r"max_sigma=2\.0 must be a finite number from 0 to 1"),
+        (Corruption, {"max_sigma": float("inf")}, r"max_sigma=inf"),
+        (Corruption, {"blur_scale": (1.0, 0.9)}, r"blur_scale=\(1\.0, 0\.9\): the lower end comes first"),
+        (Corruption, {"blur_scale": (0.9, 1.2)}, r"blur_scale=1\.2 must be a finite number from 0 to 1"),
+        (Corruption, {"blur_scale": (0.0, 1.0)}, r"blur_scale=\(0\.0, 1\.0\) must begin above 0"),
+        (Saturation, {"clean": 2}, r"clean=2 must be"),
+        (Saturation, {"pale": (0.9, 0.3)}, r"pale=\(0\.9, 0\.3\): the lower end comes first"),
+        (Saturation, {"pale": (0.3, 1.1)}, r"pale=1\.1 must be a finite number from 0 to 1"),
+        (Saturation, {"strong": (0.9, 1.7)}, r"strong=0\.9 must be a finite number of at least 1"),
+        (Saturation, {"strong": (1.1, float("inf"))}, r"strong=inf"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)

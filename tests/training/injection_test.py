@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from method_cases import LAYOUT, keys, latent_batch
+from method_cases import LAYOUT, draw, keys, latent_batch
 
 from helios_jax.config import HistoryConfig
 from helios_jax.context import History
 from helios_jax.training.batch import LatentBatch, PromptBatch
 from helios_jax.training.injection import ContextDrop, DropDraws, Injection, InjectionDraws, drop_context
+from helios_jax.training.methods.base import Base
+from helios_jax.training.methods.pyramid import Pyramid
+from helios_jax.training.networks import Networks
 
 PUBLISHED = HistoryConfig()
 PLAIN = Injection(drop=ContextDrop(t2v=0, i2v=0, v2v=0), corruption=None, saturation=None)
@@ -78,11 +81,8 @@ def test_frequencies(drop, probabilities):
         assert abs(found[form] - probability) <= 3 * np.sqrt(probability * (1 - probability) / COUNT)
 
 
-def test_batch_level_form_is_that_of_the_first_sample():
-    draws = uniforms((0.41, 0.11, 0.39, 0.5), (0.0, 0.0, 0.0, 0.0), (0.9, 0.9, 0.9, 0.9))
-    dropped = drop_context(ones(PUBLISHED, 3), draws, ContextDrop(batch_level=True), PUBLISHED)
-    assert kept_frames(dropped) == [(1, 9)] * 3
-    image = uniforms((0.41, 0.0, 0.39, 0.0))  # a form that the published training never makes
+def test_the_published_training_never_makes_the_image_form():
+    image = uniforms((0.41, 0.0, 0.39, 0.0))  # which passes the test for every ratio above 0
     assert kept_frames(drop_context(ones(PUBLISHED, 1), image, ContextDrop.published(), PUBLISHED)) == [(1, 18)]
 
 
@@ -135,3 +135,54 @@ def test_rounded_latents_are_mixed_in_fp32():
     history = PLAIN.history(batch, draws)
     assert (history.frames.dtype, history.anchor.dtype) == (jnp.float32, jnp.float32)
     np.testing.assert_array_equal(history.frames, batch.history.astype("float32"))
+
+
+def decisions(draws: InjectionDraws) -> dict[str, np.ndarray]:
+    """What a batch decides once with ``decide="batch"``: all draws but noise and its level."""
+    corruption = {name: getattr(draws.corruption, name) for name in ("clean", "mode", "scale")}
+    groups = {"drop": vars(draws.drop), "corruption": corruption, "saturation": vars(draws.saturation)}
+    return {f"{group}/{name}": np.asarray(u) for group, values in groups.items() for name, u in values.items()}
+
+
+def test_a_batch_can_decide_once_as_published():
+    """The first sample decides; noise and its levels stay those of each sample."""
+    batch, own = latent_batch(3), draw(Base(context=Injection(layout=LAYOUT)), latent_batch(3), keys(3)).context
+    shared = draw(Base(context=Injection(layout=LAYOUT, decide="batch")), batch, keys(3)).context
+    assert len(decisions(own)) == 10
+    for name, u in decisions(own).items():
+        assert len(np.unique(u, axis=0)) == 3, name
+        np.testing.assert_array_equal(decisions(shared)[name], np.broadcast_to(u[:1], u.shape), err_msg=name)
+    for name in ("sigma", "noise"):
+        np.testing.assert_array_equal(getattr(shared.corruption, name), getattr(own.corruption, name))
+
+
+@pytest.mark.parametrize("method", [Base, Pyramid])
+def test_all_microbatches_share_the_decisions_of_the_step(method):
+    method, every = method(context=Injection(layout=LAYOUT, decide="batch")), keys(4)
+    whole = method.draw(Networks(), latent_batch(4), every).context
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        piece = method.draw(Networks(), latent_batch(2), every[part], every[0]).context
+        for found, expected in zip(jax.tree.leaves(piece), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_array_equal(found, expected[part])
+
+
+def test_published_settings():
+    """Drops of 0.4 / 0 / 0.4 and noise alone; decisions per sample unless asked for."""
+    published = Injection.published()
+    assert (published.drop.t2v, published.drop.i2v, published.drop.v2v) == (0.4, 0.0, 0.4)
+    assert (published.corruption.clean, published.corruption.blur, published.corruption.max_sigma) == (0.1, 0.0, 1 / 3)
+    assert (published.saturation, published.decide) == (None, "sample")
+    assert Injection.published("batch") == dataclasses.replace(published, decide="batch")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (ContextDrop, {"t2v": 1.5}, r"t2v=1\.5 must be a finite number from 0 to 1"),
+        (ContextDrop, {"i2v": -1}, r"i2v=-1 must be"),
+        (ContextDrop, {"v2v": float("nan")}, r"v2v=nan must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)

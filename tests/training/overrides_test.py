@@ -9,6 +9,7 @@ import pytest
 
 from helios_jax.train import parse
 from helios_jax.training.ema import Ema
+from helios_jax.training.experiment import Lora
 from helios_jax.training.injection import ContextDrop, Injection
 from helios_jax.training.overrides import as_json, frozen, mutable
 
@@ -53,14 +54,14 @@ def test_published_values(name, rate, warmup, rank, seed, ratios):
     assert (adamw.betas, adamw.eps, adamw.weight_decay, adamw.clip_norm) == ((0.9, 0.999), 1e-8, 1e-4, 1.0)
     assert (experiment.lora.rank, experiment.lora.alpha or rank, experiment.seed) == (rank, rank, seed)
     assert experiment.method.context == Injection.published()
-    assert experiment.method.context.drop == ContextDrop(t2v=0.4, i2v=0.0, v2v=0.4, batch_level=True)
+    assert experiment.method.context.drop == ContextDrop(t2v=0.4, i2v=0.0, v2v=0.4)
     assert getattr(experiment.method, "ratios", None) == ratios
     assert experiment.ema is None
 
 
 def test_corrected_recipe():
     context = frozen(config("stage1_post_corrected", "14b")).method.context
-    assert context.drop == ContextDrop(t2v=0.4, i2v=0.1, v2v=0.4, batch_level=False)
+    assert context.drop == ContextDrop(t2v=0.4, i2v=0.1, v2v=0.4)
     assert context.saturation is not None
     assert context == Injection()
 
@@ -80,11 +81,11 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
         "--config.validation=none",
         "--config.start.folder=/somewhere",
         "--config.optimizer.weight_decay=0",
-        "--config.method.context.drop.batch_level=false",
+        "--config.method.context.decide=batch",
     ).experiment
     base = frozen(config("stage2_init", "14b"))
-    drop = dataclasses.replace(base.method.context.drop, i2v=0.1, batch_level=False)
-    context = dataclasses.replace(base.method.context, drop=drop)
+    drop = dataclasses.replace(base.method.context.drop, i2v=0.1)
+    context = dataclasses.replace(base.method.context, drop=drop, decide="batch")
     assert found == dataclasses.replace(
         base,
         optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-5, weight_decay=0.0),
@@ -99,22 +100,97 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.optimizr.learning_rate=1", "optimizr does not exist"),
-        ("--config.optimizer.rate=1", "rate"),
-        ("--config.optimizer.learning_rate=fast", "could not convert string to float"),
-        ("--config.batch_size=1.5", "invalid literal for int"),
-        ("--config.optimizer.schedule=linear", r"AdamW\.schedule must be 'constant' or 'cosine', got 'linear'"),
+        ("--config.optimizr.learning_rate=1", r"config\.optimizr does not exist; did you mean optimizer\?"),
+        ("--config.optimizer.rate=1", r"optimizer\.rate does not exist; config\.optimizer has learning_rate, schedule"),
+        ("--config.learning_rate=1", r"does not exist; did you mean --config\.optimizer\.learning_rate\?"),
+        ("--config.optimizer.learning_rate=fast", r"^config\.optimizer\.learning_rate must be float, got 'fast'$"),
+        (
+            "--config.optimizer.learning_rate=nan",
+            r"^config\.optimizer\.learning_rate must be float and finite",
+        ),
+        ("--config.optimizer.learning_rate=-1", r"^config\.optimizer: need learning_rate > 0"),
+        ("--config.optimizer.betas=(0.9,)", r"^config\.optimizer\.betas must be tuple\[float, float\], got \(0\.9,\)$"),
+        ("--config.optimizer.betas=('a',1)", r"^config\.optimizer\.betas must be tuple"),
+        (
+            "--config.optimizer=adam",
+            r"config\.optimizer is a group of settings \(AdamW\); set --config\.opt",
+        ),
+        ("--config.steps.x=1", r"^config\.steps has no parts: it is 10000; set --config\.steps=VALUE$"),
+        ("--config.trainable=((1,2),)", r"^config\.trainable must be tuple\[tuple\[str, float\], \.\.\.\]"),
+        ("--config.data.folders=(a,b)", r"^config\.data\.folders: \(a,b\) is no tuple\. Put texts in quotes"),
+        ("--config.method.ratios[0]=3", "single elements cannot be set"),
+        ("--config.data.in_memory=maybe", r"^config\.data\.in_memory must be bool, got 'maybe'$"),
+        ("--config.seed=99999999999999999999", r"^config\.seed must be int of at most 64 bits"),
+        ("--config.", r"^config\. does not exist"),
+        ("--config.ema=3", r"^config\.ema must be Ema or none, got 3$"),
+        ("--config.batch_size=1.5", r"^config\.batch_size must be int, got '1\.5'$"),
+        ("--config.batch_size", "Missing value for flag --config.batch_size"),
+        ("--config.optimizer.schedule=linear", r"optimizer\.schedule must be 'constant' or 'cosine', got 'linear'"),
         ("--config.remat=some", r"remat must be 'none' or 'attention' or 'full' or 'offload', got 'some'"),
         ("--config.method.ratios=(1,1)", "3 levels need 3 numbers"),
         ("--config.batch_size=0", "batch_size must be at least 1"),
         ("--config.accumulation=3", "must be a multiple of accumulation=3"),
-        ("--learning_rate=1", "Unknown command line flag 'learning_rate'"),
+        (
+            "--learning_rate=1",
+            r"Unknown command line flag 'learning_rate'; did you mean --config\.optimizer\.lear",
+        ),
         ("surplus", "what is surplus"),
     ],
 )
 def test_wrong_overrides_are_refused(tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, override)
+
+
+def tiny(tmp_path, *overrides):
+    return parse(["helios-train", "--config=stage1_init.py:tiny", f"--workdir={tmp_path}", *overrides]).experiment
+
+
+def test_groups_that_are_none_are_added_by_their_settings(tmp_path):
+    base = tiny(tmp_path)
+    assert (base.lora, base.ema, base.validation) == (None, None, None)
+    assert tiny(tmp_path, "--config.lora.rank=64", "--config.ema.decay=0.5") == dataclasses.replace(
+        base, lora=Lora(rank=64), ema=Ema(decay=0.5)
+    )
+    assert tiny(tmp_path, "--config.ema=build").ema == Ema()
+    assert tiny(tmp_path, "--config.lora=none", "--config.ema=None") == base
+    with pytest.raises(ValueError, match=r"^config\.lora\.rank has no default and must be set \(int\)$"):
+        tiny(tmp_path, "--config.lora.alpha=64")
+    with pytest.raises(ValueError, match=r"config\.lora\.rnk does not exist; did you mean rank\?"):
+        tiny(tmp_path, "--config.lora.rnk=64")
+    with pytest.raises(ValueError, match=r"config\.validation is none in this experiment, and flags cannot choose"):
+        tiny(tmp_path, "--config.validation.every=5")
+
+
+def test_values_may_stand_alone_and_booleans_need_none(tmp_path):
+    found = tiny(tmp_path, "--config.steps", "7", "--noconfig.data.in_memory", "--config.data.folders=latents")
+    assert (found.steps, found.data.in_memory, found.data.folders) == (7, False, ("latents",))
+
+
+def test_frozen_settings_may_come_from_an_experiment_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from helios_jax.experiments.stage1_init import tiny\ndef get_config():\n    return tiny()\n"
+    )
+    found = parse(["helios-train", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}", "--config.steps=3"])
+    assert (found.experiment.steps, found.original.steps) == (3, 300)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", r"mine\.py:1: SyntaxError"),
+        ("import cats_and_dogs\n", r"mine\.py:1: ModuleNotFoundError: No module named 'cats_and_dogs'"),
+        ("x = 1\n", r"mine\.py has no function get_config"),
+        ("def get_config(size):\n    return 3\n", "gave no settings; it must return mutable"),
+        ("def get_config(size):\n    return {}[size]\n", r"mine\.py:2: KeyError: 'a'"),
+        ("def get_config():\n    return 3\n", "takes no size, got 'a'"),
+    ],
+)
+def test_faults_of_an_experiment_file_are_one_line(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(["helios-train", f"--config={tmp_path}/mine.py:a", f"--workdir={tmp_path}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_arguments_are_named(tmp_path):

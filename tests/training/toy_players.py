@@ -16,7 +16,7 @@ from helios_jax.training.experiment import Experiment
 from helios_jax.training.networks import Networks
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import flatten, unflatten
-from helios_jax.training.state import start_state, state_items
+from helios_jax.training.state import released_state, start_state, state_items
 from helios_jax.training.updates import Updater
 
 RATIO = 5
@@ -118,6 +118,12 @@ class RunningPlayers:
             players["generator"] = jax.jit(self._updaters["generator"].average)(players["generator"])
         self.state = dataclasses.replace(self.state, step=self.state.step + 1, players=players)
         return metrics
+
+    def frozen(self) -> dict[str, Any]:
+        return {}
+
+    def release(self) -> None:
+        self.state = released_state(self.state)
 
     def items(self) -> Any:
         return state_items(self.state)

@@ -17,8 +17,9 @@ from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Lora
 from helios_jax.training.metrics import read_metrics
 from helios_jax.training.params import flatten
+from helios_jax.training.preemption import PREEMPTED
 from helios_jax.training.sharding import MeshShape, put_batch
-from helios_jax.training.trainer import PREEMPTED, train
+from helios_jax.training.trainer import train
 
 
 def losses(workdir):

@@ -11,7 +11,8 @@ By convention a method's ``loss`` is composed of two functions, so that tests ca
 
 ``draw`` uses one key per sample. A sample's draws therefore depend on its own key alone: not on the number of devices,
 the order of the batch or the other samples. Losses are means over samples, so that the losses of equal microbatches
-average to the loss of the whole batch.
+average to the loss of the whole batch. A method that decides something once for all samples of a step
+(``SharesDecisions``) takes these decisions from the key of the step's first sample.
 
 To add a method, write a frozen dataclass with ``loss`` in a file here, and an experiment file that uses it. Training
 that does not follow one loss for one player is a ``procedure.Procedure``; an experiment takes it in the same field.
@@ -48,6 +49,34 @@ class Method(Protocol):
 
         Returns:
             The loss, and scalars to log in addition to it.
+        """
+        ...
+
+
+@runtime_checkable
+class SharesDecisions(Protocol):
+    """A ``Method`` that can take decisions once for all samples of a step.
+
+    A step may be computed in several microbatches, and each has a first sample of its own. The first sample of the step
+    is therefore passed to all of them.
+    """
+
+    def microbatch_loss(
+        self,
+        networks: Networks,
+        batch: Any,
+        keys: Key[Array, " B"],
+        execution: Execution,
+        first_key: Key[Array, ""],
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """As ``Method.loss``, for a part of a batch.
+
+        Args:
+            networks: See ``Method.loss``.
+            batch: The part.
+            keys: One key per sample of the part.
+            execution: See ``Method.loss``.
+            first_key: The key of the first sample of the whole batch.
         """
         ...
 

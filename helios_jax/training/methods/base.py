@@ -71,17 +71,42 @@ class Base:
         self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"], execution: Execution
     ) -> tuple[Float[Array, ""], Metrics]:
         """See ``Method``."""
-        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys), execution)
+        return self.microbatch_loss(networks, batch, keys, execution, keys[0])
 
-    def draw(self, networks: Networks, batch: LatentBatch, keys: Key[Array, " B"]) -> BaseDraws:
-        """All draws for a batch; only its shapes matter."""
+    def microbatch_loss(
+        self,
+        networks: Networks,
+        batch: LatentBatch,
+        keys: Key[Array, " B"],
+        execution: Execution,
+        first_key: Key[Array, ""],
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """See ``SharesDecisions``."""
+        return self.loss_from_draws(networks, batch, self.draw(networks, batch, keys, first_key), execution)
+
+    def draw(
+        self,
+        networks: Networks,
+        batch: LatentBatch,
+        keys: Key[Array, " B"],
+        first_key: Key[Array, ""] | None = None,
+    ) -> BaseDraws:
+        """All draws for a batch, of which only the shapes matter.
+
+        Args:
+            networks: Not used.
+            batch: The batch.
+            keys: One key per sample.
+            first_key: The key of the first sample of the step, for ``Injection.decide``; ``None``: ``keys[0]``.
+        """
+        first_context = fold(keys[0] if first_key is None else first_key, CONTEXT)
         chunk, past = batch.target.shape[1:], batch.history.shape[1:]
 
         def sample(key: Key[Array, ""]) -> BaseDraws:
             return BaseDraws(
                 noise=jax.random.normal(fold(key, NOISE), chunk),
                 u=self.timesteps.draw(fold(key, TIMESTEP)),
-                context=self.context.draw(fold(key, CONTEXT), past),
+                context=self.context.draw(fold(key, CONTEXT), past, first_context),
                 input=self.input_corruption.draw(fold(key, INPUT), chunk) if self.input_corruption else None,
             )
 

@@ -27,6 +27,7 @@ from helios_jax.training.methods import NOISE, fold
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.typing import Array, Float, Key, UInt8
+from helios_jax.user_input import finite_number
 
 _INITIAL_LOGVAR = -6.0
 """Logarithm of the variance of a fresh VAE's posterior."""
@@ -53,6 +54,8 @@ class Vae:
     def __post_init__(self) -> None:
         if self.penalty not in ("l1", "charbonnier"):
             raise ValueError(f"penalty {self.penalty!r} must be 'l1' or 'charbonnier'")
+        finite_number(self.square_weight, "square_weight", at_least=0)
+        finite_number(self.kl_weight, "kl_weight", at_least=0)
 
     def loss(
         self, networks: Networks, batch: VideoBatch, keys: Key[Array, " B"], execution: Execution

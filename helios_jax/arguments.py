@@ -1,0 +1,96 @@
+"""What the command lines share: a parser with short errors, and types of flags that check their range.
+
+parser = Parser(prog="helios-sample", description=__doc__)
+parser.add_argument("--height", type=whole("--height", at_least=1))
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl.flags import argparse_flags
+
+from helios_jax.user_input import did_you_mean, finite_number, user_path, whole_number
+
+
+class Parser(argparse_flags.ArgumentParser):
+    """An argument parser whose errors are one line, and which suggests a name for a flag that it does not know."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation would hide a typo: --vid is not --video.
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one line instead of all flags and exits with code 2."""
+        _, _, rest = message.partition(": ")
+        message = rest if message.startswith("argument ") and rest.startswith("--") else message
+        print(f"{self.prog}: {message} (--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Reads the arguments; see ``argparse``."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return known
+        word = unknown[0]
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._option_string_actions)}")
+        self.error(f"{shortened(word)!r} belongs to no flag; put quotes around text with spaces, --prompt='a red fox'")
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The text, or its beginning if it is longer, for a message."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def whole(flag: str, *, at_least: int | None = None, at_most: int | None = None) -> Callable[[str], int]:
+    """The type of a flag for whole numbers in a range."""
+
+    def read(text: str) -> int:
+        try:
+            value: Any = int(text)
+        except ValueError:  # also for more digits than Python converts
+            value = shortened(text)
+        return _as_flag_error(lambda: whole_number(value, flag, at_least=at_least, at_most=at_most))
+
+    return read
+
+
+def finite(flag: str, *, at_least: float | None = None, at_most: float | None = None) -> Callable[[str], float]:
+    """The type of a flag for finite numbers in a range."""
+
+    def read(text: str) -> float:
+        try:
+            value: Any = float(text)
+        except ValueError:
+            value = shortened(text)
+        return _as_flag_error(lambda: finite_number(value, flag, at_least=at_least, at_most=at_most))
+
+    return read
+
+
+def wholes(flag: str, *, at_least: int | None = None, at_most: int | None = None) -> Callable[[str], tuple[int, ...]]:
+    """The type of a flag for whole numbers with commas between them."""
+
+    def read(text: str) -> tuple[int, ...]:
+        one = whole(f"{flag}={shortened(text)}: each part", at_least=at_least, at_most=at_most)
+        return tuple(one(part) for part in text.split(","))
+
+    return read
+
+
+def path(flag: str) -> Callable[[str], Path]:
+    """The type of a flag for a path; ``~`` is expanded."""
+    return lambda text: _as_flag_error(lambda: user_path(text, flag))
+
+
+def _as_flag_error[T](read: Callable[[], T]) -> T:
+    """Keeps the message of a ``ValueError``, for which argparse has a text of its own."""
+    try:
+        return read()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,0 +1,145 @@
+"""Digests of arrays, which tell whether weights that were read are the weights that were written.
+
+    digest = "dtype[shape]:" + hex of  sum over words i of mix(word[i] XOR odd * i)  modulo 2^32
+
+The words are the array's elements as unsigned integers, in C order. ``mix`` is a bijection of 32-bit integers (the
+finaliser of MurmurHash3, a public-domain hash), so a change of one word always changes the digest, whatever bits are
+hit, and damage to several words goes unnoticed once in 2^32 times. A sum does not depend on the order in which it is
+taken: an array on one or several devices is digested where it is, in a program that reads every device's part once,
+and nothing travels to the host but the sum. No digest guards against intent.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from helios_jax.checkpoints.components import raise_problems
+from helios_jax.typing import AnyArray
+
+_ODD = np.uint32(0x9E3779B1)
+"""2^32 over the golden ratio, odd: spreads the positions of words over all bits."""
+
+_PIECE_WORDS = 2**18
+"""Words that NumPy hashes at a time: few enough that temporaries stay in the cache."""
+
+
+def digest(array: AnyArray | np.generic | float) -> str:
+    """The digest of an array.
+
+    Args:
+        array: An array of NumPy or JAX, of any shape, sharding, memory and dtype, PRNG keys included; a number. If it
+            is spread over the devices of several processes, all of them must call.
+
+    Returns:
+        Such as "bfloat16[40,5120]:09af3c51". Equal for arrays of NumPy and JAX with the same content.
+    """
+    if isinstance(array, jax.Array):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        return _text(array, int(_hash_on_device(_on_device(array))))
+    array = np.asarray(array)
+    return _text(array, _hash_on_host(array))
+
+
+def digests_of(arrays: Mapping[str, AnyArray | np.generic | float]) -> dict[str, str]:
+    """The digest of every array, by name. Devices work on all of them before the first result is awaited."""
+    pending = {
+        name: _hash_on_device(_on_device(array))
+        for name, array in arrays.items()
+        if isinstance(array, jax.Array) and not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    }
+    return {
+        name: _text(array, int(pending[name])) if name in pending else digest(array) for name, array in arrays.items()
+    }
+
+
+def check_digests(
+    source: str | pathlib.Path, expected: Mapping[str, str], arrays: Mapping[str, AnyArray | np.generic | float]
+) -> None:
+    """Compares arrays with the digests that were recorded when they were written.
+
+    Args:
+        source: Where the arrays come from, for the error.
+        expected: The recorded digests; names that ``arrays`` lacks are not looked at.
+        arrays: What was read. Arrays without a recorded digest are not looked at.
+
+    Raises:
+        ValueError: An array differs from what was written (all listed).
+    """
+    known = {name: array for name, array in arrays.items() if name in expected}
+    damaged = [
+        f"{name} (written {expected[name]}, read {found})"
+        for name, found in digests_of(known).items()
+        if found != expected[name]
+    ]
+    raise_problems(f"{source} is damaged: what was read is not what was written; copy it again:", {"changed": damaged})
+
+
+def write_digests(file: pathlib.Path, digests: Mapping[str, str]) -> None:
+    """Writes digests as a JSON object, one line for every array."""
+    file.write_text(json.dumps(dict(digests), indent=2) + "\n")
+
+
+def read_digests(file: pathlib.Path) -> dict[str, str]:
+    """The digests in a file; empty when there is none, as in folders of earlier versions.
+
+    Raises:
+        ValueError: The file is not what ``write_digests`` wrote.
+    """
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}); copy it again") from error
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ValueError(f"{file} is damaged: a digest for every array is expected; copy it again")
+    return content
+
+
+def _mix(x: Any) -> Any:
+    # uint32 of NumPy or JAX, which both drop what overflows.
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _text(array: Any, value: int) -> str:
+    return f"{np.dtype(array.dtype).name}[{','.join(map(str, array.shape))}]:{value:08x}"
+
+
+def _hash_on_host(array: np.ndarray) -> int:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    # Elements of 64 bits are two words.
+    words = flat.view(f"u{min(array.dtype.itemsize, 4)}")
+    total = 0
+    for start in range(0, words.size, _PIECE_WORDS):
+        piece = words[start : start + _PIECE_WORDS].astype(np.uint32)
+        position = np.arange(start, start + piece.size, dtype=np.uint64).astype(np.uint32)
+        total += int(_mix(piece ^ (position * _ODD)).sum(dtype=np.uint64))
+    return total % 2**32
+
+
+def _on_device(array: jax.Array) -> jax.Array:
+    """The array in device memory, where programs can compute on it."""
+    return jax.device_put(array, array.sharding.with_memory_kind("device"))
+
+
+@functools.partial(jax.jit, inline=False)
+def _hash_on_device(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = min(array.dtype.itemsize, 4) * 8
+    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
+    # The position of every word, in a form that is computed in place: no array of indices exists.
+    position, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.sum(_mix(words ^ (position * _ODD)), dtype=jnp.uint32)

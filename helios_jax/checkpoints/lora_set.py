@@ -1,0 +1,139 @@
+"""The LoRA files that are merged into a transformer, each under a name, with all that is needed to remove them.
+
+The original of every parameter that a file touches is kept, in host memory if the transformer is on an accelerator.
+Whenever a file is added, removed or given another scale, the parameters that it touches are computed again from their
+originals and all files that are then in the set, in the order of their names, with one rounding. So the weights depend
+only on which files are in the set with which scales, and the last one that is removed leaves the original bits.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from helios_jax.checkpoints.key_tables import ParamPath
+from helios_jax.checkpoints.lora_argument import find_lora_file, lora_name, lora_scale
+from helios_jax.checkpoints.lora_files import LoraDelta, read_lora
+from helios_jax.checkpoints.lora_merge import Change, changes_of, merged_arrays, with_arrays
+from helios_jax.models.network import Network
+from helios_jax.typing import Array, Path
+from helios_jax.user_input import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedLora:
+    """A LoRA file that is merged.
+
+    Attributes:
+        path: The file.
+        scale: Its strength.
+        deltas: Its updates, in host memory, by published name.
+    """
+
+    path: pathlib.Path
+    scale: float
+    deltas: Mapping[str, LoraDelta] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LoraSet:
+    """The merged files and what the transformer was without them.
+
+    Attributes:
+        loras: The files by name, in the order in which they were added.
+        originals: The parameters that they touch, without any of them.
+        merged: The same parameters as they are in the transformer, to notice when somebody else replaces them.
+    """
+
+    loras: Mapping[str, LoadedLora] = dataclasses.field(default_factory=dict)
+    originals: Mapping[ParamPath, Array] = dataclasses.field(default_factory=dict, repr=False)
+    merged: Mapping[ParamPath, Array] = dataclasses.field(default_factory=dict, repr=False)
+
+    def with_file[N: Network[Any]](
+        self, transformer: N, path: Path, name: str | None = None, scale: float = 1.0
+    ) -> tuple[N, "LoraSet"]:
+        """Adds a file.
+
+        Args:
+            transformer: The transformer with this set's files; its arrays stay valid.
+            path: See ``read_lora``.
+            name: Name for ``with_scale`` and ``without``; the stem of the file's name by default.
+            scale: Strength; negative or zero as well.
+
+        Returns:
+            The transformer with the file, and the new set.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The name is taken or no text; the scale is not finite; the errors of ``merge_lora_file``.
+        """
+        scale = lora_scale(scale)
+        path = find_lora_file(path)
+        name = lora_name(name, path)
+        if name in self.loras:
+            raise ValueError(
+                f"a LoRA named {name!r} is loaded already ({self.loras[name].path}); give another name, change its "
+                "strength with set_lora, or unload it first"
+            )
+        added = LoadedLora(path=path, scale=scale, deltas=read_lora(path))
+        return self._change(transformer, {**self.loras, name: added}, added)
+
+    def with_scale[N: Network[Any]](self, transformer: N, name: str, scale: float) -> tuple[N, "LoraSet"]:
+        """Gives a file another strength. Raises ValueError if it is not in the set or ``scale`` is not finite."""
+        scale = lora_scale(scale)
+        changed = dataclasses.replace(self._find(name), scale=scale)
+        return self._change(transformer, {**self.loras, name: changed}, changed)
+
+    def without[N: Network[Any]](self, transformer: N, name: str) -> tuple[N, "LoraSet"]:
+        """Removes a file; the weights are then what they would be if it had never been added, bit for bit.
+
+        Raises:
+            ValueError: It is not in the set.
+        """
+        removed = self._find(name)
+        return self._change(transformer, {key: lora for key, lora in self.loras.items() if key != name}, removed)
+
+    def _find(self, name: str) -> LoadedLora:
+        if name not in self.loras:
+            loaded = ", ".join(self.loras) or "none"
+            raise ValueError(f"no LoRA named {name!r}; loaded: {loaded}{did_you_mean(str(name), self.loras)}")
+        return self.loras[name]
+
+    def _change[N: Network[Any]](
+        self, transformer: N, loras: Mapping[str, LoadedLora], changed: LoadedLora
+    ) -> tuple[N, "LoraSet"]:
+        """Computes the parameters that ``changed`` touches again, for a set with the files ``loras``."""
+        state = dict(nnx.to_flat_state(transformer.params))
+        if any(state[parameter][...] is not array for parameter, array in self.merged.items()):
+            raise ValueError(
+                "the transformer was replaced while LoRAs were loaded; unload them before, or make a new pipeline"
+            )
+        touched = changes_of(changed.path, changed.deltas, transformer.module, 1.0).keys()
+        homes = {parameter: state[parameter][...].sharding for parameter in touched}
+        originals = {p: self.originals[p] if p in self.originals else _kept(state[p][...]) for p in touched}
+        changes: dict[ParamPath, list[Change]] = collections.defaultdict(list)
+        holders: set[ParamPath] = set()
+        for _, lora in sorted(loras.items()):
+            for parameter, updates in changes_of(lora.path, lora.deltas, transformer.module, lora.scale).items():
+                holders.add(parameter)
+                # A scale of 0 leaves even the sign of a zero as it is.
+                if parameter in touched and lora.scale:
+                    changes[parameter].extend(updates)
+        source = " and ".join(str(lora.path) for lora in loras.values())
+        arrays = merged_arrays({p: originals[p] for p in changes}, changes, source, homes=homes)
+        arrays |= {p: jax.device_put(originals[p], homes[p]) for p in touched if p not in changes}
+        transformer = with_arrays(transformer, arrays)
+        kept = {p: array for p, array in {**self.originals, **originals}.items() if p in holders}
+        merged = {p: array for p, array in {**self.merged, **arrays}.items() if p in holders}
+        return transformer, LoraSet(loras=loras, originals=kept, merged=merged)
+
+
+def _kept(array: Array) -> Array:
+    """The array in host memory: itself if it is there already, otherwise a copy."""
+    if array.sharding.memory_kind != "device" or next(iter(array.sharding.device_set)).platform == "cpu":
+        return array
+    return jax.device_put(array, array.sharding.with_memory_kind("pinned_host"))

@@ -1,0 +1,153 @@
+"""What can be known to fail before weights are downloaded or loaded: from the settings of the checkpoint alone."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from helios_jax.checkpoints.lora_merge import check_lora
+from helios_jax.checkpoints.settings import PipelineSettings, read_settings
+from helios_jax.config import HistoryConfig
+from helios_jax.sample.flags import settings_of
+from helios_jax.sample.jobs import Job
+from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
+from helios_jax.sample.records import differences, finished_record, record_of
+from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
+from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs
+from helios_jax.sampling.settings import SampleSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckedJob:
+    """A video that can be made.
+
+    Attributes:
+        job: The video.
+        settings: How to sample, with the length that its prompts ask for.
+        record: Its record, as far as it is known before the work.
+        earlier: The state of the finished record at the check, see ``record_changed``.
+    """
+
+    job: Job
+    settings: SampleSettings
+    record: dict[str, Any]
+    earlier: tuple[int, int] | None
+
+    @property
+    def negative_prompt(self) -> str:
+        """The negative prompt of the video."""
+        return NEGATIVE_PROMPT if self.job.negative_prompt is None else self.job.negative_prompt
+
+    def record_changed(self) -> bool:
+        """Whether a process has finished the video since the check."""
+        return _state(self.job.outputs.record) != self.earlier
+
+    def make_room(self) -> None:
+        """Removes what an earlier run finished, or sets aside what it left unfinished; only files of ours."""
+        outputs = self.job.outputs
+        check_outputs(outputs)
+        if finished_record(self.job) is not None:
+            remove_earlier(outputs)
+        elif outputs.video.exists():
+            aside = set_aside(outputs)
+            print(f"{outputs.video.name} was left by an interrupted run and is now {aside.video.name}", flush=True)
+
+    def finished(self) -> bool:
+        """Whether an earlier run, or another process meanwhile, has made this very video.
+
+        Raises:
+            ValueError: It has made another one.
+        """
+        record = finished_record(self.job)
+        if record is None:
+            return False
+        if changed := differences(record, self.record, seed_drawn=self.job.seed_drawn):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(
+                f"{self.job.outputs.video} was made with other settings ({self.job.source}): "
+                f"{'; '.join(changed[:3])}{more}; pass --overwrite to make it again, or choose another --out"
+            )
+        return True
+
+
+def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSettings, list[CheckedJob]]:
+    """Checks the videos against the checkpoint, of which only the settings are read.
+
+    Returns:
+        The settings of the checkpoint and the videos, finished or not.
+
+    Raises:
+        ValueError: One cannot be made.
+        OSError: The checkpoint or an input does not exist or cannot be read.
+    """
+    model = read_settings(args.model, revision=args.revision, cache_dir=args.cache_dir)
+    if model.text_encoder is None:
+        raise ValueError(f"{args.model} has no text encoder, so no prompts can be read; download the checkpoint again")
+    defaults = RequestDefaults(
+        pipeline=model.config, scheduler=model.scheduler, transformer=model.transformer, vae=model.vae
+    )
+    for file, _ in args.lora:
+        check_lora(file, model.transformer)
+    if not jobs:  # only to compile
+        _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
+    seen: set[tuple[Path | None, ...]] = set()
+    checked = []
+    for job in jobs:
+        settings = _with_length(job, defaults)
+        inputs = SampleInputs(
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            # Many videos may begin with one image: it is read once.
+            image=None if (job.image, None) in seen else job.image,
+            video=None if (None, job.video) in seen else job.video,
+        )
+        request = _resolve(defaults, inputs, settings, job.source)
+        seen |= {(job.image, None), (None, job.video)}
+        record = record_of(args, job, request, settings, model)
+        checked.append(CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record)))
+    return model, checked
+
+
+def check_device(args: argparse.Namespace, model: PipelineSettings) -> str:
+    """Checks that the weights fit into the memory of the device.
+
+    Returns:
+        The device, its memory, and what the weights take of it.
+
+    Raises:
+        ValueError: They do not, or a large model would run on a CPU and the user did not ask for that.
+    """
+    from helios_jax.checkpoints.footprint import footprint
+
+    found = footprint(model, dtype=args.dtype, vae_dtype=args.vae_dtype)
+    try:
+        found.check(allow_cpu=args.allow_cpu)
+    except ValueError as error:
+        raise ValueError(str(error).replace("allow_cpu=True", "--allow_cpu")) from error
+    return str(found)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced; ``None``: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _with_length(job: Job, defaults: RequestDefaults) -> SampleSettings:
+    """The settings of a job; a schedule of prompts has a length of its own."""
+    if job.settings.num_frames is None and isinstance(job.prompt, PromptSchedule):
+        frames = job.prompt.num_chunks * defaults.vae.pixel_frames(HistoryConfig().chunk_frames)
+        return dataclasses.replace(job.settings, num_frames=frames)
+    return job.settings
+
+
+def _resolve(defaults: RequestDefaults, inputs: SampleInputs, settings: SampleSettings, source: str) -> Request:
+    try:
+        return defaults.resolve(inputs, settings, has_text_encoder=True)
+    except (ValueError, OSError) as error:
+        if source.startswith("--"):
+            raise
+        raise type(error)(f"{source}: {error}") from error  # the line of a prompt file

@@ -1,0 +1,155 @@
+"""The videos that the arguments ask for."""
+
+import argparse
+import dataclasses
+import os
+import secrets
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_jax.sample.flags import DEFAULTS, settings_of
+from helios_jax.sample.outputs import Outputs, check_apart, check_distinct, check_outputs
+from helios_jax.sampling.prompt_files import PromptedVideo, read_prompt_file
+from helios_jax.sampling.settings import MAX_SEED, SampleSettings
+
+if TYPE_CHECKING:
+    from helios_jax.sampling.inputs import Prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make.
+
+    Attributes:
+        source: The flag, or the file and line, that asks for it.
+        prompt: The pipeline's ``prompt``.
+        negative_prompt: The pipeline's ``negative_prompt``.
+        image: The image to start from.
+        video: The clip to continue.
+        settings: How to sample; ``num_frames`` is ``None`` where the schedule of the prompts decides, or in a stream.
+        seed_drawn: The seed was drawn for this run.
+        outputs: The files to write.
+    """
+
+    source: str
+    prompt: "Prompt"
+    negative_prompt: str | None
+    image: Path | None
+    video: Path | None
+    settings: SampleSettings
+    seed_drawn: bool
+    outputs: Outputs
+
+
+def plan_jobs(args: argparse.Namespace) -> list[Job]:
+    """The videos that the arguments ask for, finished or not; checks all that needs no model.
+
+    Raises:
+        ValueError: The arguments contradict each other, the prompt file cannot be used, or outputs collide.
+        OSError: A file does not exist, an output exists and may not be replaced, or its folder cannot be written to.
+    """
+    if args.image is not None and args.video is not None:
+        raise ValueError("--image and --video are both given; use one")
+    jobs = _one_job(args) if args.prompt_file is None else _jobs_of_file(args)
+    check_distinct((job.source, job.outputs) for job in jobs)
+    check_apart(_inputs(args, jobs), (job.outputs for job in jobs))
+    for job in jobs:
+        check_outputs(job.outputs)
+    return jobs
+
+
+def _one_job(args: argparse.Namespace) -> list[Job]:
+    if args.prompt is None and args.warmup:
+        return []
+    if args.prompt is None:
+        raise ValueError("give --prompt or --prompt_file; for a video without text use --prompt=''")
+    if args.out is None:
+        raise ValueError("give --out, the mp4 to write")
+    if args.out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out={args.out} must end in .mp4 (a folder goes with --prompt_file)")
+    if args.out.is_dir():
+        raise IsADirectoryError(f"--out={args.out} is a folder; choose the name of an mp4")
+    if os.path.lexists(args.out) and not args.overwrite:
+        raise FileExistsError(f"{args.out} exists; choose another --out or pass --overwrite")
+    seed, drawn = _seed(args.seed)
+    settings = settings_of(args, seed=seed)
+    if settings.num_frames is None and not args.stream:
+        settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
+    return [
+        Job(
+            source="--prompt",
+            prompt=args.prompt,
+            negative_prompt=args.negative_prompt,
+            image=args.image,
+            video=args.video,
+            settings=settings,
+            seed_drawn=drawn,
+            outputs=Outputs(video=args.out),
+        )
+    ]
+
+
+def _jobs_of_file(args: argparse.Namespace) -> list[Job]:
+    if args.prompt is not None or args.stream:
+        raise ValueError("--prompt_file makes finished videos of its own prompts: drop --prompt and --stream")
+    if args.out is None:
+        raise ValueError("give --out, the folder for the videos of --prompt_file")
+    if args.out.suffix.lower() == ".mp4":
+        raise ValueError(f"--out={args.out} must be a folder: a prompt file makes one video per prompt")
+    if os.path.lexists(args.out) and not args.out.is_dir():
+        raise NotADirectoryError(f"--out={args.out} is a file, not a folder; choose another --out")
+    if os.path.realpath(args.out) == os.path.realpath(os.path.expanduser(args.model)):
+        raise ValueError(f"--out={args.out} is the folder of --model; choose another --out")
+    return [_job_of_file(args, video) for video in read_prompt_file(args.prompt_file)]
+
+
+def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
+    source = f"{args.prompt_file}, line {video.line}"
+    if video.seed is None and args.seed >= 0:
+        # The number depends on the id alone, so lines can be added and moved without changing other videos.
+        seed, drawn = (args.seed + zlib.crc32(video.name.encode())) % (MAX_SEED + 1), False
+    else:
+        seed, drawn = _seed(args.seed if video.seed is None else video.seed)
+    settings = settings_of(args, seed=seed)
+    prompt: Prompt = video.prompts[0]
+    if len(video.prompts) > 1:
+        from helios_jax.sampling.prompts import PromptSchedule
+
+        schedule = {"chunks_per_prompt": args.chunks_per_prompt, "blend_chunks": args.blend_chunks}
+        try:
+            prompt = PromptSchedule(prompts=video.prompts, **schedule)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+    elif settings.num_frames is None:
+        settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
+    given = video.image is not None or video.video is not None
+    return Job(
+        source=source,
+        prompt=prompt,
+        negative_prompt=args.negative_prompt if video.negative_prompt is None else video.negative_prompt,
+        image=video.image if given else args.image,
+        video=video.video if given else args.video,
+        settings=settings,
+        seed_drawn=drawn,
+        outputs=Outputs(video=args.out / f"{video.name}.mp4"),
+    )
+
+
+def _seed(seed: int) -> tuple[int, bool]:
+    """The seed, drawn if it is -1, and whether it was."""
+    return (secrets.randbelow(2**32), True) if seed < 0 else (seed, False)
+
+
+def _inputs(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Path]:
+    """Every file that is read, by what names it."""
+    found: dict[str, Path] = {f"--lora (number {i})": file for i, (file, _) in enumerate(args.lora, 1)}
+    found["--model"] = Path(os.path.expanduser(args.model))
+    if args.prompt_file is not None:
+        found["--prompt_file"] = args.prompt_file
+    for job in jobs:
+        for name in ("image", "video"):
+            path = getattr(job, name)
+            if path is not None:
+                found[f"--{name}" if path == getattr(args, name) else f"{job.source}: {name}"] = path
+    return found

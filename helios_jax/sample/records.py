@@ -1,0 +1,162 @@
+"""How a video was made, as JSON next to it, and what differs when it is asked for again.
+
+A record holds every setting after its default was filled in, so that the video can be made again, and facts about the
+run. Files that were read are recorded with a digest: a rerun notices when one has changed.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helios_jax.arguments import shortened
+from helios_jax.checkpoints.lora_argument import find_lora_file
+from helios_jax.sample.jobs import Job
+from helios_jax.sampling.settings import SampleSettings
+from helios_jax.version import __version__
+
+if TYPE_CHECKING:
+    from helios_jax.checkpoints.settings import PipelineSettings
+    from helios_jax.sampling.request import Request
+
+FACTS = ("helios_jax", "seconds", "device", "versions", "sha256", "unfinished", "num_frames")
+"""Keys that say nothing about the content of the video, or say it elsewhere."""
+
+ESSENTIAL = ("prompt", "seed", "steps", "height", "width", "frames")
+"""Keys without which a record cannot be compared."""
+
+
+def record_of(
+    args: argparse.Namespace, job: Job, request: "Request", settings: SampleSettings, model: "PipelineSettings"
+) -> dict[str, Any]:
+    """The record of a video that is to be made."""
+    snapshot = model.folder.parent.name == "snapshots"  # the cache of the hub: models--owner--name/snapshots/commit
+    given = {"image": job.image, "video": job.video}
+    record = {
+        "helios_jax": __version__,
+        "prompt": job.prompt if isinstance(job.prompt, str) else dataclasses.asdict(job.prompt),
+        "negative_prompt": _negative_prompt(job) if request.guided else None,
+        "model": args.model if snapshot else os.path.realpath(model.folder),
+        "revision": model.folder.name if snapshot else args.revision,
+        "lora": [[os.path.abspath(file), scale] for file, scale in args.lora],
+        **{name: None if path is None else os.path.abspath(path) for name, path in given.items()},
+        **vars(settings),
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "amplify_first_chunk": request.amplify_first_chunk,
+        "frames": request.num_frames,
+        "fps": args.fps if isinstance(args.fps, int | float) else str(args.fps),
+        "dtype": args.dtype,
+        "vae_dtype": args.vae_dtype,
+        "sha256": {
+            **{name: digest(path) for name, path in given.items() if path is not None},
+            "lora": [digest(find_lora_file(file)) for file, _ in args.lora],
+        },
+    }
+    return json.loads(json.dumps(record))  # tuples become lists, as in the file
+
+
+def _negative_prompt(job: Job) -> str:
+    from helios_jax.sampling.prompts import NEGATIVE_PROMPT
+
+    return NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
+
+
+@functools.cache
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_of_run(seconds: float) -> dict[str, Any]:
+    """What a finished record says about the run."""
+    import flax
+    import jax
+    import jaxlib
+    import numpy as np
+
+    versions = {
+        "python": platform.python_version(),
+        **{module.__name__: module.__version__ for module in (jax, jaxlib, flax, np)},
+    }
+    return {"seconds": round(seconds, 3), "device": jax.devices()[0].device_kind, "versions": versions}
+
+
+def finished_record(job: Job) -> dict[str, Any] | None:
+    """The record of an earlier run that finished the video; ``None`` if there is no such video.
+
+    Raises:
+        ValueError: The record cannot be compared.
+    """
+    if not job.outputs.video.is_file() or not job.outputs.video.stat().st_size:
+        return None
+    for path in (job.outputs.record, job.outputs.earlier_record):
+        record = _read(path)
+        if record is None:
+            continue
+        if missing := [key for key in ESSENTIAL if key not in record]:
+            raise ValueError(
+                f"{path} lacks {missing}, so nobody knows how {job.outputs.video.name} was made; pass --overwrite to "
+                "make it again, or choose another --out"
+            )
+        return record
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record of ours; ``None`` if the file is missing or something else."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("helios_jax"), str) else None
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], *, seed_drawn: bool) -> list[str]:
+    """What differs between the record of a finished video and that of the same video asked for again.
+
+    Only what both records say is compared: versions before 0.2 recorded less.
+
+    Args:
+        then: The record of the finished video.
+        now: The other.
+        seed_drawn: The seed of the other was drawn, so any will do.
+    """
+    before, after = _comparable(then), _comparable(now)
+    keys = [key for key in after if key in before and key not in FACTS and not (key == "seed" and seed_drawn)]
+    return [
+        f"{key} was {shortened(json.dumps(then[key]), 48)}, now {shortened(json.dumps(now[key]), 48)}"
+        + (" with other content" if then[key] == now[key] else "")
+        for key in keys
+        if before[key] != after[key]
+    ]
+
+
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with one form for what can be said in several ways."""
+    found = dict(record)
+    prompt = found["prompt"]
+    if isinstance(prompt, dict) and len(prompt.get("prompts", ())) == 1:  # earlier versions wrote a schedule of one
+        found["prompt"] = prompt["prompts"][0]
+    model = found.get("model")
+    if isinstance(model, str) and os.path.isdir(os.path.expanduser(model)):
+        found["model"] = os.path.realpath(os.path.expanduser(model))
+        found.pop("revision", None)
+    digests = record.get("sha256")
+    for name in ("image", "video", "lora"):
+        if not found.get(name):
+            continue
+        if not isinstance(digests, dict):  # an earlier version, which knew only the path
+            if name != "lora":
+                found[name] = os.path.abspath(os.path.expanduser(str(found[name])))
+        elif name != "lora":
+            found[name] = digests.get(name)
+        else:
+            found[name] = [[file, *rest[1:]] for file, rest in zip(digests.get(name, []), found[name], strict=False)]
+    return found

@@ -1,0 +1,58 @@
+"""SIGTERM: noted from the start of the command, obeyed between two steps.
+
+A handler that saved could catch the state half replaced, and at different steps in different processes.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+PREEMPTED = 75
+"""Exit code of a run that stopped on SIGTERM and lost nothing: start it again (EX_TEMPFAIL)."""
+
+
+@dataclasses.dataclass
+class Sigterm:
+    """A handler that notes the signal.
+
+    Attributes:
+        received: Whether it came.
+    """
+
+    received: bool = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Notes the signal."""
+        self.received = True
+
+    def stops_after(self, step: int) -> bool:
+        """Whether to stop after this step: the same answer in all processes."""
+        import jax
+
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            # JAX's coordinator handles the signal, and agrees with all processes on a step that none has passed.
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.received
+
+
+@contextlib.contextmanager
+def noted_sigterm() -> Iterator[Sigterm]:
+    """Notes SIGTERM instead of ending the process; inside another such block, yields that block's note."""
+    before = signal.getsignal(signal.SIGTERM)
+    if isinstance(before, Sigterm):
+        yield before
+        return
+    note = Sigterm()
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only.
+        yield note
+        return
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield note
+    finally:
+        signal.signal(signal.SIGTERM, before)
