@@ -8,18 +8,21 @@ published weights go through the same code.
 """
 
 import argparse
-import shutil
-import sys
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, logging
-from absl.flags import argparse_flags
+from helios_jax.arguments import Parser, path, whole
+from helios_jax.cli import run_interruptible, run_program
 
 HEIGHT, WIDTH = 192, 320
 
+MARK = "written_by_helios_demo.txt"
+"""A file in the checkpoint that says where it comes from; written last."""
 
-def write_clip(path: Path, num_frames: int = 48) -> None:
+
+def write_clip(file: Path, num_frames: int = 48) -> None:
     """Writes a synthetic clip: a disc that moves over a gradient."""
     import numpy as np
 
@@ -30,53 +33,73 @@ def write_clip(path: Path, num_frames: int = 48) -> None:
     disc = np.clip(HEIGHT / 6 - distance, 0, 1)[..., None]
     ground = np.stack([0.3 + 0.4 * y / HEIGHT, 0.5 + 0.3 * x / WIDTH, np.full_like(t, 0.7, float)], axis=-1)
     frames = disc * np.array([0.95, 0.75, 0.1]) + (1 - disc) * ground
-    with VideoWriter(path, overwrite=True) as video:
+    with VideoWriter(file, overwrite=True) as video:
         video.write(np.round(255 * frames).astype(np.uint8))
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes a checkpoint and a clip, then samples."""
-    logging.set_verbosity(logging.WARNING)
-    from helios_jax import sample
-    from helios_jax.checkpoints.random import write_random_checkpoint
+    """Writes a checkpoint and a clip, then samples; returns the exit code."""
+    return run_interruptible("helios_jax.demo", lambda _: _work(args))
 
-    out = args.out
-    checkpoint = out / "checkpoint"
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    write_random_checkpoint(checkpoint)
-    print(f"wrote a small checkpoint with RANDOM weights to {checkpoint}: expect noise, not a picture")
+
+def _work(args: argparse.Namespace) -> int:
+    from helios_jax import sample
+
+    checkpoint = args.out / "checkpoint"
+    _make_checkpoint(checkpoint)
     clip = args.clip
     if clip is None:
-        clip = out / "clip.mp4"
+        clip = args.out / "clip.mp4"
         write_clip(clip)
         print(f"made a synthetic clip, {clip}")
-    video = out / "continued.mp4"
     command = [
         "helios-sample",
         f"--model={checkpoint}",
         f"--video={clip}",
         "--prompt=A yellow disc glides over a bright landscape.",
-        f"--out={video}",
+        f"--out={args.out / 'continued.mp4'}",
         f"--num_frames={args.num_frames}",
         f"--height={HEIGHT}",
         f"--width={WIDTH}",
         "--max_text_tokens=64",
         "--overwrite",
     ]
-    print(" ".join(command[:1] + [repr(part) if " " in part else part for part in command[1:]]), flush=True)
+    print(shlex.join(command), flush=True)
     status = sample.main(sample.parse(command))
     if status == 0:
-        print(f"video: {video}\ncontact sheet: {video.with_suffix('.png')}\n(random weights: the frames are noise)")
+        print("(random weights: the frames are noise)")
     return status
 
 
+def _make_checkpoint(folder: Path) -> None:
+    """Writes the checkpoint, or uses the one of an earlier run.
+
+    Raises:
+        FileExistsError: There is a folder of that name that this program did not write, or did not finish.
+    """
+    from helios_jax.checkpoints.random import write_random_checkpoint
+
+    mark = folder / MARK
+    if mark.is_file():
+        print(f"using the small checkpoint with RANDOM weights in {folder}")
+        return
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists and is not a finished checkpoint of this demo; choose another --out")
+    write_random_checkpoint(folder)
+    mark.write_text("Random weights, written by python -m helios_jax.demo.\n")
+    print(f"wrote a small checkpoint with RANDOM weights to {folder}: expect noise, not a picture")
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write")
-    parser.add_argument("--clip", type=Path, help="clip to continue, at least 33 frames (default: a synthetic one)")
-    parser.add_argument("--num_frames", type=int, default=66, help="frames to generate")
+    parser = Parser(prog="helios_jax.demo", description=__doc__)
+    out = Path("demo_out")
+    parser.add_argument("--out", type=path("--out"), default=out, help=f"folder to write (default {out})")
+    clip_help = "clip to continue, at least 33 frames (default: a synthetic one)"
+    parser.add_argument("--clip", type=path("--clip"), help=clip_help)
+    frames = whole("--num_frames", at_least=1)
+    parser.add_argument("--num_frames", type=frames, default=66, help="frames to generate (default 66)")
     return parser.parse_args(argv[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main, flags_parser=_parse))
+    run_program("helios_jax.demo", main, _parse)

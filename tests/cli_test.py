@@ -1,6 +1,9 @@
 """How commands handle errors, signals and work in flight."""
 
 import signal
+import subprocess
+import sys
+import warnings
 
 import jax.numpy as jnp
 import pytest
@@ -64,3 +67,90 @@ def test_work_in_flight_ends_before_the_command(error):
     x, was_ready = seen
     assert not was_ready
     assert x.is_ready()
+
+
+class XlaRuntimeError(RuntimeError):
+    """Stands for JAX's error, which has no public constructor."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB.\nAllocator: ..."),
+            "tool: the device ran out of memory when 12.50GiB more were needed; use fewer pixels",
+        ),
+        (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "tool: the device ran out of memory; use fewer pixels"),
+        (MemoryError(), "tool: the machine ran out of memory"),
+        (MemoryError("the device has too little memory"), "tool: the device has too little memory\n"),
+        (ValueError(""), "tool: ValueError\n"),
+    ],
+)
+def test_lack_of_memory_is_one_line(error, message, capsys):
+    def work():
+        raise error
+
+    assert run_command("tool", work) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(message)
+    assert shown.count("\n") == 1
+
+
+def test_other_runtime_errors_are_bugs():
+    def work():
+        raise XlaRuntimeError("INTERNAL: a kernel failed")
+
+    with pytest.raises(XlaRuntimeError):
+        run_command("tool", work)
+
+
+def test_pages_of_other_libraries_are_cut(capsys):
+    def work():
+        raise ValueError("\n\n".join(["first " + "x" * 1000, "second", "third", "fourth"]))
+
+    assert run_command("tool", work) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["tool: first " + "x" * 594 + "...", "second", "third ..."]
+
+
+def test_warnings_are_one_line():
+    shown = []
+    before = warnings.formatwarning
+    warning = (UserWarning("the clip is short"), UserWarning, "some/file.py", 3)
+    assert run_command("tool", lambda: shown.append(warnings.formatwarning(*warning))) == 0
+    assert shown == ["tool: warning: the clip is short\n"]
+    assert warnings.formatwarning is before
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_traceback():
+    code = (
+        "import sys, time; from helios_jax.cli import run_command\n"
+        "def work():\n    for _ in range(100):\n        print('x' * 10000, flush=True)\n        time.sleep(0.01)\n"
+        "sys.exit(run_command('tool', work))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        message = process.stderr.read()
+    assert process.returncode == 1
+    assert message == "tool: standard output was closed; what was written so far is kept\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_arguments_are_read(number):
+    code = (
+        "import time; from helios_jax.cli import run_program\n"
+        "def parse(argv):\n    print('here', flush=True)\n    time.sleep(60)\n"
+        "run_program('tool', lambda args: 0, parse)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(number)
+        message = process.stderr.read()
+    assert process.returncode == 130
+    assert message == "tool: interrupted; what was written so far is kept\n"

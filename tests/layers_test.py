@@ -23,7 +23,7 @@ COMMANDS = ("sample", "convert", "prepare", "train", "demo")
 FLOORS = (
     {"helios_jax.typing", "helios_jax.version", "helios_jax._lazy", "helios_jax._warnings", "helios_jax.config"}
     | {"helios_jax.cli", "helios_jax.compilation", "helios_jax.experiment_files", "helios_jax.extras"}
-    | {"helios_jax.user_input", "helios_jax.safe_files"}
+    | {"helios_jax.arguments", "helios_jax.user_input", "helios_jax.safe_files"}
     | {"helios_jax.data.workers", "pallas_kernels"},
     {"helios_jax.parallel"},
     {"helios_jax.context", "helios_jax.models", "helios_jax.diffusion"},

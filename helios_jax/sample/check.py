@@ -5,8 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from helios_jax.checkpoints.lora_argument import find_lora_file
-from helios_jax.checkpoints.pipelines import PipelineSettings, read_settings
+from helios_jax.checkpoints.lora_merge import check_lora
+from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
 from helios_jax.sample.jobs import Job
@@ -15,9 +15,6 @@ from helios_jax.sample.records import differences, finished_record, record_of
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs
 from helios_jax.sampling.settings import SampleSettings
-
-LARGE = 4e9
-"""Parameters of a transformer that is out of place on a CPU; Helios has 14e9."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,14 +82,14 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     """
     model = read_settings(args.model, revision=args.revision, cache_dir=args.cache_dir)
     if model.text_encoder is None:
-        raise ValueError(f"{args.model} has no text_encoder/, so no prompts can be read; download the checkpoint again")
+        raise ValueError(f"{args.model} has no text encoder, so no prompts can be read; download the checkpoint again")
     defaults = RequestDefaults(
         pipeline=model.config, scheduler=model.scheduler, transformer=model.transformer, vae=model.vae
     )
     for file, _ in args.lora:
-        find_lora_file(file)
+        check_lora(file, model.transformer)
     if not jobs:  # only to compile
-        _resolve(defaults, SampleInputs(prompt=""), settings_of(args), "--warmup")
+        _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
     seen: set[tuple[Path | None, ...]] = set()
     checked = []
     for job in jobs:
@@ -111,27 +108,23 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     return model, checked
 
 
-def check_device(args: argparse.Namespace, model: PipelineSettings) -> None:
-    """Refuses a large model on a CPU.
+def check_device(args: argparse.Namespace, model: PipelineSettings) -> str:
+    """Checks that the weights fit into the memory of the device.
+
+    Returns:
+        The device, its memory, and what the weights take of it.
 
     Raises:
-        ValueError: It is one, and the user did not ask for it.
+        ValueError: They do not, or a large model would run on a CPU and the user did not ask for that.
     """
-    import jax
+    from helios_jax.checkpoints.footprint import footprint
 
-    parameters = _parameters(model)
-    if jax.default_backend() == "cpu" and parameters > LARGE and not args.allow_cpu:
-        raise ValueError(
-            f"{args.model} has {parameters / 1e9:.0f} billion parameters and JAX found no GPU: a second of video would "
-            "take hours. Install helios_jax[gpu] on a machine with a GPU, or pass --allow_cpu"
-        )
-
-
-def _parameters(model: PipelineSettings) -> float:
-    """Parameters of the transformer's blocks, which are nearly all: two attentions and a feed-forward network each."""
-    config = model.transformer
-    width = config.num_heads * config.head_dim
-    return config.num_layers * (8.0 * width**2 + 2.0 * width * config.ffn_dim)
+    found = footprint(model, dtype=args.dtype, vae_dtype=args.vae_dtype)
+    try:
+        found.check(allow_cpu=args.allow_cpu)
+    except ValueError as error:
+        raise ValueError(str(error).replace("allow_cpu=True", "--allow_cpu")) from error
+    return str(found)
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import itertools
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -45,17 +44,18 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
         print(f"{len(checked) - len(left)} of {len(checked)} videos are finished already")
     if not left and not args.warmup:
         return
-    check_device(args, model)
+    device = check_device(args, model)
     with contextlib.closing(_claimed(left, args)) as claimed:
         # The first one is claimed before the weights are loaded, in case another process makes it.
         first = next(claimed, None)
         if first is None and not args.warmup:
             return
+        print(f"{args.model} on {device}; loading", flush=True)
         pipe = _load(args)
         check_interrupted()
         if args.warmup:
             conditioning = "image" if args.image else "video" if args.video else None
-            seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args))
+            seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):
             sample(pipe, job, claim, args, check_interrupted)
@@ -66,25 +66,19 @@ def _load(args: argparse.Namespace) -> "HeliosPipeline":
     from helios_jax.sampling.pipeline import HeliosPipeline
 
     use_compilation_caches(args.cache)
-    print(f"{args.model}: loading in {args.dtype}, VAE in {args.vae_dtype}, on {device_text()}", flush=True)
     start = time.monotonic()
-    dtypes = {"dtype": args.dtype, "vae_dtype": args.vae_dtype}
-    pipe = HeliosPipeline.from_pretrained(args.model, revision=args.revision, cache_dir=args.cache_dir, **dtypes)
-    for path, scale in args.lora:
-        pipe.load_lora(path, scale=scale)
+    pipe = HeliosPipeline.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        vae_dtype=args.vae_dtype,
+        revision=args.revision,
+        cache_dir=args.cache_dir,
+        allow_cpu=args.allow_cpu,
+    )
+    for number, (path, scale) in enumerate(args.lora, 1):
+        pipe.load_lora(path, name=f"{path.stem} ({number})", scale=scale)
     print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
     return pipe
-
-
-def device_text() -> str:
-    """The device and its memory, for people."""
-    import jax
-
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return f"the CPU ({os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB)"
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return device.device_kind + ("" if limit is None else f" ({limit / 2**30:.0f} GiB)")
 
 
 def _claimed(jobs: "list[CheckedJob]", args: argparse.Namespace) -> "Iterator[tuple[CheckedJob, Claim]]":
@@ -137,7 +131,7 @@ def sample(
         job.make_room()
         progress.start(stream)
         num_frames = _write_chunks(stream, job, args, progress, check_interrupted)
-    claim.finish({**job.record, "frames": num_frames, **facts_of_run(time.monotonic() - start, device_text())})
+    claim.finish({**job.record, "frames": num_frames, **facts_of_run(time.monotonic() - start)})
     seconds = num_frames / args.fps
     print(
         f"wrote {outputs.video}: {num_frames} frames, {float(seconds):.1f} s of video "

@@ -5,12 +5,20 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
 from helios_jax.checkpoints.lora_argument import parse_lora_argument
-from helios_jax.sampling.prompt_files import MAX_SEED
-from helios_jax.sampling.settings import SampleSettings, one_or_many
+from helios_jax.sampling.settings import (
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    MAX_TEXT_TOKENS,
+    Fit,
+    SampleSettings,
+    one_or_many,
+)
 
 DESCRIPTION = """\
 Video from text, from an image, or continuing a clip.
@@ -39,7 +47,6 @@ anything else and reports the time; without a prompt the command ends there.
 """
 
 DEFAULTS = SampleSettings()
-_MAX_SIDE = 1 << 16
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,17 +71,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("negative_prompt", "used with guidance only (default: the published one)")
     add("image", "image to start from (I2V)", type=path("--image"))
     add("video", "clip to continue, at least 33 frames (V2V)", type=path("--video"))
+    add(
+        "fit",
+        "an image or clip of another aspect (default stretch, as published)",
+        choices=get_args(Fit),
+        default="stretch",
+    )
+    add(
+        "video_fps",
+        "frames per second to which a clip is resampled, or 'stored' (default 24)",
+        type=_video_fps,
+        default=24.0,
+    )
     add_whole("num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1)
-    add_whole("height", "pixel rows", 1, _MAX_SIDE, DEFAULTS.height)
-    add_whole("width", "pixel columns", 1, _MAX_SIDE, DEFAULTS.width)
+    add("exact_frames", "cut the video to --num_frames frames (default: 4k + 1 as published)", action="store_true")
+    add_whole("height", "pixel rows", 1, MAX_SIDE, DEFAULTS.height)
+    add_whole("width", "pixel columns", 1, MAX_SIDE, DEFAULTS.width)
     add("steps", "network calls per level, 2,2,2 or one number for Base (default: the model's)", type=_steps)
-    add("guidance_scale", "guidance is on above 1 (default: the model's)", type=finite("--guidance_scale"))
+    guidance = finite("--guidance_scale", at_least=-MAX_GUIDANCE, at_most=MAX_GUIDANCE)
+    add("guidance_scale", "guidance is on above 1 (default: the model's)", type=guidance)
     add("amplify_first_chunk", "twice the steps in the first chunk (default: the model's)", action=flag)
     add("skip_first_chunk", "take the anchor from the second chunk", action=flag, default=False)
     add("keep_first_frame", "keep the first frame in the context", action=flag, default=True)
     add_whole("chunks_per_prompt", "chunks of each prompt of a csv file", 1, 10**6, 7)
     add_whole("blend_chunks", "chunks over which a new prompt is blended in", 0, 10**6, 3)
-    add_whole("max_text_tokens", "length that texts are padded or cut to", 1, 1 << 16, DEFAULTS.max_text_tokens)
+    add_whole("max_text_tokens", "length that texts are padded or cut to", 1, MAX_TEXT_TOKENS, DEFAULTS.max_text_tokens)
     add_whole("seed", "seed of all draws, or -1 to draw one, which is printed", -1, MAX_SEED, 0)
     add("lora", "LoRA file to merge, FILE or FILE:SCALE; may be repeated", type=_lora, action="append", default=[])
     add("dtype", "compute dtype of transformer and text encoder (default bfloat16)", **dtypes)
@@ -89,15 +110,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv[1:])
 
 
-def settings_of(args: argparse.Namespace) -> SampleSettings:
-    """The sample settings among the arguments: flags that have the name of a field."""
-    names = vars(DEFAULTS).keys() & vars(args).keys()
-    return SampleSettings(**{name: getattr(args, name) for name in names})
+def settings_of(args: argparse.Namespace, *, seed: int) -> SampleSettings:
+    """The sample settings among the arguments, flags that have the name of a field, with the seed of one video."""
+    names = vars(DEFAULTS).keys() & vars(args).keys() - {"seed"}
+    return SampleSettings(seed=seed, **{name: getattr(args, name) for name in names})
 
 
 def _steps(text: str) -> int | tuple[int, ...] | None:
     """N, or N,N,N for a pyramid."""
-    return one_or_many(wholes("--steps", at_least=1, at_most=10_000)(text))
+    return one_or_many(wholes("--steps", at_least=1, at_most=MAX_STEPS)(text))
 
 
 def _fps(text: str) -> int | float | Fraction:
@@ -110,6 +131,11 @@ def _fps(text: str) -> int | float | Fraction:
     if rate.denominator == 1:
         return int(rate)
     return rate if "/" in text else float(text)
+
+
+def _video_fps(text: str) -> float | None:
+    """A rate, or ``None`` for the frames as they are stored."""
+    return None if text == "stored" else finite("--video_fps", at_least=0.1, at_most=1000)(text)
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from helios_jax.sample.flags import DEFAULTS, settings_of
 from helios_jax.sample.outputs import Outputs, check_apart, check_distinct, check_outputs
-from helios_jax.sampling.prompt_files import MAX_SEED, PromptedVideo, read_prompt_file
-from helios_jax.sampling.settings import SampleSettings
+from helios_jax.sampling.prompt_files import PromptedVideo, read_prompt_file
+from helios_jax.sampling.settings import MAX_SEED, SampleSettings
 
 if TYPE_CHECKING:
     from helios_jax.sampling.inputs import Prompt
@@ -72,10 +72,10 @@ def _one_job(args: argparse.Namespace) -> list[Job]:
         raise IsADirectoryError(f"--out={args.out} is a folder; choose the name of an mp4")
     if os.path.lexists(args.out) and not args.overwrite:
         raise FileExistsError(f"{args.out} exists; choose another --out or pass --overwrite")
-    settings = settings_of(args)
+    seed, drawn = _seed(args.seed)
+    settings = settings_of(args, seed=seed)
     if settings.num_frames is None and not args.stream:
         settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
-    seed, drawn = _seed(args.seed)
     return [
         Job(
             source="--prompt",
@@ -83,7 +83,7 @@ def _one_job(args: argparse.Namespace) -> list[Job]:
             negative_prompt=args.negative_prompt,
             image=args.image,
             video=args.video,
-            settings=dataclasses.replace(settings, seed=seed),
+            settings=settings,
             seed_drawn=drawn,
             outputs=Outputs(video=args.out),
         )
@@ -111,7 +111,7 @@ def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
         seed, drawn = (args.seed + zlib.crc32(video.name.encode())) % (MAX_SEED + 1), False
     else:
         seed, drawn = _seed(args.seed if video.seed is None else video.seed)
-    settings = dataclasses.replace(settings_of(args), seed=seed)
+    settings = settings_of(args, seed=seed)
     prompt: Prompt = video.prompts[0]
     if len(video.prompts) > 1:
         from helios_jax.sampling.prompts import PromptSchedule

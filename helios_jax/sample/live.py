@@ -1,9 +1,10 @@
 """Prompts typed on standard input while a video is made."""
 
+import io
 import queue
 import sys
 import threading
-from typing import TextIO
+from collections.abc import Iterable
 
 
 class TypedPrompts:
@@ -13,7 +14,7 @@ class TypedPrompts:
         source: The input; ``None``: there is none, so it is at its end.
     """
 
-    def __init__(self, source: TextIO | None) -> None:
+    def __init__(self, source: Iterable[str] | None) -> None:
         self._source = source
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._at_end = threading.Event()
@@ -23,7 +24,7 @@ class TypedPrompts:
     @classmethod
     def from_standard_input(cls) -> "TypedPrompts":
         """The lines typed by the user; bytes that are not UTF-8 are replaced."""
-        if hasattr(sys.stdin, "reconfigure"):
+        if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         return cls(sys.stdin)
 

@@ -6,6 +6,7 @@ replaced, renamed or removed.
 """
 
 import dataclasses
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -51,12 +52,12 @@ class Outputs:
 
     def aside(self) -> "Outputs":
         """Free names for the files of an interrupted run."""
-        number = 1
-        while True:
-            outputs = Outputs(video=self._named(f".interrupted{number}{self.video.suffix}"))
-            if not any(os.path.lexists(path) for path in outputs.all):
-                return outputs
-            number += 1
+        names = (self.interrupted(number) for number in itertools.count(1))
+        return next(outputs for outputs in names if not any(map(os.path.lexists, outputs.all)))
+
+    def interrupted(self, number: int) -> "Outputs":
+        """The files of an interrupted run by their number."""
+        return Outputs(video=self._named(f".interrupted{number}{self.video.suffix}"))
 
     def _named(self, ending: str) -> Path:
         return self.video.with_name(self.video.stem + ending)
@@ -72,13 +73,12 @@ def check_outputs(outputs: Outputs) -> None:
         PermissionError: The folder cannot be written to.
     """
     video = outputs.video
-    longest = max(
-        (path.name for path in (*outputs.all, outputs.aside().video)), key=lambda name: len(os.fsencode(name))
-    )
+    names = [path.name for path in (*outputs.all, *outputs.interrupted(999).all)]
+    longest = max(names, key=lambda name: len(os.fsencode(name)))
     if (over := len(os.fsencode(longest)) - MAX_NAME_BYTES) > 0:
         raise ValueError(
-            f"{video.name[:40]}...: the name is {over} bytes too long, since {longest[-16:]!r} is appended to the name "
-            f"of a video and {MAX_NAME_BYTES} bytes are allowed in all"
+            f"{video.name[:40]}...: the name is {over} bytes too long: {MAX_NAME_BYTES} are allowed in all, and "
+            f"{longest[len(video.stem) :]!r} must fit after it"
         )
     _check_folder(video)
     for path in outputs.all:

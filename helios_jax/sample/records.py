@@ -21,7 +21,7 @@ from helios_jax.sampling.settings import SampleSettings
 from helios_jax.version import __version__
 
 if TYPE_CHECKING:
-    from helios_jax.checkpoints.pipelines import PipelineSettings
+    from helios_jax.checkpoints.settings import PipelineSettings
     from helios_jax.sampling.request import Request
 
 FACTS = ("helios_jax", "seconds", "device", "versions", "sha256", "unfinished", "num_frames")
@@ -74,7 +74,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def facts_of_run(seconds: float, device: str) -> dict[str, Any]:
+def facts_of_run(seconds: float) -> dict[str, Any]:
     """What a finished record says about the run."""
     import flax
     import jax
@@ -85,7 +85,7 @@ def facts_of_run(seconds: float, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (jax, jaxlib, flax, np)},
     }
-    return {"seconds": round(seconds, 3), "device": device, "versions": versions}
+    return {"seconds": round(seconds, 3), "device": jax.devices()[0].device_kind, "versions": versions}
 
 
 def finished_record(job: Job) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ class Progress:
 
             self._num_chunks = stream.request.num_chunks
             # The first step of every level waits for its program, which may be compiled for minutes.
-            self._bar = tqdm(total=stream.num_steps, unit="step", desc="compiling", leave=True)
+            self._bar = tqdm(total=stream.num_steps, unit="step", desc="compiling", file=sys.stderr)
 
     def write(self, line: str) -> None:
         """Prints a line to standard output, above the bar if there is one."""

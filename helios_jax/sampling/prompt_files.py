@@ -17,13 +17,14 @@ This module imports nothing heavy.
 import csv
 import dataclasses
 import io
+import os
 import pathlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 
 from helios_jax._warnings import warn_user
-from helios_jax.typing import Path
+from helios_jax.sampling.settings import MAX_SEED
 from helios_jax.user_input import did_you_mean, plain_name, user_path, whole_number
 
 REQUIRED = ("id", "prompt")
@@ -32,8 +33,6 @@ COLUMNS = (*REQUIRED, "refined_prompt", "prompt_index", *OPTIONS)
 
 MAX_BYTES = 64 << 20
 """Largest prompt file: far more than texts need, so a larger file is another file by mistake."""
-
-MAX_SEED = 2**64 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class PromptedVideo:
     seed: int | None = None
 
 
-def read_prompt_file(path: Path) -> tuple[PromptedVideo, ...]:
+def read_prompt_file(path: str | os.PathLike[str]) -> tuple[PromptedVideo, ...]:
     """Reads the videos of a prompt file, in the file's order.
 
     Raises:

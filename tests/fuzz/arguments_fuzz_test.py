@@ -173,7 +173,7 @@ def test_wrong_arguments_change_nothing(home, arguments):
 @pytest.mark.parametrize("arguments", RIGHT, ids=lambda arguments: " ".join(arguments)[:60])
 def test_unusual_arguments_make_a_video(home, arguments):
     before = contents(home)
-    result = verdict([*USUAL, *arguments])
+    result = verdict([*USUAL, *arguments], limit=600)
     assert (result.code, result.message) == (0, "")
     out = next(text for text in reversed([*USUAL, *arguments]) if text.startswith("--out=")).removeprefix("--out=")
     assert len(load_video(home / out, 64, 64)) == 33
@@ -211,7 +211,7 @@ def test_random_values_end_clearly(home, seed):
     draws = random.Random(seed)
     arguments = [f"--{draws.choice(FLAGS)}={draws.choice(VALUES)}" for _ in range(draws.randint(1, 3))]
     before = contents(home)
-    result = verdict([*USUAL, *arguments])
+    result = verdict([*USUAL, *arguments], limit=600)
     assert result.fault is None, arguments
     after = contents(home)
     assert {name: after.get(name) for name in before} == before

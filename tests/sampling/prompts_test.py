@@ -1,10 +1,10 @@
-"""Prompt schedules, live prompt changes and prompt files."""
+"""Prompt schedules and live prompt changes."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helios_jax.sampling.prompts import EmbeddingTimeline, PromptSchedule, blend_weights, read_prompt_file
+from helios_jax.sampling.prompts import EmbeddingTimeline, PromptSchedule, blend_weights
 
 
 def embeds(value: float, dtype: str = "float32"):
@@ -135,62 +135,3 @@ def test_first_interval_may_be_shorter_than_the_blend():
     assert PromptSchedule(prompts=["a"], chunks_per_prompt=1).at(5) == ((0, 1.0),)
     with pytest.raises(ValueError, match="chunk=-1"):
         schedule.at(-1)
-
-
-def test_text_file_is_one_prompt_per_line(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("a fox, running\n\n  a boat \u2028 at sea\r\n", encoding="utf-8-sig")
-    assert read_prompt_file(file) == {
-        "1": PromptSchedule(prompts=["a fox, running"]),
-        "3": PromptSchedule(prompts=["a boat \u2028 at sea"]),
-    }
-
-
-def test_csv_groups_by_id_in_the_order_of_the_index(tmp_path):
-    file = tmp_path / "prompts.csv"
-    file.write_text(
-        "id,prompt_index,prompt,refined_prompt\n"
-        'cat,2,third,\nsea,0,"a wave, blue",\ncat,0,first,better first\ncat,1,"sec\nond",\n'
-    )
-    assert read_prompt_file(file, chunks_per_prompt=4, blend_chunks=2) == {
-        "cat": PromptSchedule(prompts=["better first", "sec\nond", "third"], chunks_per_prompt=4, blend_chunks=2),
-        "sea": PromptSchedule(prompts=["a wave, blue"], chunks_per_prompt=4, blend_chunks=2),
-    }
-
-
-def test_csv_without_index_is_one_prompt_per_id(tmp_path):
-    file = tmp_path / "prompts.csv"
-    file.write_text("id,prompt\n7,a fox\n3,a boat\n")
-    assert {name: schedule.prompts for name, schedule in read_prompt_file(file).items()} == {
-        "7": ("a fox",),
-        "3": ("a boat",),
-    }
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("id,text\n1,x\n", r"prompts.csv, line 1: missing columns \['prompt'\], found \['id', 'text'\]"),
-        ("", r"line 1: missing columns \['id', 'prompt'\]"),
-        ("id,prompt\n", "holds no prompts"),
-        ("id,prompt\n1,a\n2,a fox, running\n", "line 3: more than 2 fields; put quotes"),
-        ("id,prompt\n1,a\n2, \n", "line 3: the prompt is empty"),
-        ("id,prompt\n1\n", "line 2: the prompt is empty"),
-        ("id,prompt_index,prompt\n1,one,a\n", "line 2: prompt_index='one'"),
-        ("id,prompt_index,prompt\n1,0,a\n1,0,b\n", "line 3: id '1' has prompt_index 0 twice"),
-        ("id,prompt\n1,a\n1,b\n", "line 3: .*column prompt_index"),
-    ],
-)
-def test_bad_csv_files_are_named_with_their_line(tmp_path, content, message):
-    file = tmp_path / "prompts.csv"
-    file.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_prompt_file(file)
-
-
-def test_other_file_types_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"not from '\.json'"):
-        read_prompt_file(tmp_path / "prompts.json")
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(ValueError, match="holds no prompts"):
-        read_prompt_file(tmp_path / "empty.txt")

@@ -1,0 +1,59 @@
+"""The parser that the command lines share."""
+
+import pathlib
+
+import pytest
+
+from helios_jax.arguments import Parser, finite, path, whole, wholes
+
+
+def parser() -> Parser:
+    parser = Parser(prog="tool")
+    parser.add_argument("--height", type=whole("--height", at_least=1, at_most=100))
+    parser.add_argument("--scale", type=finite("--scale", at_least=0))
+    parser.add_argument("--steps", type=wholes("--steps", at_least=1))
+    parser.add_argument("--out", type=path("--out"))
+    parser.add_argument("--dtype", choices=("a", "b"))
+    parser.add_argument("--model", required=True)
+    return parser
+
+
+def test_values(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/fox")
+    args = parser().parse_args(["--model=m", "--height=100", "--scale=1e-3", "--steps=1,2", "--out=~/x.mp4"])
+    assert (args.height, args.scale, args.steps, args.out) == (100, 0.001, (1, 2), pathlib.Path("/home/fox/x.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--height=64.0", "--height='64.0' must be a whole number from 1 to 100"),
+        ("--height=101", "--height=101 must be a whole number from 1 to 100"),
+        ("--height=" + "9" * 5000, "--height='999"),
+        ("--height", "expected one argument"),
+        ("--scale=nan", "--scale=nan must be a finite number of at least 0"),
+        ("--scale=x", "--scale='x' must be a finite number"),
+        ("--steps=1,a,1", "--steps=1,a,1: each part='a' must be a whole number"),
+        ("--out=", "--out='' is not a path"),
+        ("--dtype=c", "argument --dtype: invalid choice: 'c'"),
+        ("--heigth=3", "unknown flag --heigth; did you mean --height?"),
+        ("--hei=3", "unknown flag --hei"),
+        ("--xyzzy", "unknown flag --xyzzy"),
+        ("fox", "'fox' belongs to no flag; put quotes around text with spaces"),
+    ],
+)
+def test_errors_are_one_line(argument, message, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parser().parse_args(["--model=m", argument])
+    assert raised.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("tool: ")
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert len(shown) < 300
+
+
+def test_required_flags(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args([])
+    assert "required: --model" in capsys.readouterr().err
