@@ -173,7 +173,7 @@ def test_one_padded_key_gives_the_video_of_all(pipelines, monkeypatch, scale, ba
     arguments = SMALL | {"max_text_tokens": 160, "num_frames": None, "steps": 3, "guidance_scale": scale}
 
     def run() -> tuple[np.ndarray, tuple[int, int]]:
-        stream = pipelines("base").stream([FOX, DOG][:batch], **arguments)
+        stream = pipelines("base").stream([FOX, DOG][:batch], "", **arguments)
         first = take(stream, 1)
         stream.set_prompt("a cat on a wall", blend_chunks=3)
         return np.concatenate([first, take(stream, 3)]), keys_of(stream)
