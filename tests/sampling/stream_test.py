@@ -258,7 +258,7 @@ def test_step_callback_sees_the_sample(distilled):
 def test_progress_shows_frames_per_second(distilled, capsys):
     distilled(FOX, num_frames=66, **SMALL)
     shown = capsys.readouterr().err.rsplit("\r", 1)[-1]
-    assert "chunk 2: 100%" in shown
+    assert "2 of 2 chunks: 100%" in shown
     assert "9/9" in shown
     assert "frames/s" in shown
     distilled(FOX, num_frames=33, progress=False, **SMALL)
