@@ -209,7 +209,7 @@ class HeliosPipeline:
 
     def describe(self) -> str:
         """The devices, and the parameters, dtypes and bytes of every network, one a line."""
-        networks = {"transformer": self.transformer, "vae": self.vae}
+        networks: dict[str, Network[Any]] = {"transformer": self.transformer, "vae": self.vae}
         if self.text_encoder is not None:
             networks["text_encoder"] = self.text_encoder.encoder
         return device_report(self.config, networks)
