@@ -279,7 +279,8 @@ class HeliosPipeline:
             on_step=on_step,
             on_chunk=on_chunk,
         )
-        chunks = list(stream)
+        with stream:
+            chunks = list(stream)
         return SampleOutput(
             frames=np.concatenate([chunk.frames for chunk in chunks], axis=1)[:, : stream.request.num_frames],
             latents=np.concatenate([chunk.latents for chunk in chunks], axis=1),
@@ -411,6 +412,7 @@ class HeliosPipeline:
                 lookahead=lookahead,
                 on_step=bar.on_step(on_step),
                 on_chunk=bar.on_chunk(on_chunk),
+                on_close=bar.close,
             )
         bar.start(stream)
         return stream
