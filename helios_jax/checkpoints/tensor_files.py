@@ -141,9 +141,10 @@ def _read_index(file: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{file}: weight_map={shown(weight_map)}; expected an object with the file of each tensor")
     for tensor, shard in weight_map.items():
-        plain_name(shard, f"{file}: the file of {tensor:.80}")
-        if not shard.endswith(".safetensors"):
-            raise ValueError(f"{file}: the file of {tensor:.80}={shard!r}; expected a name that ends in .safetensors")
+        what = f"{file}: the file of {tensor:.80}"
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise ValueError(f"{what} is {shown(shard)}; expected a name that ends in .safetensors")
+        plain_name(shard, what)
     return weight_map
 
 
