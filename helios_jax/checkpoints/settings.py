@@ -188,8 +188,3 @@ def _refuse_training_run(folder: FilePath) -> None:
         raise ValueError(
             f"{folder} is the folder of a training run that has no product yet: it writes product/<step> at its end"
         )
-
-
-def revision_of(folder: FilePath) -> str | None:
-    """The commit of a folder in the hub's cache; ``None`` for other folders."""
-    return folder.name if folder.parent.name == "snapshots" else None

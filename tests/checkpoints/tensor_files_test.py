@@ -86,9 +86,7 @@ def test_index_that_is_none(tmp_path, content):
 def test_index_that_names_other_files(tmp_path, shard):
     weight_map = {"a": FIRST, "b": FIRST, "c": shard, "d": SECOND}
     index_of(tmp_path).write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(
-        ValueError, match=r"index\.json: the file of c is .*; expected a name that ends in \.safetensors"
-    ):
+    with pytest.raises(ValueError, match=r"index\.json: the file of c is .*; expected a name that ends in"):
         TensorFolder(tmp_path)
 
 

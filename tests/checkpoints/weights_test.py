@@ -38,9 +38,7 @@ def test_weights_that_no_training_gives_are_named(tmp_path, layout, value, dtype
     kernel = vae.decoder.conv_out.kernel
     kernel[...] = kernel[...].at[1, 2, 0, 1, 1].set(float(value))
     save_weights(vae, tmp_path, "vae", layout)
-    with pytest.raises(
-        ValueError, match=r"/vae: the parameter decoder\.conv_out\.kernel holds NaN, infinity or values"
-    ):
+    with pytest.raises(ValueError, match=r"/vae: the parameter decoder\.conv_out\.kernel holds NaN, infinity or"):
         load_weights(tmp_path, "vae")
 
 
