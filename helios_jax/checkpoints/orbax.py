@@ -75,8 +75,13 @@ def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
     parameters: Any = {_dotted(path): array[...] for path, array in nnx.to_flat_state(nnx.state(module, nnx.Param))}
     # Before the weights: when they are there under their own name, the digests are there as well.
     write_digests(target / _DIGESTS, digests_of(parameters))
-    with options:
-        ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
+    try:
+        with options:
+            ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
+    except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
+        raise
+    except Exception as error:  # Of any type, such as ValueError on a full disk.
+        raise OSError(f"{target / _WEIGHTS} cannot be written ({_reason(error)}); is the disk full?") from error
 
 
 def load_orbax(
