@@ -6,7 +6,7 @@ import pathlib
 
 from helios_jax.user_input import user_path
 
-_OWN = {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "validation", "product"}
+_OWN = {"config.json", "start.json", "checkpoints", "metrics.jsonl", "tensorboard", "validation", "product"}
 _LOGS = (".log", ".out", ".err")
 """Logs of schedulers and shells are often written next to the run that they describe."""
 
@@ -51,4 +51,4 @@ def _is_of_a_run(settings: pathlib.Path) -> bool:
 
 
 def _belongs(name: str) -> bool:
-    return name in _OWN or name.startswith((".", "config.json")) or name.endswith(_LOGS)
+    return name in _OWN or name.startswith((".", "config.json", "start.json")) or name.endswith(_LOGS)
