@@ -14,7 +14,7 @@ PYTEST_GPU = JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/pytho
 # The 14B network next to that of diffusers leaves no room for other processes on a card of 80 GB.
 WHOLE_CARD = tests/gpu/diffusers_gpu_test.py
 
-.PHONY: help env demo train-tiny test test-slow test-gpu lint format types docs wheel clean
+.PHONY: help env demo train-tiny test test-slow test-gpu lint format types docs notebook wheel clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -60,6 +60,9 @@ types: env  ## pyrefly, on all packages
 docs: env  ## the documentation, into site/; warnings are errors
 	@scripts/link_packages.sh
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
+
+notebook: env  ## run the notebook on a CPU and store its outputs
+	@$(BIN)/python scripts/run_notebook.py notebooks/sampling.py
 
 wheel: env  ## dist/: an sdist, and the wheel built from it
 	@$(BIN)/python -m build --no-isolation

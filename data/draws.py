@@ -1,4 +1,8 @@
-"""Random draws that are the same on every platform and in every version of numpy.
+"""The random draws of the host: the same on every platform and in every version of numpy.
+
+Everything that is drawn for data comes from here: scenes from ``Draws``, streams of numbers that belong to
+(seed, index), and the windows of clips from ``uniform``, one number for each (seed, position), of which a loader needs
+thousands a second. Noise and everything else on the devices comes from keys of JAX.
 
 numpy promises the bit stream of Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
 but not what ``Generator`` methods compute from it. Numbers are therefore computed from the raw 64-bit words w by
@@ -11,6 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 
 _WORD = 2**64
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) of a position: SplitMix64 (Steele, Lea and Flood 2014), of which 53 bits are kept."""
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) % _WORD
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % _WORD
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % _WORD
+    return ((z ^ z >> 31) >> 11) * 2.0**-53
 
 
 class Draws:

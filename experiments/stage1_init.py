@@ -5,16 +5,16 @@
 
 Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (random weights on moving shapes, see train_tiny.py). The
 tiny sizes need a VAE and data, which python -m helios_jax.experiments.train_tiny --until=latents writes to runs/tiny.
-On several hosts add --config.validation=none, because validation runs in one process.
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
-in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43. The number of GPUs is not published; the number
-of steps is about 5,500 as quoted from the technical report, two to three days for both parts of stage 1.
+in full (23.9M), AdamW at a constant 5e-5, 2 samples per GPU, seed 43, a context that is empty with probability 0.4 and
+shortened with 0.4 of the rest, noise alone as corruption. The number of GPUs is not published; the number of steps is
+about 5,500 as quoted from the technical report, two to three days for both parts of stage 1.
 
-As in the published run, one draw decides the form of the context and the kind of its corruption for the whole batch
-(with accumulation: for each microbatch). Differences from the published run: the history patchers start as pooling
-copies of Wan's patch embedding (there, with random weights), and every sample draws its own timestep (there, one draw
-per batch).
+Differences from the published run: the form of the context and the kind of its corruption are drawn for each sample
+(there, once for the samples of a GPU; --config.method.context.decide=batch draws them once per step), and the history
+patchers start as pooling copies of Wan's patch embedding (there, with random weights). 128 samples per step, and
+activations kept in host memory, are choices of ours.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
 random weights. For tiny and tiny_gpu see train_tiny.py.
@@ -68,6 +68,12 @@ def get_config(size: str = "14b"):
             checkpoint_every=500,
         )
     )
+
+
+def check_published_size(size: str) -> None:
+    """Raises ValueError unless ``size`` is that of a published Wan2.1, for experiments that have no tiny form."""
+    if size not in WAN:
+        raise ValueError(f"size {size!r} must be one of {', '.join(WAN)}")
 
 
 def tiny() -> Experiment:

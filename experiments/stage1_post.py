@@ -2,10 +2,11 @@
 
     helios-train --config=stage1_post.py:14b --workdir=runs/stage1_post
 
-Starts from the product of ``stage1_init``, in which adapters are merged, with new adapters of the same kind. Sizes:
-14b, 1_3b.
+Starts from the product of ``stage1_init`` in runs/stage1_init, in which adapters are merged, with new adapters of the
+same kind. Sizes: 14b, 1_3b.
 
 Published: as stage1_init, with a constant learning rate of 3e-5 and seed 44; the number of steps is not published.
+Differences from the published run: those of stage1_init, except for the patchers, which are trained by now.
 
 Cost and result: not yet measured.
 """
@@ -26,6 +27,7 @@ def get_config(size: str = "14b"):
 
 def experiment(size: str) -> Experiment:
     """``stage1_init`` with the settings that differ."""
+    stage1_init.check_published_size(size)
     return dataclasses.replace(
         frozen(stage1_init.get_config(size)),
         start=FromCheckpoint(folder="runs/stage1_init/product/5500"),

@@ -2,11 +2,11 @@
 
     helios-train --config=stage1_post_corrected.py:14b --workdir=runs/stage1_post_corrected
 
-As ``stage1_post``, but with the contexts that occur in sampling. The image-to-video form (anchor and newest frame
-alone) has probability 0.1 after the text-to-video test; absent frames stay exactly zero; 0.1 of the samples are blurred
-(to 0.9 ... 1.0 of the size) where the others get noise; segments are saturated by 0.3 ... 1.7 with probability 0.9;
-and every sample draws its own form. The published models were trained without these corrections: their videos from
-images start almost still. The authors say that the numbers need tuning. Sizes: 14b, 1_3b.
+As ``stage1_post``, but with the contexts that occur in sampling. Of the samples whose context is not empty, 0.1 get the
+image-to-video form (anchor and newest frame alone); absent frames stay exactly zero; of the samples that are corrupted
+(0.9 of all), 0.1 are blurred, to 0.9 ... 1.0 of the size, and the others get noise; and segments are then saturated by
+0.3 ... 1.7 with probability 0.9. The published models were trained without these corrections: their videos from images
+start almost still. The authors say that the numbers need tuning. Sizes: 14b, 1_3b.
 
 Cost and result: not yet measured.
 """

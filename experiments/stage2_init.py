@@ -3,12 +3,16 @@
     helios-train --config=stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
-Without the override 14b starts from the published Base. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).
+Without the override 14b starts from the published Base, and 1_3b from the folder above. Sizes: 14b, 1_3b, and tiny and
+tiny_gpu (see train_tiny.py).
 
 Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
 that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
 not published; both parts of stage 2 took three to four days. The authors recommend a lower learning rate for small
-batches. Samples are coloured noise at first.
+batches. Samples are coloured noise at first. The product is sampled as the published Mid, with CFG-Zero*.
+
+Differences from the published run: decisions about the context are taken for each sample, as in stage1_init, and the
+levels of a chunk are separate calls of the network instead of one packed sequence, which is the same loss.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
 random weights. For tiny and tiny_gpu see train_tiny.py.
@@ -31,20 +35,21 @@ from helios_jax.training.validation import Samples
 
 def get_config(size: str = "14b"):
     """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    if size.startswith("tiny"):
+    if size in ("tiny", "tiny_gpu"):
         return mutable(tiny(frozen(stage1_init.get_config(size))))
     return mutable(experiment(size))
 
 
 def experiment(size: str) -> Experiment:
     """The published sizes."""
+    stage1_init.check_published_size(size)
     base = frozen(stage1_init.get_config(size))
     scheduler = SchedulerConfig.mid()
     return dataclasses.replace(
         base,
         start=FromCheckpoint(folder="BestWishYsh/Helios-Base" if size == "14b" else "runs/stage1_post/product/5000"),
         method=Pyramid(context=Injection.published(), scheduler=scheduler, ratios=(1, 2, 1)),
-        product=Pipeline(parts=base.product.parts, config=PipelineConfig(), scheduler=scheduler),
+        product=Pipeline(parts=base.product.parts, config=PipelineConfig(is_cfg_zero_star=True), scheduler=scheduler),
         optimizer=AdamW(learning_rate=1e-4, warmup_steps=1000, weight_decay=1e-4, clip_norm=1.0),
         steps=10_000,
         seed=45,
@@ -55,7 +60,10 @@ def experiment(size: str) -> Experiment:
 
 
 def tiny(base: Experiment) -> Experiment:
-    """Trains the networks of stage 1 (``base``) in full, with twice the chunks per step and one sample per level."""
+    """Trains the networks of stage 1 (``base``) in full, with twice the chunks per step and one sample per level.
+
+    The learning rate is 0.7 of that of stage 1. The product is sampled with plain guidance, unlike the published Mid.
+    """
     assert isinstance(base.method, Base)
     assert isinstance(base.product, Pipeline)
     scheduler, precision = SchedulerConfig.mid(), base.product.dtype

@@ -2,10 +2,11 @@
 
     helios-train --config=stage2_post.py:14b --workdir=runs/stage2_post
 
-Starts from the product of ``stage2_init``, in which adapters are merged. Sizes: 14b, 1_3b.
+Starts from the product of ``stage2_init`` in runs/stage2_init, in which adapters are merged. Sizes: 14b, 1_3b.
 
 Published: LoRA of rank 256 on every linear layer and on all patchers (1252.8M parameters), AdamW with a learning rate
 that grows to 3e-5 over 500 steps, 1 sample per GPU, levels 1 : 1 : 1, seed 46; the number of steps is not published.
+Differences from the published run: those of stage2_init.
 
 Cost and result: not yet measured.
 """

@@ -1,17 +1,20 @@
 """``helios-prepare``: videos to latents and text embeddings, ready for training.
 
     helios-prepare --model=CKPT --clips=clips.json --out=latents         cuts of videos, with captions
-    helios-prepare --model=CKPT --clips=folder --out=latents             mp4 files, each with a caption in a .txt file
+    helios-prepare --model=CKPT --clips=folder --out=latents             videos, each with a caption in a .txt file
     helios-prepare --model=CKPT --moving_shapes=1000 --out=latents       scenes of a procedural world
     helios-prepare --from_pt=folder --out=latents                        latent files of the original implementation
 
 CKPT is the folder or hub id of a checkpoint; its VAE and text encoder are used. clips.json is a list of objects
 {"path": "a.mp4", "cut": [0, 129], "crop": [x0, x1, y0, y1], "fps": 24, "cap": ["A red fox ..."]}.
 
+Frames are resampled to 24 per second. As in the published data set, clips whose aspect is nearer to another of the
+published sizes are left out and the rest is cropped around the centre; --fit changes that.
+
 All devices of the machine take part. After an interruption the same command resumes the work: finished files are
-kept. Clips that are damaged, too short or without a caption are skipped and listed in
-OUT/skipped-<size>.jsonl. To divide the work among machines, run the same command on each with --num_shards and its
-own --shard_index, all writing to one folder; or use --beam.
+kept. Clips that are left out, damaged or without a caption are listed at the end and in OUT/skipped-<size>.jsonl; the
+exit code is 3 if some are damaged or without a caption. To divide the work among machines, run the same command on
+each with --num_shards and its own --shard_index, all writing to one folder; or use --beam.
 """
 
 import argparse
@@ -39,8 +42,15 @@ Job = tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]
 """Things to encode by latent size, what makes their encoder, and the settings that decide the result."""
 
 
-def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -> None:
-    """Encodes what the arguments name; ``check_interrupted`` is called after each clip.
+_BAD_CLIPS = 3
+"""Exit code of a finished job that could not use some of its clips."""
+
+_SHOWN = 10
+"""Skipped clips that are printed; all are in the file."""
+
+
+def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -> int:
+    """Encodes what the arguments name; ``check_interrupted`` is called after each clip. Returns the exit code.
 
     Raises:
         ValueError: Arguments that do not go together, or input that cannot be used.
@@ -59,7 +69,7 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
 
         write_latents_with_beam(work, make_encode, args.out, options=args.beam)
         print(f"{args.out}: complete")
-        return
+        return _report_skipped(args.out, list(work))
     part = _part(args)
     complete = write_latents(
         work,
@@ -71,6 +81,21 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
         on_clip=_progress(check_interrupted),
     )
     print(f"{args.out}: {'complete' if complete else f'worker {part[0]} of {part[1]} is done, others are not'}")
+    return _report_skipped(args.out, list(work)) if complete else 0
+
+
+def _report_skipped(out: Path, sizes: Sequence[Size]) -> int:
+    """Prints which clips were skipped and why; returns the exit code."""
+    from helios_jax.data.prepare.job import read_skipped, skipped_file
+
+    skipped = read_skipped(out, sizes)
+    bad = [failure for failure in skipped if not failure.by_rule]
+    if skipped:
+        files = ", ".join(str(skipped_file(out, size)) for size in sizes)
+        print(f"{len(skipped) - len(bad)} clips were left out, {len(bad)} could not be used; see {files}")
+        for failure in (*bad, *(failure for failure in skipped if failure.by_rule))[:_SHOWN]:
+            print(f"  {failure.uid}: {failure.error}")
+    return _BAD_CLIPS if bad else 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -78,6 +103,10 @@ def _check(args: argparse.Namespace) -> None:
     given = [f"--{name}" for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out={args.out} is a file; give a folder")
+    if not 0 <= args.seed < 1 << 32:
+        raise ValueError(f"--seed={args.seed} must be from 0 to {(1 << 32) - 1}")
     if args.from_pt is None and args.model is None:
         raise ValueError("give --model, the checkpoint whose VAE and text encoder are to be used")
     if args.beam is not None and args.num_shards is not None:
@@ -115,18 +144,22 @@ def _encode_job(
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
     from helios_jax.config import VaeConfig
-    from helios_jax.data.prepare.clips import ShapesClip, clips_from_folder, clips_from_json
+    from helios_jax.data.prepare.clip_lists import clips_from_folder, clips_from_json
+    from helios_jax.data.prepare.clips import ShapesClip
+    from helios_jax.data.prepare.file_clips import ReadOptions
     from helios_jax.media.files import ClipError
     from helios_jax.media.resizing import nearest_size
 
+    reading = {"video_fps": args.video_fps, "fit": args.fit}
     if args.moving_shapes is not None:
+        reading = {}
         frames = args.max_frames
         world = {"seed": args.seed, "num_shapes": args.num_shapes}
         clips = [ShapesClip(index=i, frames=frames, **world) for i in range(args.moving_shapes)]
     elif args.clips.is_dir():
-        clips = clips_from_folder(args.clips)
+        clips = clips_from_folder(args.clips, ReadOptions(**reading))
     else:
-        clips = clips_from_json(args.clips, args.root)
+        clips = clips_from_json(args.clips, args.root, ReadOptions(**reading))
     vae = VaeConfig.from_diffusers(read_json(local_folder(args.model, weights=False) / "vae" / "config.json"))
     work: dict[Size, list[Any]] = {}
     for clip in clips:
@@ -138,9 +171,9 @@ def _encode_job(
         work.setdefault((height // vae.scale_factor_spatial, width // vae.scale_factor_spatial), []).append(clip)
     names = ("min_frames", "max_frames", "max_text_tokens", "seed", "batch", "text", "dtype", "vae_dtype")
     options = {name: getattr(args, name) for name in names}
-    reading = {"readers": args.readers, "processes": args.processes}
-    make_encode = functools.partial(_load_encoder, args.model, args.cache, **reading, **options)
-    return work, make_encode, {"model": str(args.model), **options}
+    workers = {"readers": args.readers, "processes": args.processes}
+    make_encode = functools.partial(_load_encoder, args.model, args.cache, **workers, **options)
+    return work, make_encode, {"model": str(args.model), **options, **reading}
 
 
 def _import_job(
@@ -200,6 +233,28 @@ def _sizes(text: str) -> list[Size]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _path(text: str) -> Path:
+    """A path of the user's."""
+    from helios_jax.user_input import user_path
+
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _rate(text: str) -> float | None:
+    """Frames per second, or ``none``."""
+    from helios_jax.media.rates import frame_rate
+
+    if text.lower() == "none":
+        return None
+    try:
+        return float(frame_rate(float(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither frames per second nor 'none' ({error})") from error
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ``argv[0]`` is the program."""
     parser = argparse_flags.ArgumentParser(
@@ -209,14 +264,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     def add(name: str, help: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help=help, **options)
 
-    add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=Path, required=True)
+    add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=_path, required=True)
     add("model", "checkpoint folder in either layout, or hub id")
-    add("clips", "JSON list of clips, or folder of mp4 files with captions", type=Path)
-    add("root", "folder that the paths in the JSON list are relative to (default: that of the list)", type=Path)
+    add("clips", "JSON list of clips, or folder of videos with captions", type=_path)
+    add("root", "folder that the paths in the JSON list are relative to (default: that of the list)", type=_path)
     add("moving_shapes", "number of procedural scenes, each --max_frames long", type=int)
     add("num_shapes", "shapes in each procedural scene (default: 1 to 3)", type=int)
-    add("from_pt", "folder of .pt files with chunked latents", type=Path)
+    add("from_pt", "folder of .pt files with chunked latents", type=_path)
     add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
+    add(
+        "fit",
+        "clips of another aspect: drop (default, as published), crop, pad or stretch",
+        default="drop",
+        choices=("drop", "crop", "pad", "stretch"),
+    )
+    add(
+        "video_fps",
+        "resample to this rate by the times of frames (default 24); none: all frames",
+        type=_rate,
+        default=24.0,
+        metavar="FPS",
+    )
     add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
     add("max_frames", "frames beyond are dropped (default 501)", type=int, default=501)
     add("max_text_tokens", "length that texts are cut to (default 512)", type=int, default=512)
@@ -231,8 +299,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("shard_index", "number of this worker, from 0", type=int)
     add("num_shards", "number of workers", type=int)
     add("beam", "encode on Apache Beam, with these pipeline options", nargs="?", const="", metavar="OPTIONS")
-    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=Path)
-    return parser.parse_args(argv[1:])
+    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=_path)
+    args = parser.parse_args(argv[1:])
+    if args.model is not None and args.model.startswith("~"):
+        args.model = str(_path(args.model))
+    return args
 
 
 def main(args: argparse.Namespace) -> int:

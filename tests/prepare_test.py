@@ -67,7 +67,7 @@ SHAPES = ("--moving_shapes=5", "--max_frames=33", "--clips_per_file=2", *SMALL)
 @pytest.fixture(scope="module")
 def prepared(model, videos, tmp_path_factory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("latents")
-    assert call(f"--model={model}", f"--clips={videos}", f"--out={out}", *SMALL) == 0
+    assert call(f"--model={model}", f"--clips={videos}", f"--out={out}", *SMALL) == 3
     return out
 
 
@@ -115,6 +115,7 @@ def test_clips_that_cannot_be_used_are_skipped_and_listed(prepared):
     lines = (prepared / "skipped-2x4.jsonl").read_text().splitlines()
     errors = {entry["uid"]: entry["error"] for entry in map(json.loads, lines)}
     assert set(errors) == {"short", "silent", "damaged"}
+    assert {entry["uid"] for entry in map(json.loads, lines) if entry["by_rule"]} == {"short"}
     assert errors["short"] == "it has 20 frames; at least 33 are needed"
     assert errors["silent"] == "it has no caption"
     assert "cannot read the video" in errors["damaged"]
@@ -200,6 +201,38 @@ def test_interrupted_runs_go_on_and_end_with_the_same_bytes(model, shapes, tmp_p
     assert counted.encoded == []
 
 
+def test_bad_clips_are_listed_at_the_end(model, videos, prepared, capsys):
+    """Also by a run that finds the work done."""
+    assert call(f"--model={model}", f"--clips={videos}", f"--out={prepared}", *SMALL) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 clips were left out, 2 could not be used; see" in lines[-4]
+    assert [line.split(":")[0] for line in lines[-3:]] == ["  damaged", "  silent", "  short"]
+
+
+def test_edited_captions_do_not_mix(model, videos, tmp_path, monkeypatch, capsys):
+    def encode(clips, size):
+        for clip in clips:
+            latents = np.zeros((1, 9, *size, 16))
+            yield LatentRecord(
+                uid=clip.uid,
+                caption=clip.caption,
+                fps=24,
+                height=16,
+                width=32,
+                latents=latents,
+                anchor=latents[0, 0],
+                embeds=np.ones((1, 2)),
+            )
+
+    monkeypatch.setattr(prepare, "_load_encoder", lambda *arguments, **options: encode)
+    file = tmp_path / "clips.json"
+    command = (f"--model={model}", f"--clips={file}", f"--out={tmp_path / 'out'}", f"--root={videos}", *SMALL)
+    for caption_text, code in (("One.", 0), ("One.", 0), ("Two.", 1)):
+        file.write_text(json.dumps([{"path": "a.mp4", "cap": caption_text}]))
+        assert call(*command) == code
+    assert "was begun with other settings (clips was" in capsys.readouterr().err
+
+
 def test_other_settings_do_not_mix(model, shapes, capsys):
     assert call(f"--model={model}", f"--out={shapes}", *SHAPES, "--seed=1") == 1
     error = capsys.readouterr().err
@@ -227,7 +260,7 @@ def test_json_lists_and_several_sizes(model, videos, tmp_path, monkeypatch, caps
     assert "2 clips, latent sizes 2x4 (1), 4x2 (1)" in capsys.readouterr().out
     opened = open_latents(out)
     ((wide,), (tall,)) = opened[2, 4], opened[4, 2]
-    assert (wide.uid, wide.caption, tall.caption, tall.fps) == ("a.mp4[0:33]", "Wide.", "Tall.", 12.5)
+    assert (wide.uid, wide.caption, tall.caption, tall.fps) == ("a.mp4[0:33]", "Wide.", "Tall.", 24)
 
 
 def test_files_of_the_original_are_imported(tmp_path, capsys):
@@ -241,7 +274,7 @@ def test_files_of_the_original_are_imported(tmp_path, capsys):
 def test_beam_writes_the_same_records(model, videos, prepared, tmp_path):
     pytest.importorskip("apache_beam")
     beam = "--beam=--runner=DirectRunner --direct_num_workers=1"
-    assert call(f"--model={model}", f"--clips={videos}", f"--out={tmp_path}", beam, *SMALL) == 0
+    assert call(f"--model={model}", f"--clips={videos}", f"--out={tmp_path}", beam, *SMALL) == 3
     wanted = {record.uid: record for record in open_latents(prepared)[2, 4]}
     records = list(open_latents(tmp_path)[2, 4])
     assert {record.uid for record in records} == set(wanted)
@@ -278,6 +311,8 @@ def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
         ),
         (["--moving_shapes=1", "--model={model}", "--num_shards=2", "--shard_index=0", "--beam"], "--beam divides"),
         (["--from_pt={videos}"], "no .pt file"),
+        (["--moving_shapes=1", "--model={model}", "--seed=-1"], "--seed=-1 must be from 0 to 4294967295"),
+        (["--moving_shapes=1", "--model={model}", "--out={videos}/a.mp4"], "a.mp4 is a file; give a folder"),
     ],
 )
 def test_bad_arguments_are_one_line(model, videos, tmp_path, capsys, arguments, message):
@@ -287,6 +322,40 @@ def test_bad_arguments_are_one_line(model, videos, tmp_path, capsys, arguments, 
     assert error.startswith("helios-prepare: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--video_fps=nan", "'nan' is neither frames per second nor 'none'"),
+        ("--video_fps=0", "neither frames per second nor"),
+        ("--video_fps=fast", "neither frames per second nor"),
+        ("--fit=zoom", "invalid choice: 'zoom'"),
+        ("--sizes=1x", "is not a size"),
+        ("--clips=", "is not a path"),
+    ],
+)
+def test_bad_values_of_flags(flag, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        prepare.parse(["helios-prepare", "--out=x", flag])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = [f"--{name}=~/{name}" for name in ("out", "model", "clips", "root", "from_pt", "cache")]
+    args = prepare.parse(["helios-prepare", *flags, "--video_fps=none"])
+    assert {str(getattr(args, name)) for name in ("out", "model", "clips", "root", "from_pt", "cache")} == {
+        f"{tmp_path}/{name}" for name in ("out", "model", "clips", "root", "from_pt", "cache")
+    }
+    assert args.video_fps is None
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helios_jax.extras._missing", lambda extra: ["array_record"])
+    assert call(f"--out={tmp_path}", "--moving_shapes=1", "--model=x") == 1
+    assert "preparing data sets needs array_record: pip install 'helios_jax[train]'" in capsys.readouterr().err
 
 
 def test_nothing_encoded_is_an_error(model, videos, tmp_path, capsys):

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import etils.epath as epath
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer, naming, splits
 
@@ -36,10 +37,12 @@ class Failure:
     Attributes:
         uid: Its name.
         error: The reason.
+        by_rule: It was left out by a rule, such as its length; nothing is wrong with it.
     """
 
     uid: str
     error: str
+    by_rule: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,11 @@ class LatentWriter:
     """
 
     def __init__(self, folder: Path, files: Mapping[Size, int], settings: Mapping[str, Any]) -> None:
-        self._builder = HeliosLatents(data_dir=user_path(folder, "folder"))
-        self.folder = pathlib.Path(self._builder.data_dir)
+        folder = user_path(folder, "folder")
+        # A builder reads the metadata in its folder, which may be damaged and is written anew: it gets one that is not
+        # there.
+        self._builder = HeliosLatents(data_dir=folder / "nothing")
+        self.folder = folder / self._builder.name / str(self._builder.version)
         self._files = dict(files)
         features = self._builder.info.features
         self._serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -194,7 +200,7 @@ class LatentWriter:
 
     def _template(self, size: Size) -> naming.ShardedFileTemplate:
         return naming.ShardedFileTemplate(
-            data_dir=self._builder.data_path,
+            data_dir=epath.Path(self.folder),
             dataset_name=self._builder.name,
             split=size_name(size),
             filetype_suffix="array_record",

@@ -26,6 +26,7 @@ from jaxtyping import UInt32
 from helios_jax.data.helios_latents.record import CHUNK_FRAMES, LatentRecord, Size
 from helios_jax.data.helios_latents.writer import Failure
 from helios_jax.data.prepare.clips import Clip
+from helios_jax.data.prepare.file_clips import LeftOutError
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.media.files import ClipError
 from helios_jax.models.network import Network
@@ -153,7 +154,7 @@ class ClipEncoder:
         )
         for (clip, frames), rows in zip(current, embeds, strict=True):
             if isinstance(frames, ClipError):
-                yield Failure(uid=clip.uid, error=str(frames))
+                yield Failure(uid=clip.uid, error=str(frames), by_rule=isinstance(frames, LeftOutError))
                 continue
             chunks = np.stack([next(latents) for _ in self._chunks(frames)])
             yield LatentRecord(
@@ -225,7 +226,7 @@ def _read_clip(
     except ClipError as error:
         return error
     if len(frames) < minimum:
-        return ClipError(f"it has {len(frames)} frames; at least {minimum} are needed")
+        return LeftOutError(f"it has {len(frames)} frames; at least {minimum} are needed")
     return frames
 
 

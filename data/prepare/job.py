@@ -11,7 +11,7 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
@@ -21,7 +21,10 @@ from helios_jax.typing import Path
 
 @runtime_checkable
 class Named(Protocol):
-    """An item of a job: a clip, or a file to import."""
+    """An item of a job: a clip, or a file to import.
+
+    An optional attribute ``identity`` is what decides its record, as JSON; the name alone does by default.
+    """
 
     @property
     def uid(self) -> str:
@@ -93,7 +96,8 @@ def write_latents(
     if not 0 <= index < count:
         raise ValueError(f"worker {index} of {count}: workers are numbered from 0 to {count - 1}")
     files = {size: list(itertools.batched(items, clips_per_file)) for size, items in work.items() if items}
-    digest = hashlib.blake2b(json.dumps([[item.uid for item in work[size]] for size in files]).encode(), digest_size=16)
+    identities = [[getattr(item, "identity", item.uid) for item in work[size]] for size in files]
+    digest = hashlib.blake2b(json.dumps(identities).encode(), digest_size=16)
     writer = LatentWriter(
         folder,
         {size: len(contents) for size, contents in files.items()},
@@ -127,6 +131,13 @@ def write_latents(
 def skipped_file(folder: Path, size: Size) -> pathlib.Path:
     """The list of clips of one size that were skipped, one JSON object per line."""
     return pathlib.Path(folder) / f"skipped-{size_name(size)}.jsonl"
+
+
+def read_skipped(folder: Path, sizes: Iterable[Size]) -> list[Failure]:
+    """What the files ``skipped_file`` of these sizes hold."""
+    files = [skipped_file(folder, size) for size in sizes]
+    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
+    return [Failure(**json.loads(line)) for line in lines]
 
 
 def write_skipped(folder: Path, size: Size, failures: Sequence[Failure]) -> None:

@@ -53,9 +53,10 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
             stream = _main_stream(container, path)
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield container, stream
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, av.error.FFmpegError) else "its texts are not UTF-8"
         raise ClipError(
-            f"cannot read the video {path}: {error.strerror}; download it again or re-encode it as H.264 in mp4"
+            f"cannot read the video {path}: {reason}; download it again or re-encode it as H.264 in mp4"
         ) from error
 
 
@@ -74,6 +75,9 @@ def _main_stream(container: Any, path: pathlib.Path) -> Any:
     if not shown:
         found = "only a cover picture" if streams else "no video stream"
         raise ClipError(f"{path} has {found}; give a file with a video")
+    shown = [stream for stream in shown if stream.codec_context is not None]
+    if not shown:
+        raise ClipError(f"cannot read the video {path}: its codec is not known; re-encode it as H.264 in mp4")
     default = [stream for stream in shown if stream.disposition & Disposition.default]
     if default:
         return default[0]

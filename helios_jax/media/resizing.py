@@ -111,6 +111,12 @@ def centre_crop(crop: tuple[int, int, int, int], size: PixelSize) -> Box:
     return left, upper, left + scale * size[1], upper + scale * size[0]
 
 
+_LANDSCAPE = ((384, 640), (384, 768), (320, 768), (512, 768), (448, 576))
+
+PUBLISHED_SIZES: tuple[PixelSize, ...] = (*_LANDSCAPE, *((w, h) for h, w in _LANDSCAPE), (512, 512))
+"""Sizes that the clips of the published training set are sorted by (PKU-YuanGroup/Helios, ``helios/dataset``)."""
+
+
 def nearest_size(aspect: float | None, sizes: Sequence[PixelSize]) -> PixelSize:
     """The one of ``sizes`` with an aspect that differs from width / height = ``aspect`` by the smallest factor.
 

@@ -69,6 +69,20 @@ class Timeline:
         number = int(np.searchsorted(self.times, time))
         return number if number < len(self.times) and self.times[number] == time else None
 
+    def part(self, start: int, stop: int) -> "Timeline":
+        """The frames ``start`` to ``stop`` as a film of their own; their times stay as they are.
+
+        Raises:
+            ValueError: There are no such frames.
+        """
+        if not 0 <= start <= stop <= self.num_frames:
+            raise ValueError(f"frames {start} to {stop} of a film of {self.num_frames}")
+        if (start, stop) == (0, self.num_frames):
+            return self
+        times = None if self.times is None else self.times[start:stop]
+        end = self.end if self.times is None or stop == self.num_frames else int(self.times[stop])
+        return dataclasses.replace(self, num_frames=stop - start, times=times, end=end)
+
     def resampled(self, fps: float | Fraction) -> Int[np.ndarray, " F2"]:
         """Numbers of the frames that are nearest in time to 0, 1 / fps, 2 / fps, ... seconds after the first.
 

@@ -109,7 +109,7 @@ def merged_kernel(layer: AdaptableLayer, index: int | None = None) -> Float[Arra
     """
     kernel, a, b = (parameter[...] for parameter in (layer.kernel, layer.lora_a, layer.lora_b))
     if index is not None:
-        kernel, a, b = kernel[index], a[index], b[index]
+        kernel, a, b = (jnp.asarray(stack[index]) for stack in (kernel, a, b))
     return _merge(kernel, a, b, layer.lora_scale, kernel.ndim > _kernel_ndim(layer))
 
 

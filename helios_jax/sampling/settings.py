@@ -107,7 +107,7 @@ class SampleSettings:
             ),
             "vae_slice_frames": _optional(whole_number, self.vae_slice_frames, "vae_slice_frames", at_least=1),
             "fit": _fit(self.fit),
-            "video_fps": _optional(frame_rate, self.video_fps, "video_fps") and self.video_fps,
+            "video_fps": _optional(_rate, self.video_fps, "video_fps"),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -167,6 +167,11 @@ def _steps(steps: Any) -> int | tuple[int, ...] | None:
     if isinstance(steps, str | bytes | dict | set) or not hasattr(steps, "__iter__"):
         raise ValueError(f"steps={steps!r} must be a whole number, or one for each level of the pyramid")
     return tuple(whole_number(count, "steps", at_most=MAX_STEPS) for count in steps)
+
+
+def _rate(fps: Any, what: str) -> float:
+    frame_rate(fps, what)
+    return float(fps)
 
 
 def _fit(fit: Any) -> Fit:

@@ -215,6 +215,10 @@ MAY_CHANGE = (
     "keep_every",
     "on_nan",
     "max_skipped",
+    "product",
+    "data.on_error",
+    "data.in_memory",
+    "data.threads",
     "accumulation",
     "remat",
     # The former name of the setting ``remat``: runs that saved it under this name can still be resumed.

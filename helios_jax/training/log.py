@@ -36,11 +36,12 @@ class Log:
         self._writer: MetricWriter = Writers([])
         if jax.process_index() == 0:
             self._writer = Writers([JsonLines(workdir), TensorBoard(workdir)])
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, float] | None = None
         self._window: list[dict[str, float]] = []
         self._clock: float | None = None  # starts when the first step, which compiles, is done
         self._timed = 0  # steps of the window on the clock
-        self._waited = 0.0  # seconds of the window that passed before the data came
+        self._wait = 0.0  # seconds that the next step waited for its data
+        self._waited = 0.0  # the sum over the window
         self.skipped: dict[str, int] = dict(skipped or {})
         """How many updates of each player were skipped in a row, up to the last step that was flushed."""
         self.flops: float | None = None
@@ -53,7 +54,7 @@ class Log:
         the host until the step is done, and meanwhile the devices would have nothing queued.
         """
         self.flush()
-        self._pending = step, metrics
+        self._pending, self._wait = (step, metrics, self._wait), 0.0
 
     def flush(self) -> None:
         """Waits for the metrics that were added last.
@@ -63,7 +64,8 @@ class Log:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, wait), self._pending = self._pending, None
+        self._waited += wait
         values = {name: float(value) for name, value in metrics.items()}
         skipped = skipped_players(values)
         for player in _players(values):
@@ -88,10 +90,10 @@ class Log:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measures how long the loop waits for data."""
+        """Measures how long the next step waits for its data."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        self._wait += time.perf_counter() - start
 
     def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
         """Writes the images and videos among ``files`` where the metrics are looked at."""

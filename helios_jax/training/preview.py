@@ -16,12 +16,12 @@ import numpy as np
 from helios_jax.checkpoints.components import component_folder, find_component, read_json
 from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.models.tokenization import Tokenizer
-from helios_jax.training.checkpoints import check_settings
 from helios_jax.training.datasets import Latents
 from helios_jax.training.experiment import MAY_CHANGE, Experiment
 from helios_jax.training.networks import Networks
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import flatten, values_by_pattern
+from helios_jax.training.run_folder import check_settings
 from helios_jax.training.setting_list import values_of
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import FromCheckpoint, Random

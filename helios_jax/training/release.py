@@ -54,10 +54,11 @@ def save_released(name: str, network: ConfiguredModule, folder: pathlib.Path, dt
         *owner, parameter = entry.path
         layer = layers.get("/".join(map(str, owner)))
         if layer is None or parameter != "kernel":
-            part = entry.of(arrays[entry.path][...])
+            part = arrays[entry.path][...]
+            part = part if entry.layer is None else part[entry.layer]
         else:
             part = merged_kernel(layer, entry.layer)
-            part = part if entry.columns is None else part[..., entry.columns]
+        part = part if entry.columns is None else part[..., entry.columns]
         part, finite = _cast(part, dtypes[entry.path])
         if not finite:
             raise FloatingPointError(f"{name}: {published} is not finite in {dtypes[entry.path]}; it is not written")

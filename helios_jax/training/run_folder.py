@@ -17,9 +17,6 @@ import jax
 from helios_jax.safe_files import replace_text
 from helios_jax.typing import Path
 
-ABSENT_MEANS: dict[str, Any] = {}
-"""Settings that were added later: dotted name -> the value with which a run of before trained."""
-
 _RENAMED = {"Checkpoint": "FromCheckpoint"}
 """Classes whose name has changed since runs saved it in their settings."""
 
@@ -46,8 +43,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
     )
     old, new = _comparable(_read(file, remedy)), _comparable(json.loads(json.dumps(settings)))
     old = {name: _RENAMED.get(value, value) if name.split(".")[-1] == "class" else value for name, value in old.items()}
-    added = {name: value for name, value in ABSENT_MEANS.items() if name in new and name not in old}
-    old |= added
+    old = _of_today(old, new)
     differing = [
         f"  {name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now{_advice(name, old.get(name))}"
         for name in sorted(old.keys() | new.keys())
@@ -141,6 +137,22 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
     complete(settings)
     return dict(_leaves(settings))
+
+
+def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Old settings by the names that they have today.
+
+    Context drop and corruption once had a switch each for deciding once per batch; now the injection has one setting.
+    """
+    renamed = {}
+    for name, value in old.items():
+        part, _, field = name.rpartition(".")
+        decide = f"{part.rpartition('.')[0]}.decide"
+        if field == "batch_level" and decide in new:
+            renamed[decide] = "batch" if value else "sample"
+        else:
+            renamed[name] = value
+    return renamed
 
 
 def _advice(name: str, before: Any) -> str:

@@ -19,9 +19,8 @@ import grain
 import jax
 import numpy as np
 
+from helios_jax.data.draws import uniform
 from helios_jax.training.sources import Skipped, Source
-
-_WORD = 2**64 - 1
 
 
 class Ticket(NamedTuple):
@@ -111,11 +110,3 @@ def process_rows(batch: int, index: int | None, count: int | None) -> slice:
         raise ValueError(f"process {index} of {count}: processes are numbered from 0")
     share = batch // count
     return slice(index * share, (index + 1) * share)
-
-
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) of a position: SplitMix64 (Steele, Lea and Flood 2014), of which 53 bits are kept."""
-    z = seed + (position + 1) * 0x9E3779B97F4A7C15 & _WORD
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & _WORD
-    return ((z ^ z >> 31) >> 11) * 2.0**-53

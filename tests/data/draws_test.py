@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helios_jax.data.draws import Draws
+from helios_jax.data.draws import Draws, uniform
 
 
 def test_numbers_are_the_high_words_of_philox_scaled():
@@ -38,3 +38,9 @@ def test_impossible_draws_are_refused():
         Draws(0, 0).below(0)
     with pytest.raises(ValueError, match="4 different values out of 3"):
         Draws(0, 0).sample("abc", 4)
+
+
+def test_uniform_is_splitmix64():
+    # The first outputs for the seed 1234567, as published with several implementations.
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [uniform(1234567, position) for position in range(4)] == [(word >> 11) / 2**53 for word in outputs]

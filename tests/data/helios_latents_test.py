@@ -1,6 +1,7 @@
 """The files of helios_latents: exact round trips, TFDS's own reading, and errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import LatentRecord, RecordError, parse_size, size_name
 from helios_jax.data.helios_latents.writer import Failure, LatentWriter
+from helios_jax.training.datasets import Latents
 from helios_jax.training.loaders import latent_loader
 from helios_jax.training.text_formats import PaddedEmbeds
 
@@ -234,6 +236,105 @@ def test_loaders_stop_at_damaged_records_or_skip_them(damaged, tmp_path):
     assert sorted(np.count_nonzero(batch.text.embeds.any(-1), axis=1)) == [1, 2, 3, 4, 6, 6]
     (line,) = report.read_text().splitlines()
     assert "record 1 of" in json.loads(line)["error"]
+
+
+def test_damaged_records_can_be_skipped_in_memory_as_on_disk(damaged):
+    settings = {"folders": (str(damaged),), "tokens": 8}
+    with pytest.raises(RecordError, match=r"record 1 of .*00001-of-00002 cannot be read"):
+        Latents(in_memory=True, **settings).batches(6, (0, 1), 0)
+    on_disk, in_memory = (
+        Latents(in_memory=in_memory, on_error="skip", **settings).batches(6, (0, 1), 0) for in_memory in (False, True)
+    )
+    for _ in range(2):
+        a, b = next(on_disk), next(in_memory)
+        np.testing.assert_array_equal(a.target, b.target)
+        np.testing.assert_array_equal(a.text.embeds, b.text.embeds)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """Two records in two files; a folder that tests copy."""
+    folder = tmp_path_factory.mktemp("intact")
+    write(folder, {(2, 3): [[record(0)], [record(1)]]})
+    return folder
+
+
+@pytest.fixture
+def copied(intact, tmp_path):
+    shutil.copytree(intact, tmp_path / "data")
+    return tmp_path / "data" / "helios_latents" / "1.0.0"
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"3", b"\xff\xfe", b"{'a': 1}", b'{"name": "x"}'])
+def test_damaged_metadata_is_named_and_written_again(copied, name, content):
+    whole = (copied / name).read_bytes()
+    (copied / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"^.*1\.0\.0.* is damaged.*run helios-prepare again.*$"):
+        open_latents(copied)
+    writer = LatentWriter(copied.parents[1], {(2, 3): 2}, SETTINGS)
+    assert writer.finish()
+    assert (copied / name).read_bytes() == whole
+    assert not list(copied.glob("metadata-*"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{DATASET}", "../{DATASET}", "outside of its folder"),
+        ("{DATASET}", "/etc/{DATASET}", "outside of its folder"),
+        ('"2x3"', '"2by3"', "does not describe its files: '2by3' is not a size"),
+        ('"1"', '"-1"', "does not describe its files"),
+        ("array_record", "tfrecord", "does not describe its files"),
+    ],
+)
+def test_metadata_that_claims_what_is_not_so_is_refused(copied, old, new, message):
+    info = copied / "dataset_info.json"
+    info.write_text(info.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=rf"^.*dataset_info\.json.*{message}.*$"):
+        open_latents(copied)
+
+
+def test_missing_and_truncated_files_are_named(copied):
+    (first, second) = sorted(copied.glob("*array_record*"))
+    second.write_bytes(second.read_bytes()[:-100])
+    with pytest.raises(RecordError, match=rf"^record 0 of {second} cannot be read: .*$"):
+        open_latents(copied)[2, 3][1]
+    first.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^{first} is missing, with 1 clips"):
+        open_latents(copied)
+
+
+@pytest.mark.parametrize("name", ["prepare.json", "progress/2x3-00001.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_damaged_records_of_a_job_are_named(copied, name, content):
+    (copied / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*remove it"):
+        LatentWriter(copied.parents[1], {(2, 3): 2}, SETTINGS).finish()
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    writer, rival = (LatentWriter(tmp_path, {(2, 3): 2}, SETTINGS) for _ in range(2))
+
+    def records():
+        with pytest.raises(BlockingIOError, match=r"-00000-of-00002 is being written by another process"):
+            rival.write(((2, 3), 0), [record(5)])
+        rival.write(((2, 3), 1), [record(1)])
+        yield record(0)
+
+    writer.write(((2, 3), 0), records())
+    assert writer.finish()
+    assert [clip.uid for clip in open_latents(tmp_path)[2, 3]] == ["clip0", "clip1"]
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+@pytest.mark.parametrize("name", ["latents", "anchor", "embeds"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_are_not_used(name, value):
+    array = np.array(getattr(record(0), name))
+    array.flat[-1] = value
+    with pytest.raises(ValueError, match=f"its {name} are not all finite"):
+        LatentRecord(**{**vars(record(0)), name: array}).check((2, 3))
 
 
 def test_sizes_are_split_names():

@@ -12,11 +12,11 @@ from helios_jax.checkpoints.random import write_random_checkpoint
 from helios_jax.data.helios_latents.record import LatentRecord
 from helios_jax.data.helios_latents.writer import LatentWriter
 from helios_jax.experiments import stage1_init
-from helios_jax.training.checkpoints import write_settings
 from helios_jax.training.experiment import Lora
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import flatten
 from helios_jax.training.preview import abstract_networks, on_disk
+from helios_jax.training.run_folder import write_settings
 from helios_jax.training.starts import FromCheckpoint
 from helios_jax.training.workdir import checked_workdir
 

@@ -1,6 +1,10 @@
 """Products of a run: pipelines that sample, with merged adapters, and VAEs with the statistics of their latents."""
 
 import dataclasses
+import gc
+import json
+import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +13,18 @@ import pytest
 from flax import nnx
 
 import helios_jax as hx
+from helios_jax.checkpoints.components import find_component
+from helios_jax.checkpoints.orbax import save_orbax
 from helios_jax.checkpoints.random import write_random_checkpoint
-from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, VaeConfig
+from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.models.lora import add_lora, merge_lora
+from helios_jax.training import release
+from helios_jax.training.methods.vae import Vae
 from helios_jax.training.params import flatten
-from helios_jax.training.products import MeasuredVae, Pipeline, released
+from helios_jax.training.products import MeasuredVae, Pipeline
+from helios_jax.training.release import copy_part, copy_tokenizer, save_released
 from helios_jax.training.sharding import MeshShape
-from helios_jax.training.starts import FromCheckpoint, Random
+from helios_jax.training.starts import FromCheckpoint, Random, Wan
 from helios_jax.training.validation import Reconstructions, Samples, write_clip
 
 MESH = MeshShape().build()
@@ -78,15 +87,157 @@ def test_a_fresh_vae_begins_with_little_noise(vae):
     assert -8 < float(logvar.min()) < float(logvar.max()) < -4
 
 
-def test_released_networks_have_published_dtypes_and_no_adapters(trained):
-    found = released("transformer", trained.transformer, "bfloat16")
-    graph, params = flatten(found)
-    plain = flatten(hx.models.HeliosTransformer(found.config, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)))
+def test_released_networks_have_published_dtypes_and_no_adapters(trained, tmp_path):
+    save_released("transformer", trained.transformer, tmp_path, "bfloat16")
+    graph, params = flatten(hx.load_diffusers(tmp_path, "transformer"))  # as stored
+    config = trained.transformer.config
+    plain = flatten(hx.models.HeliosTransformer(config, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)))
     assert graph == plain[0]
     assert {path: array.dtype for path, array in params.items()} == {p: a.dtype for p, a in plain[1].items()}
     merged = flatten(merge_lora(trained.transformer))[1]
     for path, array in params.items():
         np.testing.assert_array_equal(array, merged[path].astype(array.dtype), err_msg=path)
+
+
+def test_arrays_on_the_host_are_released_alike(trained, tmp_path):
+    """Several processes gather the parameters on the host first."""
+    host = jax.tree.map(np.asarray, trained)
+    for name, networks in (("device", trained), ("host", host)):
+        save_released("transformer", networks.transformer, tmp_path / name, "bfloat16")
+    device, host = ((tmp_path / name / "transformer").iterdir() for name in ("device", "host"))
+    for one, other in zip(sorted(device), sorted(host), strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_what_was_not_trained_is_copied_and_loaded_by_nobody(product, trained, tmp_path, monkeypatch):
+    """Text encoder, VAE and tokenizer keep their files; none of their tensors reaches a device."""
+    monkeypatch.setattr("helios_jax.checkpoints.tensor_files.TensorFolder.read", None)
+    product.export(trained, tmp_path)
+    before = pathlib.Path(product.parts)
+    for part in ("text_encoder", "vae", "tokenizer"):
+        names = sorted(path.name for path in (before / part).iterdir())
+        assert sorted(path.name for path in (tmp_path / part).iterdir()) == names
+        for name in names:
+            assert (tmp_path / part / name).read_bytes() == (before / part / name).read_bytes()
+    assert (tmp_path / "lora.safetensors").exists()
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "HeliosPyramidPipeline"
+    assert json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())["stages"] == 3
+
+
+def test_an_export_holds_one_layer_in_addition_to_the_networks(tmp_path_factory, tmp_path, monkeypatch):
+    """Bytes of all live arrays while files are written. A merged copy of the transformer would double them."""
+    folder = tmp_path_factory.mktemp("deep")
+    config = dataclasses.replace(TransformerConfig.tiny(), num_layers=12, ffn_dim=1024)
+    write_random_checkpoint(folder, transformer=config, pipeline=PipelineConfig(), scheduler=SchedulerConfig.mid())
+    networks = FromCheckpoint(folder=str(folder)).networks(MESH, jax.random.key(0))
+    networks = add_lora(networks, rank=2, targets=("transformer/blocks/.*",), key=jax.random.key(1))
+    own = sum(array.nbytes for array in jax.tree.leaves(nnx.state(networks)))
+    largest = max(array.nbytes // 12 for path, array in flatten(networks)[1].items() if "/blocks/" in path)
+    gc.collect()
+    before, seen = sum(array.nbytes for array in jax.live_arrays()), []
+
+    def cast(part, dtype):
+        seen.append(sum(array.nbytes for array in jax.live_arrays()))
+        return release_cast(part, dtype)
+
+    release_cast = release._cast
+    monkeypatch.setattr(release, "_cast", cast)
+    Pipeline(parts=str(folder), config=PipelineConfig(), scheduler=SchedulerConfig.mid()).export(networks, tmp_path)
+    assert len(seen) > 12 * 10
+    assert max(seen) - before < 4 * largest < own / 5
+
+
+def test_memory_of_an_export_at_14b():
+    """Bytes on the device, as docs/training.md states them."""
+    abstract = find_component("transformer").abstract(TransformerConfig.helios_14b(), "bfloat16")
+    adapted = jax.eval_shape(
+        lambda network: add_lora(network, rank=256, targets=(".*",), key=jax.random.key(0)), abstract
+    )
+    params = flatten(adapted)[1]
+    adapters = sum(math.prod(array.shape) * 4 for path, array in params.items() if "lora_" in path)
+    weights = sum(
+        math.prod(array.shape) * array.dtype.itemsize for path, array in params.items() if "lora_" not in path
+    )
+    kernel = max(math.prod(array.shape[1:]) for path, array in params.items() if "blocks/" in path)
+    assert (round(weights / 1e9, 1), round(adapters / 1e9, 1)) == (28.7, 5.0)
+    assert round(kernel * (4 + 2 + 2) / 1e9, 1) == 0.6  # an fp32 product, the kernel, its sum
+
+
+def test_a_product_that_is_not_finite_is_not_marked_as_a_checkpoint(product, trained, tmp_path):
+    broken = nnx.merge(*nnx.split(trained))
+    layer = broken.transformer.blocks.attn1.to_qkv
+    layer.lora_b = nnx.Param(layer.lora_b[...].at[0, 1, 0, 0].set(jnp.nan))
+    with pytest.raises(FloatingPointError, match=r"transformer: blocks\.0\.attn1\.to_k\.weight is not finite"):
+        product.export(broken, tmp_path)
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def test_parts_in_the_other_layout_are_converted(parts, tmp_path):
+    network = hx.load_diffusers(parts, "text_encoder")
+    save_orbax(network, tmp_path / "orbax", "text_encoder")
+    copy_part(tmp_path / "orbax", "text_encoder", tmp_path / "out")
+    found = hx.load_diffusers(tmp_path / "out", "text_encoder")
+    for (path, array), expected in zip(flatten(found)[1].items(), flatten(network)[1].values(), strict=True):
+        np.testing.assert_array_equal(array, expected, err_msg=path)
+
+
+def test_missing_parts_are_named(parts, tmp_path):
+    (tmp_path / "parts" / "vae").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="vae holds no"):
+        copy_part(tmp_path / "parts", "vae", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json in"):
+        copy_tokenizer(tmp_path / "parts", tmp_path / "out")
+
+
+SETTINGS = {"every": 1, "prompts": ("a",)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"every": 0}, "every=0 must be a whole number of at least 1"),
+        ({"prompts": ()}, r"prompts=\(\) must be a tuple of at least one text"),
+        ({"prompts": ("a", " ")}, "prompts: number 1 is empty"),
+        ({"num_frames": 0}, "num_frames=0 must be"),
+        ({"height": -64}, "height=-64 must be"),
+        ({"fps": 0}, "fps=0 must be"),
+        ({"max_text_tokens": 0}, "max_text_tokens=0 must be"),
+        ({"steps": (20, 0, 20)}, "each of the steps=0 must be"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be a finite number of at least 0"),
+        ({"seed": -1}, "seed=-1 must be"),
+    ],
+)
+def test_samples_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Samples(**SETTINGS | change)
+
+
+def test_other_settings_out_of_range_are_refused():
+    for kind, settings, message in (
+        (Reconstructions, {"every": 0, "clips": NoisyClips()}, "every=0"),
+        (Reconstructions, {"every": 1, "clips": NoisyClips(), "count": 0}, "count=0"),
+        (Reconstructions, {"every": 1, "clips": NoisyClips(), "fps": -1}, "fps=-1"),
+        (MeasuredVae, {"clips": NoisyClips(), "num_batches": 0}, "num_batches=0"),
+        (Random, {}, "give the sizes of at least one network"),
+        (FromCheckpoint, {"folder": ""}, "folder='' is not a path"),
+        (FromCheckpoint, {"folder": "a", "parts": ()}, "must name at least one of transformer"),
+        (FromCheckpoint, {"folder": "a", "parts": ("unet",)}, "unknown component 'unet'"),
+        (Wan, {"folder": ""}, "folder='' is not a path"),
+        (Vae, {"kl_weight": -1.0}, "kl_weight="),
+        (Vae, {"square_weight": float("inf")}, "square_weight=inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(**settings)
+
+
+def test_settings_that_the_product_cannot_sample_end_the_run_at_its_start(product, trained):
+    for change, message in (
+        ({"height": 100}, "this model needs multiples of 64 x 64"),
+        ({"steps": (20,)}, "3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Samples(**SETTINGS | {"max_text_tokens": 8} | change).prepare(product, trained, MESH)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from method_cases import LAYOUT, draw, keys, latent_batch, loss, networks, sampl
 from helios_jax.config import SchedulerConfig
 from helios_jax.diffusion.flow import interpolate, predict_clean, velocity
 from helios_jax.diffusion.pyramid import block_noise, pyramid_levels, renoise, transition, upsample_nearest
+from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.training.corruption import Corruption
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.pyramid import Pyramid, level_paths
@@ -144,6 +145,25 @@ def test_microbatches_average_to_the_batch():
     halves = [float(loss(METHOD, networks(), sample(batch, i), sample(draws, i))[0]) for i in range(2)]
     assert halves[0] != pytest.approx(halves[1], rel=1e-3)
     assert float(whole) == pytest.approx(np.mean(halves), rel=1e-6)
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_timesteps_may_be_those_of_sampling(integer, monkeypatch):
+    """Published pyramid sampling gives floor(t) to the network, and published training t.
+
+    This network predicts its timestep as the velocity, so the loss tells which one it was.
+    """
+    monkeypatch.setattr(
+        HeliosTransformer, "denoise", lambda _, x, t, **__: jnp.broadcast_to(t[:, None, None, None, None], x.shape)
+    )
+    batch, method = latent_batch(1), dataclasses.replace(METHOD, ratios=(1, 1, 1), integer_timesteps=integer)
+    draws = dataclasses.replace(draw(METHOD, batch, keys(1)), u=jnp.array([[0.3, 0.5, 0.999]]))
+    _, metrics = loss(method, networks(), batch, draws)
+    paths = level_paths(LEVELS, batch.target, draws.noise)
+    for level, (path, t) in enumerate(zip(paths, (999 - 0.3 * (999 - 743.256), 564.435, 1.383615), strict=True)):
+        t = np.floor(t) if integer else t
+        expected = np.square(t - np.asarray(path.start - path.end, np.float64)).mean()
+        assert float(metrics[f"level{level}/mse"]) == pytest.approx(expected, rel=2e-6), level
 
 
 @pytest.mark.slow

@@ -87,3 +87,23 @@ def test_densities(sampling, points):
 def test_weights(weighting, expected):
     weights = TimestepSampling(weighting=weighting).weight(jnp.array([1.0, 0.5, 0.01]))
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logit_mean": math.nan}, "logit_mean=nan must be a finite number"),
+        ({"logit_std": -1.0}, r"logit_std=-1\.0 must be a finite number of at least 0"),
+        ({"mode_scale": 2.0}, r"mode_scale=2\.0 must be a finite number from -1 to 1\.75"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0 must be a whole number of at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TimestepSampling(**settings)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 2 / (math.pi - 2)])
+def test_the_mode_density_stays_within_its_range(scale):
+    u = np.asarray(jax.vmap(TimestepSampling(density="mode", mode_scale=scale).draw)(keys(1000)))
+    assert -1e-6 <= u.min() <= u.max() <= 1 + 1e-6

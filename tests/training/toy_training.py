@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from helios_jax.models.layers import linear
@@ -101,6 +102,23 @@ class ToyProduct:
         np.savez(folder / "params.npz", **params)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyValidation:
+    """Writes the norm of all parameters, which all processes compute and the first one writes."""
+
+    every: int = 5
+
+    def prepare(self, product: Any, networks: Any, mesh: Any) -> Any:
+        def validate(networks: ToyNetworks, folder: pathlib.Path) -> list[pathlib.Path]:
+            norm = float(jax.jit(optax.tree.norm)(flatten(networks)[1]))
+            if jax.process_index() == 0:
+                folder.mkdir(parents=True)
+                (folder / "norm.txt").write_text(repr(norm))
+            return [folder / "norm.txt"]
+
+        return validate
+
+
 def toy_experiment(**changes: Any) -> Experiment:
     """A run of 10 steps, each logged, with checkpoints after 4 and 8."""
     settings: dict[str, Any] = {
@@ -126,4 +144,4 @@ if __name__ == "__main__":
         jax.distributed.initialize(f"localhost:{port}", count, index, heartbeat_timeout_seconds=10)
     from helios_jax.training.trainer import train
 
-    sys.exit(train(toy_experiment(**json.loads(changes)), workdir))
+    sys.exit(train(toy_experiment(validation=ToyValidation(), **json.loads(changes)), workdir))

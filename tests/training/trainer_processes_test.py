@@ -112,6 +112,15 @@ def test_two_processes_of_four_devices_equal_one_device(long_run, cluster_run):
     assert losses(cluster_run) == pytest.approx({step: whole[step] for step in range(1, 41)}, rel=1e-5)
 
 
+def test_two_processes_validate_as_one_does(long_run, cluster_run):
+    found, expected = (
+        {step: float((folder / "validation" / str(step) / "norm.txt").read_text()) for step in range(5, 41, 5)}
+        for folder in (cluster_run, long_run)
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len(set(found.values())) == 8
+
+
 def test_two_killed_processes_resume_bit_for_bit(cluster_run, tmp_path):
     processes = run(tmp_path, SHORT, processes=2, devices=4)
     wait_for_step(tmp_path, 12, processes)
@@ -119,6 +128,17 @@ def test_two_killed_processes_resume_bit_for_bit(cluster_run, tmp_path):
     assert max(losses(tmp_path)) < 40
     finish(*run(tmp_path, SHORT, processes=2, devices=4))
     assert losses(tmp_path) == losses(cluster_run)
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(tmp_path):
+    first = run(tmp_path, LONG)
+    wait_for_step(tmp_path, 20, first)
+    (second,) = run(tmp_path, LONG)
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode != 0
+    assert "is being trained by another process" in output
+    finish(*first)
+    assert max(losses(tmp_path)) == 200
 
 
 def test_all_processes_stop_at_one_step_after_a_sigterm(tmp_path):

@@ -9,7 +9,6 @@ import pathlib
 import sys
 
 import jax
-import numpy as np
 
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.parallel import mesh as meshes
@@ -51,4 +50,3 @@ if __name__ == "__main__":
     validate = samples.prepare(product, networks, mesh)
     files = validate(networks, pathlib.Path(folder) / str(jax.process_index()))
     print(*files, sep="\n")
-    np.save(f"{folder}/done{jax.process_index()}.npy", np.ones(1))

@@ -15,8 +15,9 @@ A chunk gives ``ratios[l]`` samples of level l, all with the same noise, and sam
 The published training packs the samples of a chunk into one sequence with block-diagonal attention, over copies of one
 context; here the context is embedded once, and each level is one call of the network. The maths is the same.
 
-The network's timestep input is t, unrounded; published pyramid sampling truncates it to an integer. Everything except
-the network is computed in fp32 from float64 tables, where the published training rounds start and end points to bf16.
+The network's timestep input is t, unrounded as in the published training; published pyramid sampling truncates it to an
+integer, and so does ``integer_timesteps``. Everything except the network is computed in fp32 from float64 tables, where
+the published training rounds start and end points to bf16.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from helios_jax.config import SchedulerConfig, patch_tokens
 from helios_jax.diffusion.flow import interpolate, velocity
@@ -55,7 +57,6 @@ from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.timesteps import table_entries
 from helios_jax.typing import Array, Float, Key
-from helios_jax.user_input import whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,7 @@ class Pyramid:
         ratios: Samples per level, lowest first; published: (1, 2, 1), then (1, 1, 1).
         reduction: "mean" over samples; "sum" over the samples of a chunk and mean over the batch, the scale of the
             published training without packing.
+        integer_timesteps: The network's timestep input is floor(t), as in sampling; off: t, as published.
         input_corruption: Damages the end points, and with them the target; ``None``: no damage, as published.
     """
 
@@ -123,14 +125,13 @@ class Pyramid:
     scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig.mid)
     ratios: tuple[int, ...] = (1, 2, 1)
     reduction: Literal["mean", "sum"] = "mean"
+    integer_timesteps: bool = False
     input_corruption: Corruption | None = None
 
     def __post_init__(self) -> None:
         levels = self.scheduler.num_levels
-        if len(self.ratios) != levels:
+        if len(self.ratios) != levels or min(self.ratios) < 1:
             raise ValueError(f"ratios={self.ratios} given; {levels} levels need {levels} numbers of at least 1")
-        for ratio in self.ratios:
-            whole_number(ratio, "each of the ratios", at_least=1)
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction {self.reduction!r} must be 'mean' or 'sum'")
 
@@ -206,9 +207,10 @@ class Pyramid:
             # Copies of a chunk are adjacent in the batch, and therefore stay on the device that holds the chunk.
             start, end = jnp.repeat(start, copies, 0), jnp.repeat(end, copies, 0)
             u = draws.u[:, first : first + copies].reshape(-1)
+            timesteps = np.floor(level.timesteps) if self.integer_timesteps else level.timesteps
             predicted = transformer.denoise(
                 interpolate(start, end, per_sample(table_entries(u, level.sigmas))),
-                table_entries(u, level.timesteps),
+                table_entries(u, timesteps),
                 text=jnp.repeat(text, copies, 0),
                 context=Context(tokens=jnp.repeat(context.tokens, copies, 0), modulation=context.modulation),
                 rope=transformer.rope(layout, history.frames.shape[2:4], end.shape[2:4], end.shape[1]),

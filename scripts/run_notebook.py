@@ -1,0 +1,29 @@
+"""Executes a notebook on the CPU and stores its outputs in it, after its cells were updated from the script.
+
+python scripts/run_notebook.py notebooks/sampling.py
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+
+def run(script: Path) -> None:
+    """Writes the notebook next to the script; cells keep their ids."""
+    file = script.with_suffix(".ipynb")
+    notebook = jupytext.read(script)
+    before = nbformat.read(file, as_version=4) if file.exists() else nbformat.v4.new_notebook()
+    for cell, old in zip(notebook.cells, before.cells, strict=False):
+        cell.id = old.get("id", cell.id)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # Times of execution would change with every run.
+    NotebookClient(notebook, timeout=None, record_timing=False, kernel_name="python3").execute()
+    nbformat.write(notebook, file)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
