@@ -17,6 +17,7 @@ from absl.flags import argparse_flags
 from kernel_attention import attention_rows
 from kernel_elementwise import adaln_rows, norm_silu_pairs_rows, qk_norm_rope_rows
 from kernel_linear import linear_rows
+from provenance import provenance
 
 OPS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "attention": attention_rows,
@@ -38,7 +39,11 @@ def show(op: str, rows: list[dict[str, Any]]) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the chosen ops."""
-    report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    report: dict[str, Any] = {
+        "run": provenance(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
     for op in args.op:
         report[op] = rows = OPS[op]()
         show(op, rows)

@@ -188,9 +188,9 @@ def _show(arguments: Arguments) -> int:
     assert arguments.workdir is not None
     found = preview(arguments.experiment, arguments.original, arguments.workdir)
     print(*found.lines, sep="\n")
-    if found.problems:
-        raise ValueError("\n".join(["this run cannot start:", *(f"  {problem}" for problem in found.problems)]))
-    return 0
+    for problem in found.problems:
+        print(f"helios-train: this run cannot start: {problem}", file=sys.stderr)
+    return 1 if found.problems else 0
 
 
 def run() -> None:

@@ -13,7 +13,8 @@
 #
 # `pipe("a prompt")` runs a short loop. This notebook writes it out: text once, then for each chunk the context, three
 # pyramid levels with a few network calls each, and the decoder. Set `HELIOS_CHECKPOINT` to a published checkpoint;
-# without it a small one with **random** weights is made, and the frames are noise.
+# without it a small one with **random** weights is made, and the frames are noise. The stored outputs are of such a
+# run on a CPU.
 
 # %%
 import os
@@ -35,7 +36,7 @@ else:
     height, width, max_text_tokens = 384, 640, 512
 
 pipe = hx.HeliosPipeline.from_pretrained(checkpoint)
-pipe.scheduler
+pipe
 
 # %% [markdown]
 # ## Text
@@ -148,6 +149,17 @@ out = pipe(
 )
 difference = np.abs(out.frames.astype(float) - frames[:, : out.frames.shape[1]]).mean()
 print(f"mean difference of the frames: {difference:.3f} of 255")
+
+# %% [markdown]
+# A notebook shows the result as a player. `save` writes one mp4 for each video of the batch.
+
+# %%
+files = out.save(os.path.join(tempfile.mkdtemp(), "fox.mp4"), fps=24)
+print(*(file.name for file in files))
+out
+
+# %% [markdown]
+# Every 16th frame:
 
 # %%
 from PIL import Image

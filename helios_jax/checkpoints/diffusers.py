@@ -57,7 +57,7 @@ def load_diffusers(
     Raises:
         FileNotFoundError: Folder, configuration or weights are missing.
         ValueError: Unsupported configuration; missing, unexpected or misshapen tensors (all listed);
-            a damaged file; a VAE with weights that are not finite.
+            a damaged file.
     """
     parts = find_component(component)
     folder = component_folder(folder, component)
@@ -79,10 +79,7 @@ def load_diffusers(
             )
             for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
         }
-        # A transformer or a text encoder with such weights shows in the first chunk of latents, which is checked;
-        # a decoder does not.
-        read = _finite_reader(files) if component == "vae" else files.read
-        arrays = _read_parameters(entries, targets, lambda name, index: read(stored[name], index))
+        arrays = _read_parameters(entries, targets, lambda name, index: files.read(stored[name], index))
     return with_parameters(abstract, arrays)
 
 
@@ -118,16 +115,6 @@ def _check_stored(
         given={canonical: files.tensors[name].shape for canonical, name in stored.items()},
         source="config.json",
     )
-
-
-def _finite_reader(files: TensorFolder) -> "Read":
-    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        tensor = files.read(name, index)
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"{files.tensors[name].file}: the tensor {name!r} holds NaN or infinity")
-        return tensor
-
-    return read
 
 
 def save_diffusers(module: ConfiguredModule, folder: Path, component: str, *, shard_bytes: int = 10 * 10**9) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
+from typing import Any
 
 from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
@@ -66,18 +67,22 @@ def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
 
     Raises:
         FileNotFoundError: The repository or the component's weights could not be reached.
+        ValueError: A tensor has a dtype that checkpoints do not have.
     """
     import huggingface_hub
 
     tensors: dict[str, TensorInfo] = {}
+    found: dict[str, Any] = {}
     with _as_missing(repo):
         names = huggingface_hub.list_repo_files(repo)
         for name in names:
             if re.fullmatch(rf"{component}/[^/]+\.safetensors", name):
                 header = huggingface_hub.parse_safetensors_file_metadata(repo, name)
-                for tensor, info in header.tensors.items():
-                    shape, dtype = tuple(info.shape), DTYPES[info.dtype]
-                    tensors[tensor] = TensorInfo(file=FilePath(name), shape=shape, dtype=dtype)
+                found |= {tensor: (name, info) for tensor, info in header.tensors.items()}
+    for tensor, (name, info) in found.items():
+        if info.dtype not in DTYPES:
+            raise ValueError(f"{repo}/{name}: tensor {tensor!r} has dtype {info.dtype}; expected {list(DTYPES)}")
+        tensors[tensor] = TensorInfo(file=FilePath(name), shape=tuple(info.shape), dtype=DTYPES[info.dtype])
     return tensors
 
 

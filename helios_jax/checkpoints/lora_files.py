@@ -125,7 +125,7 @@ def _sort_by_layer(tensors: LoraTensors) -> dict[str, Parts]:
         skipped[IMAGE_LAYERS] += 1
         places = {place: other for place, other in places.items() if other != name}
     if skipped:
-        parts = " and ".join(f"{count} of {part}" for part, count in skipped.items())
+        parts = " and ".join(f"{count} of {part}" for part, count in sorted(skipped.items()))
         if not places:
             raise ValueError(f"{tensors.path} updates nothing in this model: all its tensors are {parts}")
         warn_user(f"{tensors.path}: skipped tensors that have no place in this model, {parts}")

@@ -2,11 +2,20 @@
 
 Nothing is transposed or stacked on loading: every device reads its own part of each stack. Weights are written
 under a temporary name and renamed when complete, so an interrupted save cannot be loaded.
+
+Orbax's files have checksums for their indices but none for the weights themselves (Zarr's crc32c codec cannot be chosen
+through Orbax, and the compressor's own checksum is off), so ``digests.json`` next to them has a digest of every
+parameter. It is compared with what arrives on the devices, in the dtype that was stored; folders without it, from
+earlier versions, are loaded unchecked.
 """
 
+import contextlib
+import gc
+import logging
 import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,12 +30,14 @@ from helios_jax.checkpoints.components import (
     with_parameters,
     write_json,
 )
+from helios_jax.checkpoints.digests import check_digests, digests_of, read_digests, write_digests
 from helios_jax.checkpoints.key_tables import ParamPath
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.parallel.mesh import parameter_sharding
-from helios_jax.typing import DType, Path
+from helios_jax.typing import Array, DType, Path
 
 _WEIGHTS = "weights"
+_DIGESTS = "digests.json"
 _ITEM = "state"
 """Name of the parameters inside the Orbax checkpoint."""
 
@@ -35,6 +46,9 @@ _CHUNK_BYTES = 2**27
 
 _IN_FLIGHT_BYTES = 2**33
 """Host memory for reads in flight; without a limit a restore holds all the weights at once."""
+
+_CAST_BYTES = 2**31
+"""Parameters that are cast are read in groups of this size: only one group at a time exists in the stored dtype."""
 
 
 def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
@@ -55,7 +69,12 @@ def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
     write_json(target / "config.json", module.config.to_diffusers())
     options = ocp.Context()
     options.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    # Files that loading can do without, and that could be damaged.
+    options.array.saving.array_metadata_store = None
+    options.array.saving.enable_write_sharding_file = False
     parameters: Any = {_dotted(path): array[...] for path, array in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+    # Before the weights: when they are there under their own name, the digests are there as well.
+    write_digests(target / _DIGESTS, digests_of(parameters))
     with options:
         ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
 
@@ -80,7 +99,6 @@ def load_orbax(
         ValueError: Unsupported configuration; missing, unexpected or misshapen parameters (all listed);
             damaged weights.
     """
-    from orbax.checkpoint import v1 as ocp
 
     parts = find_component(component)
     folder = component_folder(folder, component)
@@ -95,19 +113,89 @@ def load_orbax(
         given={name: array.shape for name, array in stored.items()},
         source="config.json",
     )
-    targets: Any = {
-        _dotted(path): jax.ShapeDtypeStruct(
-            variable.shape,
-            stored[_dotted(path)].dtype if dtype is None else variable.dtype,
-            sharding=parameter_sharding(variable.shape, mesh),
+    digests = read_digests(folder / _DIGESTS)
+    arrays: dict[str, Array] = {}
+    dtypes = {} if dtype is None else {_dotted(path): variable.dtype for path, variable in wanted.items()}
+    for names in _groups(stored, dtypes):
+        shardings = {name: parameter_sharding(stored[name].shape, mesh) for name in names}
+        read = _read(folder / _WEIGHTS, {name: stored[name] for name in names}, shardings)
+        check_digests(folder / _WEIGHTS, digests, read)
+        arrays |= (
+            read
+            if dtype is None
+            else {
+                name: read[name].astype(variable.dtype)
+                for path, variable in wanted.items()
+                if (name := _dotted(path)) in read
+            }
         )
-        for path, variable in wanted.items()
-    }
-    options = ocp.Context()
-    options.memory.read_concurrent_bytes = max(_IN_FLIGHT_BYTES, math.prod(largest.shape) * largest.dtype.itemsize)
-    with options:
-        arrays: Any = ocp.load(str(folder.resolve() / _WEIGHTS), targets, checkpointable_name=_ITEM)
     return with_parameters(abstract, {path: arrays[_dotted(path)] for path in wanted})
+
+
+def _groups(stored: Mapping[str, jax.ShapeDtypeStruct], dtypes: Mapping[str, DType]) -> Iterator[list[str]]:
+    """Names that are read together: all that keep their dtype, then the others in groups, the largest first."""
+    same = [name for name, array in stored.items() if dtypes.get(name, array.dtype) == array.dtype]
+    if same:
+        yield same
+    group, size = [], 0
+    sizes = {name: math.prod(stored[name].shape) * stored[name].dtype.itemsize for name in stored.keys() - {*same}}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if group and size + sizes[name] > _CAST_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += sizes[name]
+    if group:
+        yield group
+
+
+def _read(
+    weights: pathlib.Path,
+    stored: Mapping[str, jax.ShapeDtypeStruct],
+    shardings: Mapping[str, jax.sharding.Sharding],
+) -> dict[str, Array]:
+    """Reads some of the parameters, in the dtype that is stored."""
+    from orbax.checkpoint import v1 as ocp
+
+    targets: Any = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name]) for name, array in stored.items()
+    }
+    largest = max(math.prod(array.shape) * array.dtype.itemsize for array in stored.values())
+    options = ocp.Context()
+    options.memory.read_concurrent_bytes = max(_IN_FLIGHT_BYTES, largest)
+    options.pytree.loading.partial_load = True
+    with options, _damage_as_one_line(weights):
+        arrays: Any = ocp.load(str(weights.resolve()), targets, checkpointable_name=_ITEM)
+    return dict(arrays)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a few words: TensorStore's texts have thousands of characters."""
+    if files := re.findall(r'local file \\?"([^"\\]+)', str(error)):
+        return f"{files[-1]} cannot be read"
+    if "reading array index" in str(error):
+        return "the data of a parameter cannot be read"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+
+
+@contextlib.contextmanager
+def _damage_as_one_line(weights: pathlib.Path) -> Iterator[None]:
+    """Turns what Orbax raises on a damaged folder into one short ValueError, and keeps its log quiet."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
+        raise
+    except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
+        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({_reason(error)}); copy it again") from error
+    finally:
+        # Failed reads that nobody waited for report themselves when they are collected.
+        gc.collect()
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def has_orbax_weights(folder: pathlib.Path) -> bool:
@@ -128,11 +216,26 @@ def stored_parameters(folder: pathlib.Path) -> Mapping[str, jax.ShapeDtypeStruct
     if not weights.is_dir():
         found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(f"{folder} holds no complete {_WEIGHTS}/ folder in Orbax's format; found {found}")
-    try:
-        arrays: Any = ocp.metadata(str(weights.resolve()), checkpointable_name=_ITEM).metadata
-    except (ocp.errors.InvalidLayoutError, ValueError, OSError) as error:
-        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({error}); copy it again") from error
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+    with _damage_as_one_line(weights):
+        _read_index(weights)
+        metadata: Any = ocp.metadata(str(weights.resolve()), checkpointable_name=_ITEM).metadata
+        # None: Orbax could not read it and has only logged why.
+        arrays = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in dict(metadata or {}).items()}
+    if not arrays:
+        raise ValueError(f"{weights} is not a complete Orbax checkpoint (its index is damaged); copy it again")
+    return arrays
+
+
+def _read_index(weights: pathlib.Path) -> None:
+    """Reads TensorStore's index of all arrays, whose nodes have checksums.
+
+    Orbax opens all arrays at once and lets go of the others when one fails; each of those then prints a traceback.
+    """
+    import tensorstore
+
+    store = {"driver": "ocdbt", "base": f"file://{weights.resolve() / _ITEM}/"}
+    if not tensorstore.KvStore.open(store).result().list().result():
+        raise ValueError("its index is missing")
 
 
 def _dotted(path: ParamPath) -> str:

@@ -128,7 +128,10 @@ def _has_text_encoder(folder: FilePath, classes: Mapping[str, str | None]) -> bo
             f"{folder}/text_encoder is missing, and model_index.json lists it. Fetch it; or, to give prompts as "
             'embeddings only, write "text_encoder": [null, null] into model_index.json'
         )
-    return bool(listed) if listed is not None else (folder / "text_encoder").is_dir()
+    has = bool(listed) if listed is not None else (folder / "text_encoder").is_dir()
+    if has and classes["tokenizer"] == "":
+        raise ValueError(f"{folder}/model_index.json: tokenizer=[None, None]; expected one for its text encoder")
+    return has
 
 
 def _check_tokenizer_settings(file: FilePath) -> None:

@@ -141,9 +141,10 @@ def _read_index(file: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{file}: weight_map={shown(weight_map)}; expected an object with the file of each tensor")
     for tensor, shard in weight_map.items():
-        plain_name(shard, f"{file}: the file of {tensor:.80}")
-        if not shard.endswith(".safetensors"):
-            raise ValueError(f"{file}: the file of {tensor:.80}={shard!r}; expected a name that ends in .safetensors")
+        what = f"{file}: the file of {tensor:.80}"
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise ValueError(f"{what} is {shown(shard)}; expected a name that ends in .safetensors")
+        plain_name(shard, what)
     return weight_map
 
 
@@ -162,8 +163,6 @@ def write_tensors(
     Returns:
         The files written.
     """
-    from safetensors.numpy import save_file
-
     shards = list(_pack(tensors, shard_bytes))
     total = sum(size for _, size in shards)
     weight_map: dict[str, str] = {}
@@ -171,9 +170,7 @@ def write_tensors(
     for number, (names, _) in enumerate(shards, 1):
         suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
         file = folder / f"{stem}{suffix}.safetensors"
-        partial = file.with_suffix(".partial")
-        save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
-        partial.rename(file)
+        save_tensors(file, {name: read(name) for name in names})
         weight_map |= dict.fromkeys(names, file.name)
         files.append(file)
     if len(shards) > 1:
@@ -181,6 +178,25 @@ def write_tensors(
         files.append(folder / f"{stem}.safetensors.index.json")
         files[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return files
+
+
+def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one safetensors file, which appears when it is complete.
+
+    Raises:
+        OSError: It cannot be written, such as on a full disk.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    partial = file.with_name(f"{file.name}.unfinished{os.getpid()}")
+    try:
+        save_file(dict(tensors), partial, metadata={"format": "pt", **(metadata or {})})
+        partial.rename(file)
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _pack(tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], limit: int) -> Iterator[tuple[list[str], int]]:

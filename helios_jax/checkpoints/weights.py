@@ -4,6 +4,8 @@ from pathlib import Path as FilePath
 from typing import Literal, get_args
 
 import jax
+import numpy as np
+from flax import nnx
 
 from helios_jax.checkpoints.components import component_folder
 from helios_jax.checkpoints.diffusers import check_diffusers, load_diffusers, save_diffusers
@@ -12,6 +14,12 @@ from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import DType, Path
 
 Layout = Literal["diffusers", "orbax"]
+
+MAX_WEIGHT = 1e6
+"""Largest magnitude of a weight; those of the published networks are below 1000."""
+
+_MAX_CHECKED_BYTES = 2**30
+"""Largest network whose values are checked."""
 
 
 def layout_of(folder: FilePath) -> Layout:
@@ -22,9 +30,37 @@ def layout_of(folder: FilePath) -> Layout:
 def load_weights(
     folder: Path, component: str, *, dtype: DType | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> ConfiguredModule:
-    """Loads one network in either layout; see ``load_diffusers`` for arguments and errors."""
-    load = load_orbax if layout_of(component_folder(folder, component)) == "orbax" else load_diffusers
-    return load(folder, component, dtype=dtype, mesh=mesh)
+    """Loads one network in either layout; see ``load_diffusers`` for arguments and errors.
+
+    The weights of small networks, among them the VAE, are checked: one NaN in a decoder gives black frames. Large ones
+    would take too long; theirs show in the first chunk of latents, which sampling checks.
+    """
+    own = component_folder(folder, component)
+    load = load_orbax if layout_of(own) == "orbax" else load_diffusers
+    network = load(folder, component, dtype=dtype, mesh=mesh)
+    check_values(network, own)
+    return network
+
+
+def check_values(network: ConfiguredModule, source: FilePath) -> None:
+    """Raises ValueError if a network of less than 1 GB has weights that are not finite, or beyond any that train."""
+    parameters = nnx.to_flat_state(nnx.state(network, nnx.Param))
+    if sum(variable[...].nbytes for _, variable in parameters) > _MAX_CHECKED_BYTES:
+        return
+    for path, variable in parameters:
+        for shard in variable[...].addressable_shards:
+            # NumPy on the host: a program for the device would take seconds to compile.
+            if shard.replica_id == 0 and not _largest(np.asarray(shard.data)) <= MAX_WEIGHT:
+                raise ValueError(
+                    f"{source}: the parameter {'.'.join(map(str, path))} holds NaN, infinity or values beyond "
+                    f"{MAX_WEIGHT:g}; fetch its weights again"
+                )
+
+
+def _largest(array: np.ndarray) -> float:
+    """The largest magnitude, NaN above all: without the sign, the bits of floats are in the order of their values."""
+    bits = array.view(f"u{array.itemsize}") & (2 ** (8 * array.itemsize - 1) - 1)
+    return float(bits.max(initial=0).view(array.dtype))
 
 
 def check_weights(folder: Path, component: str) -> None:

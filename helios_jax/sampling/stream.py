@@ -26,6 +26,7 @@ from helios_jax.sampling.finite import CONTEXT, FRAMES, TEXT, Verdict, all_finit
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
 from helios_jax.sampling.prompt_state import PromptState
+from helios_jax.sampling.prompts import MAX_BLEND_CHUNKS
 from helios_jax.sampling.request import Request
 from helios_jax.typing import AnyArray, Array, Float, UInt8
 from helios_jax.user_input import whole_number
@@ -34,9 +35,6 @@ LESS_MEMORY = (
     "choose a smaller height and width or fewer prompts at once, pass vae_slice_frames=1, or shard the model over "
     "several devices with mesh=; other processes on the device take memory too"
 )
-
-MAX_BLEND_CHUNKS = 1000
-"""Longest blend of a new prompt: 23 minutes of video."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -91,6 +89,7 @@ class Stream:
             with 1 it never idles, and a new prompt takes effect one chunk later.
         on_step: Called after each step has been dispatched; again for the steps of a chunk that was interrupted.
         on_chunk: Called once with each chunk before it is yielded. If it raises, the next ``next`` yields the chunk.
+        on_close: Called when the stream ends or is closed.
     """
 
     def __init__(
@@ -107,6 +106,7 @@ class Stream:
         lookahead: int = 0,
         on_step: Callable[[StepInfo], None] | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         self.request = request
         self.index = 0
@@ -129,6 +129,7 @@ class Stream:
         self._slice_frames = slice_frames
         self._on_step = on_step or (lambda _: None)
         self._on_chunk = on_chunk or (lambda _: None)
+        self._on_close = on_close or (lambda: None)
         self._embeds: Array | None = None  # of the chunk that is sampled
         self._next_text = 0  # the first chunk with embeddings not yet taken from the timeline
         self._projected: TextContext | None = None
@@ -192,6 +193,7 @@ class Stream:
         for name in ("sampler", "vae", "text", "history", "noise", "embeds", "projected", "projected_from", "ropes"):
             vars(self).pop(f"_{name}", None)
         self._text_verdicts, self._context_verdicts = [], []
+        self._on_close()
 
     def _next_chunk(self) -> Chunk | None:
         """The next chunk; ``None`` after the last one."""

@@ -8,8 +8,10 @@ settings, the flags change the mirror, and ``frozen`` builds the settings again,
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 _SCALARS = (bool, int, float, str, tuple)
@@ -66,7 +68,7 @@ def frozen(mirror: Any, name: str = "") -> Any:
     try:
         return settings(**values)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}" if name else str(error)) from error
+        raise ValueError(_placed(name, str(error), values)) from error
 
 
 def as_json(settings: Any) -> Any:
@@ -149,6 +151,16 @@ def _fitted(value: Any, declared: Any) -> tuple[bool, Any]:
         plain = tuple(tuple(part) if isinstance(part, list) else part for part in value)
         return any(_is_a(plain, kind) for kind in alternatives(declared)), plain
     return False, value
+
+
+def _placed(name: str, message: str, fields: Iterable[str]) -> str:
+    """An error of settings with their dotted name; many begin with the name of the field, or of the group and field."""
+    if not name:
+        return message
+    parent, _, group = name.rpartition(".")
+    if message.startswith(f"{group}.") and parent:
+        return f"{parent}.{message}"
+    return f"{name}.{message}" if re.match(rf"({'|'.join(fields)})\b[=.]", message) else f"{name}: {message}"
 
 
 def _limits(value: Any) -> str:

@@ -5,6 +5,7 @@ import pathlib
 import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import errors
 from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo, filter_repo_objects
 
 from helios_jax.checkpoints.hub import local_folder, remote_tensors
@@ -78,6 +79,68 @@ def test_without_network_the_id_is_named():
         local_folder("nobody/nothing-here")
     with pytest.raises(FileNotFoundError, match=message):
         remote_tensors("nobody/nothing-here", "vae")
+
+
+def http_error(kind: type) -> Exception:
+    """An error of the hub, without its server."""
+    error = kind.__new__(kind)
+    error.args = ("404 Client Error.\n\nRequest id 123\nand two more lines",)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            http_error(errors.GatedRepoError),
+            r"it is gated; accept its terms at https://huggingface\.co/a/b, then",
+        ),
+        (http_error(errors.RepositoryNotFoundError), "there is none; check the spelling"),
+        (http_error(errors.RevisionNotFoundError), "it has no revision 'v9'"),
+        (errors.LocalEntryNotFoundError("many\nlines"), r"the hub cannot be reached \(many\); is there a network"),
+        (errors.HFValidationError("bad id"), "bad id"),
+        (KeyError("surprise"), "surprise"),
+    ],
+)
+def test_failed_downloads_are_explained_in_one_line(monkeypatch, error, message):
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(FileNotFoundError, match=message) as raised:
+        local_folder("a/b", revision="v9")
+    assert str(raised.value).startswith("no folder a/b, and the hub repository of that name could not be fetched: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_revision_token_and_cache_reach_the_hub(monkeypatch, tmp_path):
+    seen = {}
+
+    def snapshot_download(repo: str, **options: object) -> str:
+        seen.update(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local_folder("a/b", revision="v2", token="secret", cache_dir="~/downloads")
+    assert (seen["revision"], seen["token"]) == ("v2", "secret")
+    assert seen["cache_dir"] == tmp_path / "downloads"
+
+
+def test_the_home_folder_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert local_folder("~/model") == tmp_path / "model"
+    with pytest.raises(FileNotFoundError, match="~/other is neither a folder nor a hub id"):
+        local_folder("~/other")
+
+
+def test_folders_have_no_revision_and_files_are_no_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"revision='v2' belongs to a repository on the hub, and .* is a folder"):
+        local_folder(tmp_path, revision="v2")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is a file; give the folder"):
+        local_folder(tmp_path / "model.safetensors")
 
 
 def test_headers_of_remote_files_are_joined(monkeypatch):

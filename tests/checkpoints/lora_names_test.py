@@ -178,7 +178,7 @@ def test_all_skipped_tensors_give_one_warning(tmp_path):
         warnings.simplefilter("always")
         read_lora(file_of(tmp_path, family(*FAMILIES["comfyui"]) | extra))
     [warning] = caught
-    assert f"{len(IMAGE)} of layers for image conditioning and {len(TEXT)} of a text encoder" in str(warning.message)
+    assert f"{len(TEXT)} of a text encoder and {len(IMAGE)} of layers for image conditioning" in str(warning.message)
     assert warning.filename == __file__
 
 

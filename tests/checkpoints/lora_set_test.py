@@ -107,6 +107,7 @@ def test_scales(base, files):
     assert_same_bits(network, merge_lora_file(base, file, 0.5))
 
 
+@pytest.mark.slow
 def test_every_recorded_file_can_be_removed_again(base):
     network, loras = base, LoraSet()
     for name in ("kohya", "diffusers", "wan"):

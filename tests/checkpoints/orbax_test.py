@@ -14,6 +14,8 @@ import pytest
 from flax import nnx
 
 import helios_jax as hx
+from helios_jax.checkpoints import orbax
+from helios_jax.checkpoints.digests import digest
 from helios_jax.checkpoints.orbax import has_orbax_weights, load_orbax, save_orbax, stored_parameters
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data"
@@ -136,3 +138,74 @@ def test_missing_and_damaged_parts_are_named(vae_folder, tmp_path):
     shutil.rmtree(tmp_path / "vae" / "weights" / "state")
     with pytest.raises(ValueError, match="is not a complete Orbax checkpoint"):
         load_orbax(tmp_path, "vae")
+
+
+def data_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file that holds the values of the parameters."""
+    return max(folder.rglob("ocdbt.process_0/d/*"), key=lambda file: file.stat().st_size)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_one_flipped_bit_is_noticed(vae_folder, tmp_path, place, dtype):
+    shutil.copytree(vae_folder / "vae", tmp_path / "vae")
+    content = bytearray(data_file(tmp_path).read_bytes())
+    content[int(len(content) * place)] ^= 16
+    data_file(tmp_path).write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights is damaged: what was read is not what was written.*\n.*1 changed: "):
+        load_orbax(tmp_path, "vae", dtype=dtype)
+
+
+def test_the_digests_are_those_of_the_stored_parameters(vae_folder, tmp_path):
+    model = hx.load_diffusers(DATA / "vae" / "other", "vae")
+    expected = {name: digest(np.asarray(array)) for name, array in parameters(model).items()}
+    assert json.loads((vae_folder / "vae" / "digests.json").read_text()) == expected
+    # Folders of earlier versions have none.
+    shutil.copytree(vae_folder / "vae", tmp_path / "vae")
+    (tmp_path / "vae" / "digests.json").unlink()
+    assert_same(load_orbax(tmp_path, "vae"), model)
+
+
+@pytest.mark.slow
+def test_parameters_that_are_cast_are_read_in_groups(tmp_path, monkeypatch):
+    published = DATA / "transformer" / "published"
+    save_orbax(hx.load_diffusers(published, "transformer"), tmp_path, "transformer")
+    groups = []
+
+    def read(weights, stored, shardings, original=orbax._read):
+        groups.append(sum(array.dtype.itemsize * np.prod(array.shape) for array in stored.values()))
+        return original(weights, stored, shardings)
+
+    monkeypatch.setattr(orbax, "_read", read)
+    monkeypatch.setattr(orbax, "_CAST_BYTES", 50_000)
+    ours = load_orbax(tmp_path, "transformer", dtype="bfloat16")
+    assert_same(ours, hx.load_diffusers(published, "transformer", dtype="bfloat16"))
+    assert len(groups) > 3
+    assert sum(groups) == sum(array.size * 4 for array in parameters(ours).values())
+
+
+@pytest.mark.parametrize(
+    "damage", ["no data", "no index", "half an index", "no manifest", "half a manifest", "no names"]
+)
+def test_damaged_folders_give_one_line(vae_folder, tmp_path, capfd, damage):
+    shutil.copytree(vae_folder / "vae", tmp_path / "vae")
+    state = tmp_path / "vae" / "weights" / "state"
+    [index] = (state / "d").iterdir()
+    match damage:
+        case "no data":
+            shutil.rmtree(data_file(tmp_path).parent)
+        case "no index":
+            shutil.rmtree(index.parent)
+        case "half an index":
+            index.write_bytes(index.read_bytes()[:3000])
+        case "no manifest":
+            (state / "manifest.ocdbt").unlink()
+        case "half a manifest":
+            (state / "manifest.ocdbt").write_bytes((state / "manifest.ocdbt").read_bytes()[:50])
+        case "no names":
+            (state / "_METADATA").write_text("{")
+    with pytest.raises(ValueError, match=r"vae/weights is not a complete Orbax checkpoint .*; copy it again$") as error:
+        load_orbax(tmp_path, "vae")
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""

@@ -1,6 +1,7 @@
 """Folders of safetensors files: headers, shards, damage."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -63,6 +64,73 @@ def test_only_the_shards_of_the_index_count(tmp_path):
     save_file({"stale": np.zeros(3, np.float32)}, tmp_path / "model-00001-of-00001.safetensors")
     with TensorFolder(tmp_path) as files:
         assert files.tensors.keys() == TENSORS.keys()
+
+
+def index_of(folder: pathlib.Path) -> pathlib.Path:
+    """The index of the two shards that are written to ``folder``."""
+    write(folder, 68)
+    return folder / "model.safetensors.index.json"
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", "{}", '{"weight_map": []}', '{"weight_map": {}}', "", "text"])
+def test_index_that_is_none(tmp_path, content):
+    index_of(tmp_path).write_text(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+        TensorFolder(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["/etc/passwd", "..", "", "config.json", 3, None, ["x"]])
+def test_index_that_names_other_files(tmp_path, shard):
+    weight_map = {"a": FIRST, "b": FIRST, "c": shard, "d": SECOND}
+    index_of(tmp_path).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(
+        ValueError, match=r"index\.json: the file of c is .*; expected a name that ends in \.safetensors"
+    ):
+        TensorFolder(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["/x.safetensors", "../x.safetensors", "a/x.safetensors", "\0.safetensors"])
+def test_index_that_leads_elsewhere(tmp_path, shard):
+    weight_map = {"a": FIRST, "b": FIRST, "c": shard, "d": SECOND}
+    index_of(tmp_path).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r"index\.json: the file of c=.* must be (a|the) plain name"):
+        TensorFolder(tmp_path)
+
+
+def test_index_and_shards_must_agree(tmp_path):
+    index = index_of(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": FIRST, "b": SECOND, "c": SECOND, "d": SECOND}}))
+    with pytest.raises(ValueError, match=rf"{FIRST} holds 'b', and the index says that it is in {SECOND}"):
+        TensorFolder(tmp_path)
+    weight_map = {"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND}
+    index.write_text(json.dumps({"weight_map": weight_map | {"e": FIRST, "f": FIRST}}))
+    with pytest.raises(ValueError, match=rf"the index says that 'e' is in {FIRST}, and it is not \(nor are 1 other"):
+        TensorFolder(tmp_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "other.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="has several indices"):
+        TensorFolder(tmp_path)
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+@pytest.mark.parametrize("name", ["aaa.safetensors", "zzz.safetensors"])
+def test_no_tensor_is_in_two_files(tmp_path, has_index, name):
+    index = index_of(tmp_path)
+    save_file({"b": TENSORS["b"]}, tmp_path / name)
+    if not has_index:
+        index.unlink()
+    with pytest.raises(ValueError, match=r"the tensor 'b' is in .*safetensors and in .*safetensors; remove the file"):
+        TensorFolder(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_opened(tmp_path, make):
+    make(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors must be a safetensors file, and it is a folder"):
+        TensorFolder(tmp_path)
 
 
 def test_truncated_file_is_named(tmp_path):

@@ -16,7 +16,7 @@ from flax import nnx
 from helios_jax.config import TextEncoderConfig
 from helios_jax.models import tokenization
 from helios_jax.models.text_encoder import Umt5Encoder
-from helios_jax.models.tokenization import TextEncoder, Tokenizer, clean_prompt, needed_keys
+from helios_jax.models.tokenization import TextEncoder, Tokenizer, check_tokenizer, clean_prompt, needed_keys
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "text_encoder"
 TOKENS = json.loads((DATA / "tokens" / "io.json").read_text())
@@ -102,6 +102,27 @@ def test_foreign_tokenizer_is_refused(tmp_path):
     file.write_text(file.read_text().replace("</s>", "[SEP]"))
     with pytest.raises(ValueError, match=r"no token </s>"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", "text", '{"version": "1.0", "model": {}}'])
+def test_damaged_tokenizer_is_named(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged, or not a tokenizer \(.*\); fetch it again"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_every_token_needs_an_embedding(tmp_path):
+    """An added token may have a number far beyond the count of tokens."""
+    content = json.loads((DATA / "tokens" / "tokenizer" / "tokenizer.json").read_text())
+    last = max(token["id"] for token in content["added_tokens"])
+    config = TextEncoderConfig(vocab_size=280)
+    check_tokenizer(Tokenizer.from_folder(DATA / "tokens"), config)
+    more = [content["added_tokens"][-1] | {"id": last + i, "content": f"<more{i}>"} for i in range(1, 40)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": content["added_tokens"] + more}))
+    with pytest.raises(ValueError, match=r"up to number 2\d\d \('<more39>'\), and the text encoder 280 embeddings"):
+        check_tokenizer(Tokenizer.from_folder(tmp_path), config)
+    with pytest.raises(ValueError, match="pad_token_id is 0 in the tokenizer and 3 in the text encoder's config"):
+        check_tokenizer(Tokenizer.from_folder(DATA / "tokens"), TextEncoderConfig(vocab_size=280, pad_token_id=3))
 
 
 def test_max_tokens_must_hold_the_end():

@@ -74,6 +74,8 @@ WRONG = {
     "seed": ["0", 0.5, -1, 2**64, None, True, NAN],
     "max_text_tokens": ["8", 0, 8.0, None, 10**9],
     "vae_slice_frames": ["1", 0, 1.0, True],
+    "fit": ["squeeze", None, 1],
+    "video_fps": ["24", 0, -24, NAN, float("inf"), 10**6, True],
 }
 
 
@@ -113,7 +115,7 @@ def test_numbers_of_numpy_become_those_of_python():
     assert settings == expected
     assert hash(settings) == hash(expected)
     kinds = {type(value) for value in vars(settings).values()}
-    assert kinds <= {int, float, bool, tuple, type(None)}
+    assert kinds <= {int, float, bool, str, tuple, type(None)}
     assert SampleSettings(steps=np.int32(7)).steps == 7
     assert SampleSettings(steps=[7]).steps == (7,)
 

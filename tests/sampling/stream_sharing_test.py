@@ -145,6 +145,17 @@ def test_close_ends_the_stream_and_frees_the_device(distilled):
     assert on_device() == before
 
 
+def test_bar_is_closed_with_the_stream(distilled, capsys):
+    """An error message does not follow the bar on its line."""
+    once = Once(1)
+    with pytest.raises(RuntimeError, match="callback at 1"):
+        distilled(FOX, num_frames=99, on_chunk=lambda chunk: once(chunk.index), **SMALL)
+    assert capsys.readouterr().err.endswith("\n")
+    with distilled.stream(FOX, num_frames=99, progress=True, **SMALL) as stream:
+        next(stream)
+    assert capsys.readouterr().err.endswith("\n")
+
+
 def test_close_in_a_callback_delivers_the_chunk(distilled):
     stream = distilled.stream(FOX, num_frames=None, on_step=lambda info: info.chunk == 1 and stream.close(), **SMALL)
     assert [chunk.index for chunk in stream] == [0, 1]

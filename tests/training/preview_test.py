@@ -67,12 +67,12 @@ def test_a_dry_run_names_every_reason_why_a_run_cannot_start(parts, tmp_path, ca
     wrong = ("--config.data.folders=/nowhere", "--config.trainable=(('nothing', 1),)", "--config.product.parts=/parts")
     assert train.main([*command(parts, tmp_path / "run"), *wrong, "--dry_run", "--config.steps=40"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("helios-train: this run cannot start:\n")
+    assert error.count("helios-train: this run cannot start: ") == 4
     for reason in (
         "no helios_latents in /nowhere; helios-prepare writes them",
         "/parts is neither a folder nor a hub id",
         "the patterns ['nothing'] decide nothing",
-        "warmup_steps=50 must end before the last step, 40",
+        "warmup_steps=50 must end before the last step of the cosine, 40",
     ):
         assert reason in error
     assert os.listdir(tmp_path) == []
@@ -126,7 +126,9 @@ def test_nothing_is_downloaded():
         on_disk("no/such/folder")
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "config.json.partial", "slurm-12.out", "train.log", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "start.json", "config.json.12.partial", "slurm-12.out", "train.log", ".hidden"]
+)
 def test_a_folder_with_parts_of_a_run_is_accepted(tmp_path, name):
     (tmp_path / name).write_text("")
     assert checked_workdir(tmp_path) == tmp_path
