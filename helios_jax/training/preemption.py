@@ -6,6 +6,7 @@ A handler that saved could catch the state half replaced, and at different steps
 import contextlib
 import dataclasses
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -48,7 +49,8 @@ def noted_sigterm() -> Iterator[Sigterm]:
         yield before
         return
     note = Sigterm()
-    if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only.
+    # Python sets handlers in the main thread only, and with several processes JAX's coordinator already has its own.
+    if threading.current_thread() is not threading.main_thread() or _of_several_processes():
         yield note
         return
     signal.signal(signal.SIGTERM, note)
@@ -56,3 +58,9 @@ def noted_sigterm() -> Iterator[Sigterm]:
         yield note
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _of_several_processes() -> bool:
+    # JAX is not imported for this: the command notes the signal before that.
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

@@ -20,6 +20,9 @@ from helios_jax.typing import Path
 _RENAMED = {"Checkpoint": "FromCheckpoint"}
 """Classes whose name has changed since runs saved it in their settings."""
 
+ABSENT_MEANS = {"method.integer_timesteps": False}
+"""Settings that were added later: dotted name -> the value with which earlier runs trained."""
+
 _MISSING = object()
 
 
@@ -152,7 +155,7 @@ def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             renamed[decide] = "batch" if value else "sample"
         else:
             renamed[name] = value
-    return renamed
+    return {name: value for name, value in ABSENT_MEANS.items() if name in new} | renamed
 
 
 def _advice(name: str, before: Any) -> str:

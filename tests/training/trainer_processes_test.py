@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from helios_jax.safe_files import claimed
 from helios_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -132,15 +133,13 @@ def test_two_killed_processes_resume_bit_for_bit(cluster_run, tmp_path):
     assert losses(tmp_path) == losses(cluster_run)
 
 
-def test_a_second_process_is_refused_and_the_first_goes_on(tmp_path):
-    first = run(tmp_path, LONG)
-    wait_for_step(tmp_path, 20, first)
-    (second,) = run(tmp_path, LONG)
-    output = second.communicate(timeout=PATIENCE)[0]
+def test_a_second_process_is_refused(tmp_path):
+    with claimed(tmp_path / ".lock", "it is being trained"):
+        (second,) = run(tmp_path, SHORT)
+        output = second.communicate(timeout=PATIENCE)[0]
     assert second.returncode != 0
     assert "is being trained by another process" in output
-    finish(*first)
-    assert max(losses(tmp_path)) == 200
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_processes_stop_at_one_step_after_a_sigterm(tmp_path):
