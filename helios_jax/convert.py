@@ -21,10 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app
 from absl.flags import argparse_flags
 
-from helios_jax.cli import run_command
+from helios_jax.cli import run_interruptible, run_program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +103,7 @@ def convert(
 
     Args:
         source: Folder in either layout, or hub id.
-        target: Folder to write; it must not exist or be empty.
+        target: Folder to write; it must not exist or be empty. It gets its name when it is complete.
         layout: Layout of the result; ``None``: that of each network in ``source``.
         dtype: Dtype of the result, except for what is published as fp32-only; ``None`` keeps every stored dtype.
         edits: Changes to networks, by name, applied at the stored precision.
@@ -112,27 +111,35 @@ def convert(
     Raises:
         FileNotFoundError: The checkpoint or a part of it is missing.
         FileExistsError: ``target`` is not empty.
-        ValueError: Something in it is not supported or does not fit.
+        NotADirectoryError: A file stands where a folder above ``target`` is needed.
+        ValueError: Something in it is not supported or does not fit; ``target`` is inside it; weights that are not
+            finite, in the checkpoint or in ``dtype``.
+        OSError: The disk is full. What was written is then removed.
     """
     from helios_jax.checkpoints.hub import local_folder
-    from helios_jax.checkpoints.weights import layout_of, load_weights, save_weights
+    from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
+    from helios_jax.checkpoints.weights import check_weights, layout_of, load_weights, save_weights
 
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it first")
+    target = check_new_folder(target)  # Before a download.
     folder = local_folder(source)
+    check_new_folder(target, folder)
+    networks = _networks(folder)
+    for name in networks:  # All headers before the first weights.
+        check_weights(folder, name)
     edits = edits or {}
-    for name in _networks(folder):
-        start = time.monotonic()
-        network = load_weights(folder, name, dtype=None if name in edits else dtype)
-        if name in edits:
-            network = _cast(name, edits[name](network), dtype)
-        save_weights(network, target, name, layout or layout_of(folder / name))
-        print(f"{name}: {_describe(network)}, {time.monotonic() - start:.1f} s", flush=True)
-    for name in ("tokenizer", "scheduler"):
-        if (folder / name).is_dir():
-            shutil.copytree(folder / name, target / name)
-    # Written last: a folder without it is an unfinished checkpoint.
-    shutil.copy(folder / "model_index.json", target / "model_index.json")
+    with new_folder(target) as unfinished:
+        for name in networks:
+            start = time.monotonic()
+            network = load_weights(folder, name, dtype=None if name in edits else dtype)
+            if name in edits:
+                network = _cast(name, edits[name](network), dtype)
+            _check_finite(folder / name, network, dtype)
+            save_weights(network, unfinished, name, layout or layout_of(folder / name))
+            print(f"{name}: {_describe(network)}, {time.monotonic() - start:.1f} s", flush=True)
+        for name in ("tokenizer", "scheduler"):
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, unfinished / name)
+        shutil.copy(folder / "model_index.json", unfinished / "model_index.json")
 
 
 def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dtype: str | None = None) -> None:
@@ -141,11 +148,20 @@ def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dty
     The merge runs at the stored precision and is rounded to ``dtype`` afterwards. See ``convert`` and
     ``checkpoints.lora_merge.merge_lora_file`` for errors.
     """
-    from helios_jax.checkpoints.lora_files import read_lora
-    from helios_jax.checkpoints.lora_merge import merge_lora_file
+    from helios_jax.checkpoints.components import read_json
+    from helios_jax.checkpoints.hub import local_folder
+    from helios_jax.checkpoints.lora_argument import lora_scale
+    from helios_jax.checkpoints.lora_merge import check_lora, merge_lora_file
+    from helios_jax.checkpoints.new_folder import check_new_folder
+    from helios_jax.config import TransformerConfig
     from helios_jax.models.network import Network
 
-    read_lora(lora)  # An unusable file is reported before anything large is read.
+    # Everything is checked before anything large is downloaded or read.
+    lora_scale(scale)
+    target = check_new_folder(target)
+    folder = local_folder(source, weights=False)
+    _networks(folder)
+    check_lora(lora, TransformerConfig.from_diffusers(read_json(folder / "transformer" / "config.json")))
 
     def merge(transformer: "ConfiguredModule") -> "ConfiguredModule":
         return merge_lora_file(Network.of(transformer), lora, scale, donate=True).module
@@ -177,6 +193,22 @@ def _cast(name: str, network: "ConfiguredModule", dtype: str | None) -> "Configu
     wanted = dict(nnx.to_flat_state(nnx.state(abstract, nnx.Param)))
     stored = nnx.to_flat_state(nnx.state(network, nnx.Param))
     return with_parameters(abstract, {path: array[...].astype(wanted[path].dtype) for path, array in stored})
+
+
+def _check_finite(folder: Path, network: "ConfiguredModule", dtype: str | None) -> None:
+    """Raises ValueError if weights are not finite, in the checkpoint or because they overflow in ``dtype``."""
+    import numpy as np
+    from flax import nnx
+
+    from helios_jax.checkpoints.components import raise_problems
+
+    wrong = [
+        f"{'.'.join(map(str, path))} ({count:,} of {variable[...].size:,} values)"
+        for path, variable in nnx.to_flat_state(nnx.state(network, nnx.Param))
+        if (count := variable[...].size - np.count_nonzero(np.isfinite(np.asarray(variable[...]))))
+    ]
+    cause = "" if dtype is None else f", or too large for {dtype}"
+    raise_problems(f"{folder} has weights that are not finite{cause}:", {"parameters": wrong})
 
 
 def _describe(network: "ConfiguredModule") -> str:
@@ -243,9 +275,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dtype(add("to-orbax", "Writes the checkpoint in Orbax's layout.", "SRC", "DST"))
     add_dtype(add("to-diffusers", "Writes the checkpoint in the published layout.", "SRC", "DST"))
     merge = add("merge-lora", "Writes the checkpoint with a LoRA file merged in.", "SRC", "LORA", "DST")
-    merge.add_argument("--scale", type=float, default=1.0, help="strength of the LoRA (default 1)")
+    merge.add_argument("--scale", type=_scale, default=1.0, help="strength of the LoRA (default 1)")
     add_dtype(merge)
     return parser.parse_args(argv[1:])
+
+
+def _scale(text: str) -> float:
+    """A finite number."""
+    scale = float(text)
+    if not math.isfinite(scale):
+        raise argparse.ArgumentTypeError(f"the scale must be a finite number, got {text}")
+    return scale
 
 
 _HELP = {
@@ -272,12 +312,12 @@ def main(args: argparse.Namespace) -> int:
             case "merge-lora":
                 merge_lora(args.src, Path(args.lora), Path(args.dst), scale=args.scale, dtype=args.dtype)
 
-    return run_command("helios-convert", work)
+    return run_interruptible("helios-convert", lambda check: work())
 
 
 def run() -> None:
     """Entry point of ``helios-convert``."""
-    app.run(main, flags_parser=parse)
+    run_program("helios-convert", main, parse)
 
 
 if __name__ == "__main__":

@@ -244,15 +244,15 @@ def _path(text: str) -> Path:
 
 
 def _rate(text: str) -> float | None:
-    """Frames per second, or ``none``."""
+    """Frames per second, or ``stored``."""
     from helios_jax.media.rates import frame_rate
 
-    if text.lower() == "none":
+    if text == "stored":
         return None
     try:
         return float(frame_rate(float(text)))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither frames per second nor 'none' ({error})") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is neither frames per second nor 'stored' ({error})") from error
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -280,7 +280,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "video_fps",
-        "resample to this rate by the times of frames (default 24); none: all frames",
+        "resample to this rate by the times of frames or 'stored': all frames (default 24)",
         type=_rate,
         default=24.0,
         metavar="FPS",

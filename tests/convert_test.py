@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from helios_jax import convert
 
@@ -194,6 +194,56 @@ def test_user_errors_are_one_line_and_change_nothing(folder, tmp_path, capsys, a
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert files(folder) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_targets_that_cannot_be_made(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for target, message in (
+        (folder / "inside", "is only read; choose a folder outside"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path / 'file'} is a file"),
+        (tmp_path / "file", "exists and is not empty"),
+    ):
+        assert call("to-orbax", folder, target) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not (folder / "inside").exists()
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "1e999", "two"])
+def test_scales_are_checked_first(tmp_path, capsys, scale):
+    with pytest.raises(SystemExit):
+        call("merge-lora", tmp_path / "nowhere", tmp_path / "x.safetensors", tmp_path / "out", f"--scale={scale}")
+    assert "--scale" in capsys.readouterr().err
+
+
+def test_weights_that_overflow_are_named(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "large", ignore=shutil.ignore_patterns("text_encoder", "vae"))
+    file = tmp_path / "large" / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["proj_out.bias"][:3] = 1e5
+    save_file(tensors, file)
+    assert call("to-diffusers", tmp_path / "large", tmp_path / "out", "--dtype=float16") == 1
+    error = capsys.readouterr().err
+    assert "not finite, or too large for float16" in error
+    assert "proj_out.bias (3 of 64 values)" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["to-diffusers", "to-orbax"])
+def test_a_full_disk_leaves_nothing(folder, tmp_path, command):
+    """Files cannot grow beyond 100 kB, which fails as a full disk does."""
+    code = (
+        "import resource, signal, sys; from helios_jax import convert; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "sys.exit(convert.main(convert.parse(['helios-convert', *sys.argv[1:]])))"
+    )
+    line = [sys.executable, "-c", code, command, str(folder), str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
     assert list(tmp_path.iterdir()) == []
 
 

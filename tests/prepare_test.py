@@ -327,7 +327,7 @@ def test_bad_arguments_are_one_line(model, videos, tmp_path, capsys, arguments, 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--video_fps=nan", "'nan' is neither frames per second nor 'none'"),
+        ("--video_fps=nan", "'nan' is neither frames per second nor 'stored'"),
         ("--video_fps=0", "neither frames per second nor"),
         ("--video_fps=fast", "neither frames per second nor"),
         ("--fit=zoom", "invalid choice: 'zoom'"),
@@ -345,7 +345,7 @@ def test_bad_values_of_flags(flag, message, capsys):
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     flags = [f"--{name}=~/{name}" for name in ("out", "model", "clips", "root", "from_pt", "cache")]
-    args = prepare.parse(["helios-prepare", *flags, "--video_fps=none"])
+    args = prepare.parse(["helios-prepare", *flags, "--video_fps=stored"])
     assert {str(getattr(args, name)) for name in ("out", "model", "clips", "root", "from_pt", "cache")} == {
         f"{tmp_path}/{name}" for name in ("out", "model", "clips", "root", "from_pt", "cache")
     }

@@ -1,5 +1,6 @@
 """Lists of clips: JSON files of cuts, and folders of videos with captions."""
 
+import collections
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -58,9 +59,10 @@ def clips_from_folder(folder: Path, options: ReadOptions = AS_PUBLISHED) -> list
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
     paths = [path for path in paths if not path.name.startswith(".")]
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    shared = collections.Counter(names)
     clips = []
     for path, name in zip(paths, names, strict=True):
-        uid = name if names.count(name) == 1 else path.relative_to(folder).as_posix()
+        uid = name if shared[name] == 1 else path.relative_to(folder).as_posix()
         clips.append(FileClip(uid=uid, caption=_caption(path), stored_fps=0.0, path=path, options=options))
     if not clips:
         raise FileNotFoundError(f"no video in {folder} (looked for {', '.join(VIDEO_SUFFIXES)})")

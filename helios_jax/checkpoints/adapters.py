@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entries
+from helios_jax.checkpoints.tensor_files import save_tensors
 from helios_jax.models.lora import adapted_layers, strip_lora
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, Path
+from helios_jax.user_input import user_path
 
 
 def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
@@ -33,9 +35,7 @@ def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
         ValueError: There are no adapters, or the file does not end in ".safetensors".
         FileExistsError: The file exists.
     """
-    from safetensors.numpy import save_file
-
-    path = pathlib.Path(path)
+    path = user_path(path, "lora")
     if path.suffix != ".safetensors":
         raise ValueError(f"a LoRA file must end in .safetensors, got {path}")
     if path.exists():
@@ -59,10 +59,8 @@ def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
         pointwise = b.T.reshape(*b.T.shape, *[1] * (a.ndim - 2))
         tensors[f"transformer.{name}.lora_B.weight"] = np.ascontiguousarray(pointwise)
     settings = {f"transformer.{key}": value for key, value in _peft_settings(ranks, alphas).items()}
-    partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings, indent=2)})
-    partial.rename(path)
+    save_tensors(path, tensors, {"lora_adapter_metadata": json.dumps(settings, indent=2)})
     return path
 
 

@@ -9,7 +9,7 @@ taken: an array on one or several devices is digested where it is, in a program 
 and nothing travels to the host but the sum. No digest guards against intent.
 """
 
-import functools
+import concurrent.futures
 import json
 import pathlib
 from collections.abc import Mapping
@@ -39,24 +39,24 @@ def digest(array: AnyArray | np.generic | float) -> str:
     Returns:
         Such as "bfloat16[40,5120]:09af3c51". Equal for arrays of NumPy and JAX with the same content.
     """
-    if isinstance(array, jax.Array):
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        return _text(array, int(_hash_on_device(_on_device(array))))
-    array = np.asarray(array)
-    return _text(array, _hash_on_host(array))
+    return digests_of({"": array})[""]
 
 
 def digests_of(arrays: Mapping[str, AnyArray | np.generic | float]) -> dict[str, str]:
     """The digest of every array, by name. Devices work on all of them before the first result is awaited."""
-    pending = {
-        name: _hash_on_device(_on_device(array))
-        for name, array in arrays.items()
-        if isinstance(array, jax.Array) and not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    }
-    return {
-        name: _text(array, int(pending[name])) if name in pending else digest(array) for name, array in arrays.items()
-    }
+    pending = {}
+    for name, array in arrays.items():
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        if not _on_accelerators(array):
+            array = np.asarray(array)
+        pending[name] = (
+            array,
+            _hash_on_host(array)
+            if isinstance(array, np.ndarray)
+            else _hash_on_device(jax.device_put(array, array.sharding.with_memory_kind("device"))),
+        )
+    return {name: _text(array, int(value)) for name, (array, value) in pending.items()}
 
 
 def check_digests(
@@ -118,20 +118,28 @@ def _hash_on_host(array: np.ndarray) -> int:
     flat = np.ascontiguousarray(array).reshape(-1)
     # Elements of 64 bits are two words.
     words = flat.view(f"u{min(array.dtype.itemsize, 4)}")
-    total = 0
-    for start in range(0, words.size, _PIECE_WORDS):
-        piece = words[start : start + _PIECE_WORDS].astype(np.uint32)
-        position = np.arange(start, start + piece.size, dtype=np.uint64).astype(np.uint32)
-        total += int(_mix(piece ^ (position * _ODD)).sum(dtype=np.uint64))
-    return total % 2**32
+
+    def piece(start: int) -> int:
+        part = words[start : start + _PIECE_WORDS].astype(np.uint32)
+        position = np.arange(start, start + part.size, dtype=np.uint64).astype(np.uint32)
+        return int(_mix(part ^ (position * _ODD)).sum(dtype=np.uint64))
+
+    starts = range(0, words.size, _PIECE_WORDS)
+    if len(starts) < 8:
+        return sum(map(piece, starts)) % 2**32
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy computes without Python's lock.
+        return sum(threads.map(piece, starts)) % 2**32
 
 
-def _on_device(array: jax.Array) -> jax.Array:
-    """The array in device memory, where programs can compute on it."""
-    return jax.device_put(array, array.sharding.with_memory_kind("device"))
+def _on_accelerators(array: Any) -> bool:
+    """Whether an array is computed on where it is. One in the host's memory is not: that would compile a program."""
+    if not isinstance(array, jax.Array):
+        return False
+    one_cpu = len(array.sharding.device_set) == 1 and next(iter(array.sharding.device_set)).platform == "cpu"
+    return not one_cpu
 
 
-@functools.partial(jax.jit, inline=False)
+@jax.jit
 def _hash_on_device(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)

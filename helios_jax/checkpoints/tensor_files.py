@@ -163,8 +163,6 @@ def write_tensors(
     Returns:
         The files written.
     """
-    from safetensors.numpy import save_file
-
     shards = list(_pack(tensors, shard_bytes))
     total = sum(size for _, size in shards)
     weight_map: dict[str, str] = {}
@@ -172,9 +170,7 @@ def write_tensors(
     for number, (names, _) in enumerate(shards, 1):
         suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
         file = folder / f"{stem}{suffix}.safetensors"
-        partial = file.with_suffix(".partial")
-        save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
-        partial.rename(file)
+        save_tensors(file, {name: read(name) for name in names})
         weight_map |= dict.fromkeys(names, file.name)
         files.append(file)
     if len(shards) > 1:
@@ -182,6 +178,25 @@ def write_tensors(
         files.append(folder / f"{stem}.safetensors.index.json")
         files[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return files
+
+
+def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one safetensors file, which appears when it is complete.
+
+    Raises:
+        OSError: It cannot be written, such as on a full disk.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    partial = file.with_name(f"{file.name}.unfinished{os.getpid()}")
+    try:
+        save_file(dict(tensors), partial, metadata={"format": "pt", **(metadata or {})})
+        partial.rename(file)
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _pack(tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], limit: int) -> Iterator[tuple[list[str], int]]:

@@ -108,6 +108,7 @@ class ContactSheet:
         facts = PngImagePlugin.PngInfo()
         facts.add(PNG_CHUNK, b"helios_jax")
         facts.add_text("Software", f"helios_jax {__version__}")
+        self._claim.verify()
         with replacement(self.path) as copy:
             sheet.save(copy, format="PNG", pnginfo=facts)
 

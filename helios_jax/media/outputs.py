@@ -33,23 +33,40 @@ class Claim:
         if self.path.suffix.lower() != suffix:
             raise ValueError(f"the path must end in {suffix}, got {self.path}")
         _make_folder(self.path)
-        exists = os.path.lexists(self.path)
-        self._descriptor = _reopen(self.path, overwrite) if exists else _create(self.path)
+        self._descriptor = -1
+        if os.path.lexists(self.path):
+            _remove(self.path, overwrite)
+        self._descriptor = _create(self.path)
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, start)
+            if os.write(self._descriptor, start) < len(start):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self.release(remove=True)
             raise type(error)(f"cannot write {self.path}: {error.strerror}") from error
+
+    def verify(self) -> None:
+        """Raises FileNotFoundError if another file, or none, is at the path by now: it is not to be written to."""
+        if not self._is_there():
+            raise FileNotFoundError(f"{self.path} was moved, removed or replaced while it was written")
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except OSError:
+            return False
 
     def release(self, *, remove: bool = False) -> None:
         """Gives the file up, and removes it if that is asked for; a second call does nothing."""
         if self._descriptor < 0:
             return
-        if remove:
-            self.path.unlink(missing_ok=True)
+        if remove and self._is_there():
+            self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            os.close(self._descriptor)
 
 
 @contextlib.contextmanager
@@ -85,23 +102,35 @@ def _create(path: pathlib.Path) -> int:
         raise FileExistsError(f"{path} was created by another process just now; choose another path") from None
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror}") from error
-    _lock(descriptor, path)
+    try:
+        _lock(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
-def _reopen(path: pathlib.Path, overwrite: bool) -> int:
-    """Opens a file of ours that is to be replaced."""
+def _remove(path: pathlib.Path, overwrite: bool) -> None:
+    """Removes a file of ours that is to be replaced. Other names of the same file, such as hard links, keep it."""
     if not overwrite:
         raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
     if not written_by_us(path):
         kind = "is a folder" if path.is_dir() else "was not written by helios_jax"
         raise FileExistsError(f"{path} {kind}, so it is not replaced; choose another path")
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            _lock(descriptor, path)
+            # Only the process that holds the lock removes the file, and only if no other replaced it before.
+            if not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise FileExistsError(f"{path} was replaced by another process just now; choose another path")
+            path.unlink()
+        finally:
+            os.close(descriptor)
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror}") from error
-    _lock(descriptor, path)
-    return descriptor
+        raise type(error)(f"cannot replace {path}: {error.strerror}") from error
 
 
 def _lock(descriptor: int, path: pathlib.Path) -> None:
@@ -110,6 +139,7 @@ def _lock(descriptor: int, path: pathlib.Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(descriptor)
-            raise FileExistsError(f"{path} is being written by another process; choose another path") from None
+            raise FileExistsError(
+                f"{path} is being written by another process or by a writer that was not closed; choose another path"
+            ) from None
         # Some network file systems know no locks; there, only creation is exclusive.

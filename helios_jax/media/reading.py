@@ -16,9 +16,10 @@ import numpy as np
 
 from helios_jax.media.decoding import count_frames, read_frames, read_numbered, resampled_numbers
 from helios_jax.media.files import ClipError, damaged, existing_file
+from helios_jax.media.fitting import Fit
 from helios_jax.media.images import ImageLike, image_pixels
 from helios_jax.media.pixels import Frames, checked_pixels, to_signed
-from helios_jax.media.resizing import Fit, Target
+from helios_jax.media.resizing import Target
 from helios_jax.media.timeline import read_timeline
 from helios_jax.typing import Float, Int, UInt8
 

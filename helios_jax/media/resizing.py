@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import typing
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from helios_jax.media.fitting import Fit, check_fit
 from helios_jax.media.pixels import Frames
 from helios_jax.typing import Float, UInt8
 
@@ -20,9 +20,6 @@ Box = tuple[float, float, float, float]
 
 Filter = Literal["lanczos", "bilinear"]
 """A filter of PIL's; both are widened when they shrink, so they do not alias."""
-
-Fit = Literal["stretch", "crop", "pad"]
-"""How a frame gets another aspect: stretched, cropped around its centre, or with black bars."""
 
 
 def resize(
@@ -89,12 +86,6 @@ class Target:
         above, left = (self.height - rows) // 2, (self.width - columns) // 2
         after = (self.height - rows - above, self.width - columns - left)
         return np.pad(inner, ((above, after[0]), (left, after[1]), (0, 0)))
-
-
-def check_fit(fit: str) -> None:
-    """Raises ValueError if ``fit`` is no ``Fit``."""
-    if fit not in typing.get_args(Fit):
-        raise ValueError(f"fit={fit!r} must be one of {', '.join(map(repr, typing.get_args(Fit)))}")
 
 
 def centre_crop(crop: tuple[int, int, int, int], size: PixelSize) -> Box:

@@ -124,6 +124,7 @@ class VideoWriter:
         """Appends whole fragments and waits until they are on disk; removes what an error left of them."""
         # The file is opened anew and written to in one go. A player sees whole fragments only, and after fsync they
         # survive a power failure as well.
+        self._claim.verify()
         with open(self.path, "r+b", buffering=0) as file:
             try:
                 file.seek(self._num_bytes)
@@ -141,6 +142,7 @@ class VideoWriter:
         import av
 
         try:
+            self._claim.verify()
             make_seekable(self.path)
         except (OSError, av.error.FFmpegError) as error:
             warn_user(

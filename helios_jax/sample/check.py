@@ -150,4 +150,5 @@ def _resolve(defaults: RequestDefaults, inputs: SampleInputs, settings: SampleSe
     except (ValueError, OSError) as error:
         if source.startswith("--"):
             raise
-        raise type(error)(f"{source}: {error}") from error  # the line of a prompt file
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{source}: {error}") from error  # the line of a prompt file

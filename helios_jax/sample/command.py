@@ -6,7 +6,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from helios_jax.cli import Check, run_interruptible, run_program
@@ -81,7 +81,7 @@ def _load(args: argparse.Namespace) -> "HeliosPipeline":
     return pipe
 
 
-def _claimed(jobs: "list[CheckedJob]", args: argparse.Namespace) -> "Iterator[tuple[CheckedJob, Claim]]":
+def _claimed(jobs: "list[CheckedJob]", args: argparse.Namespace) -> "Generator[tuple[CheckedJob, Claim]]":
     """The videos that no other process makes or has made meanwhile, each claimed until the next one is asked for."""
     from helios_jax.sample.claims import Busy, Claim
 

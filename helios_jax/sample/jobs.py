@@ -14,7 +14,7 @@ from helios_jax.sampling.prompt_files import PromptedVideo, read_prompt_file
 from helios_jax.sampling.settings import MAX_SEED, SampleSettings
 
 if TYPE_CHECKING:
-    from helios_jax.sampling.inputs import Prompt
+    from helios_jax.sampling.prompts import PromptSchedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Job:
     """
 
     source: str
-    prompt: "Prompt"
+    prompt: "str | PromptSchedule"
     negative_prompt: str | None
     image: Path | None
     video: Path | None
@@ -112,21 +112,12 @@ def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
     else:
         seed, drawn = _seed(args.seed if video.seed is None else video.seed)
     settings = settings_of(args, seed=seed)
-    prompt: Prompt = video.prompts[0]
-    if len(video.prompts) > 1:
-        from helios_jax.sampling.prompts import PromptSchedule
-
-        schedule = {"chunks_per_prompt": args.chunks_per_prompt, "blend_chunks": args.blend_chunks}
-        try:
-            prompt = PromptSchedule(prompts=video.prompts, **schedule)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-    elif settings.num_frames is None:
+    if len(video.prompts) == 1 and settings.num_frames is None:
         settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
     given = video.image is not None or video.video is not None
     return Job(
         source=source,
-        prompt=prompt,
+        prompt=_prompt(args, video.prompts, source),
         negative_prompt=args.negative_prompt if video.negative_prompt is None else video.negative_prompt,
         image=video.image if given else args.image,
         video=video.video if given else args.video,
@@ -134,6 +125,18 @@ def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
         seed_drawn=drawn,
         outputs=Outputs(video=args.out / f"{video.name}.mp4"),
     )
+
+
+def _prompt(args: argparse.Namespace, prompts: tuple[str, ...], source: str) -> "str | PromptSchedule":
+    """One text as it is, several as a schedule."""
+    if len(prompts) == 1:
+        return prompts[0]
+    from helios_jax.sampling.prompts import PromptSchedule
+
+    try:
+        return PromptSchedule(prompts=prompts, chunks_per_prompt=args.chunks_per_prompt, blend_chunks=args.blend_chunks)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _seed(seed: int) -> tuple[int, bool]:

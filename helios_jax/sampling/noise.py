@@ -68,7 +68,7 @@ class KeyNoise:
         key = jax.random.key(np.uint32(lower))
         words = np.array(jax.random.key_data(key))
         words[::2] = upper
-        return cls(key=jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)))
+        return cls(key=jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(key)))
 
     def normal(self, name: str, shape: Sequence[int]) -> Float[Array, "*shape"]:
         """Normal values from the key, the name and each sample's index."""

@@ -22,6 +22,7 @@ from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_par
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
+from helios_jax.media.fitting import Fit
 from helios_jax.models.network import Network, count_in_words
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.models.transformer import HeliosTransformer
@@ -37,7 +38,7 @@ from helios_jax.sampling.progress import Progress
 from helios_jax.sampling.prompt_state import PromptEncoder, PromptState
 from helios_jax.sampling.report import device_report, kind_of, parameters_of
 from helios_jax.sampling.request import RequestDefaults
-from helios_jax.sampling.settings import Fit, SampleSettings, SigmaRange, takes_settings
+from helios_jax.sampling.settings import SampleSettings, SigmaRange, takes_settings
 from helios_jax.sampling.stream import LESS_MEMORY, Chunk, Stream
 from helios_jax.sampling.warmup import compile_programs
 from helios_jax.typing import AnyArray, DType, Path
@@ -208,7 +209,7 @@ class HeliosPipeline:
 
     def describe(self) -> str:
         """The devices, and the parameters, dtypes and bytes of every network, one a line."""
-        networks = {"transformer": self.transformer, "vae": self.vae}
+        networks: dict[str, Network[Any]] = {"transformer": self.transformer, "vae": self.vae}
         if self.text_encoder is not None:
             networks["text_encoder"] = self.text_encoder.encoder
         return device_report(self.config, networks)
@@ -345,8 +346,10 @@ class HeliosPipeline:
             seed: Seed of all draws, 0 to 2^64 - 1.
             max_text_tokens: Length that texts are padded or cut to.
             vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
-            fit: What happens to an image or clip of another aspect: "stretch", "crop" or "pad".
-            video_fps: Frames per second that a clip read from a file is resampled to; ``None``: all its frames.
+            fit: What happens to an image or clip of another aspect: "stretch" (as published), "crop" around the centre,
+                or "pad" with black bars.
+            video_fps: Frames per second that a clip read from a file is resampled to, by the times of its frames;
+                ``None`` takes all frames. The model was trained on 24.
             settings: The arguments from ``num_frames`` to here as one value; those that are passed override it.
             noise: Source of all draws, instead of the seed.
             lookahead: 1 lets the device work on the next chunk while the frames of one are copied to the host; a prompt

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.typing import Array, Float, Sequence
+from helios_jax.user_input import whole_number
 
 NEGATIVE_PROMPT = (
     "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
@@ -23,6 +24,9 @@ NEGATIVE_PROMPT = (
     "legs, many people in the background, walking backwards"
 )
 """The negative prompt that Wan2.1 and Helios publish for use with guidance."""
+
+MAX_BLEND_CHUNKS = 1000
+"""Longest blend of a new prompt: 23 minutes of video."""
 
 
 def blend_weights(blend_chunks: int) -> tuple[float, ...]:
@@ -103,8 +107,8 @@ class PromptSchedule:
         blend_chunks: Chunks at the start of every later prompt that are blended from the previous prompt by (1).
 
     Raises:
-        ValueError: There are no prompts, an interval is not positive, there are not as many intervals as prompts, or
-            a blend does not fit into its interval.
+        ValueError: A value has the wrong type, there are no prompts, an interval is not positive, there are not as many
+            intervals as prompts, or a blend does not fit into its interval.
     """
 
     prompts: Sequence[str]
@@ -112,11 +116,20 @@ class PromptSchedule:
     blend_chunks: int = 3
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or not self.prompts:
-            raise ValueError(f"prompts={self.prompts!r} must be a sequence of at least one text")
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-        if not isinstance(self.chunks_per_prompt, int):
-            object.__setattr__(self, "chunks_per_prompt", tuple(self.chunks_per_prompt))
+        texts, chunks = self.prompts, self.chunks_per_prompt
+        if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts:
+            raise ValueError(f"prompts={texts!r} must be a sequence of at least one text")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"prompts={texts!r:.200} must hold texts only")
+        if isinstance(chunks, Sequence | np.ndarray) and not isinstance(chunks, str) and np.ndim(chunks) == 1:
+            chunks = tuple(whole_number(count, "chunks_per_prompt") for count in chunks)
+        else:
+            chunks = whole_number(chunks, "chunks_per_prompt")
+        object.__setattr__(self, "prompts", tuple(texts))
+        object.__setattr__(self, "chunks_per_prompt", chunks)
+        object.__setattr__(
+            self, "blend_chunks", whole_number(self.blend_chunks, "blend_chunks", at_most=MAX_BLEND_CHUNKS)
+        )
         if len(self.intervals) != len(self.prompts):
             raise ValueError(
                 f"chunks_per_prompt={self.chunks_per_prompt} has {len(self.intervals)} intervals for "

@@ -136,9 +136,9 @@ class RequestDefaults:
             last = visible_chunks(history_config) * window
             clip = load_ends(video, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
             if len(clip) < window:
-                rate = _rate_note(video, settings.video_fps)
+                name, rate = _file_notes(video, settings.video_fps)
                 raise ValueError(
-                    f"the video has {len(clip)} frames{rate}; at least {window} are needed to continue it. "
+                    f"the video{name} has {len(clip)} frames{rate}; at least {window} are needed to continue it. "
                     "Give a longer clip, or its last frame as image"
                 )
         num_chunks = None if num_frames is None else -(-num_frames // window)
@@ -185,9 +185,11 @@ class RequestDefaults:
             )
 
 
-def _rate_note(video: Any, fps: float | None) -> str:
-    """Says that frames were counted after resampling."""
-    return "" if fps is None or not isinstance(video, str | os.PathLike) else f" at {fps:g} frames per second"
+def _file_notes(video: Any, fps: float | None) -> tuple[str, str]:
+    """The name of a video file, and the rate that its frames were resampled to; empty for arrays."""
+    if not isinstance(video, str | os.PathLike):
+        return "", ""
+    return f" {os.fspath(video)}", "" if fps is None else f" at {fps:g} frames per second"
 
 
 def visible_chunks(history_config: HistoryConfig) -> int:

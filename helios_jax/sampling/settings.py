@@ -10,16 +10,14 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
+from helios_jax.media.fitting import Fit, check_fit
 from helios_jax.media.rates import frame_rate
 from helios_jax.user_input import did_you_mean, finite_number, whole_number
 
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
-
-Fit = Literal["stretch", "crop", "pad"]
-"""How an image or clip is fitted to another aspect."""
 
 MAX_SIDE = 4096
 """Longest side of a video in pixels, six times the longest that the models were trained on."""
@@ -106,8 +104,8 @@ class SampleSettings:
                 self.max_text_tokens, "max_text_tokens", at_least=1, at_most=MAX_TEXT_TOKENS
             ),
             "vae_slice_frames": _optional(whole_number, self.vae_slice_frames, "vae_slice_frames", at_least=1),
-            "fit": _fit(self.fit),
-            "video_fps": _optional(frame_rate, self.video_fps, "video_fps") and self.video_fps,
+            "fit": check_fit(self.fit),
+            "video_fps": _optional(_rate, self.video_fps, "video_fps"),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -169,10 +167,9 @@ def _steps(steps: Any) -> int | tuple[int, ...] | None:
     return tuple(whole_number(count, "steps", at_most=MAX_STEPS) for count in steps)
 
 
-def _fit(fit: Any) -> Fit:
-    if fit not in get_args(Fit):
-        raise ValueError(f"fit={fit!r} must be one of {', '.join(get_args(Fit))}")
-    return fit
+def _rate(fps: Any, what: str) -> float:
+    frame_rate(fps, what)
+    return float(fps)
 
 
 def _sigmas(sigmas: Any, what: str) -> SigmaRange:

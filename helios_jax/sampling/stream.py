@@ -26,6 +26,7 @@ from helios_jax.sampling.finite import CONTEXT, FRAMES, TEXT, Verdict, all_finit
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
 from helios_jax.sampling.prompt_state import PromptState
+from helios_jax.sampling.prompts import MAX_BLEND_CHUNKS
 from helios_jax.sampling.request import Request
 from helios_jax.typing import AnyArray, Array, Float, UInt8
 from helios_jax.user_input import whole_number
@@ -34,9 +35,6 @@ LESS_MEMORY = (
     "choose a smaller height and width or fewer prompts at once, pass vae_slice_frames=1, or shard the model over "
     "several devices with mesh=; other processes on the device take memory too"
 )
-
-MAX_BLEND_CHUNKS = 1000
-"""Longest blend of a new prompt: 23 minutes of video."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

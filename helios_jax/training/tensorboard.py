@@ -27,7 +27,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(pathlib.Path(folder) / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(pathlib.Path(folder) / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricWriter``."""
@@ -49,13 +49,15 @@ class TensorBoard:
 
     def _add_image(self, tag: str, encoded: bytes, step: int) -> None:
         from PIL import Image
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto import summary_pb2
 
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
         # ``add_image`` takes pixels only, and of one frame.
-        shown = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
+        proto: Any = summary_pb2  # its messages are created when it is imported
+        shown = proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        summary = proto.Summary(value=[proto.Summary.Value(tag=tag, image=shown)])
+        self._writer.file_writer.add_summary(summary, step)
 
 
 def gif(video: pathlib.Path) -> bytes:

@@ -6,7 +6,7 @@ import pathlib
 
 from helios_jax.user_input import user_path
 
-_OWN = {"checkpoints", "metrics.jsonl", "tensorboard", "validation", "product"}
+_OWN = {"config.json", "start.json", "checkpoints", "metrics.jsonl", "tensorboard", "validation", "product"}
 _LOGS = (".log", ".out", ".err")
 """Logs of schedulers and shells are often written next to the run that they describe."""
 

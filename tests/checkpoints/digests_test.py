@@ -8,7 +8,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from helios_jax.checkpoints.digests import check_digests, digest, digests_of, read_digests, write_digests
+from helios_jax.checkpoints.digests import (
+    _hash_on_device,
+    check_digests,
+    digest,
+    digests_of,
+    read_digests,
+    write_digests,
+)
 
 DTYPES = [np.bool_, np.uint8, np.int8, np.float16, ml_dtypes.bfloat16, np.int32, np.float32, ml_dtypes.float8_e4m3fn]
 
@@ -40,12 +47,14 @@ def test_numpy_follows_the_formula(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_jax_agrees_with_numpy(dtype):
     array = some_array(dtype)
+    on_device = int(_hash_on_device(jnp.asarray(array)))
     assert digest(jnp.asarray(array)) == digest(array)
+    assert digest(array).endswith(f":{on_device:08x}")
 
 
 def test_pieces_of_a_large_array_fit_together():
     array = np.arange(2**18 + 77, dtype=np.uint32)
-    assert digest(jnp.asarray(array)) == digest(array)
+    assert digest(array).endswith(f":{int(_hash_on_device(jnp.asarray(array))):08x}")
     assert digest(array) == f"uint32[{array.size}]:{by_hand(array.tobytes(), 4):08x}"
 
 

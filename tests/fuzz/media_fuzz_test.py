@@ -141,6 +141,9 @@ def model(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+LIMIT = 300
+"""Seconds that a run may take; the first one compiles."""
+
 SMALL = ("--prompt=a", "--height=64", "--width=64", "--steps=1,1,1", "--num_frames=33", "--max_text_tokens=16")
 SAMPLES = [
     ("image", "rgb.png", "cut"),
@@ -168,7 +171,7 @@ def test_samples_from_damaged_files(tmp_path, originals, model, flag, name, muta
     content = path.read_bytes()
     out = tmp_path / "out"
     out.mkdir()
-    result = verdict([f"--model={model}", *SMALL, f"--{flag}={path}", f"--out={out / 'a.mp4'}"])
+    result = verdict([f"--model={model}", *SMALL, f"--{flag}={path}", f"--out={out / 'a.mp4'}"], limit=LIMIT)
     assert result.fault is None
     assert path.read_bytes() == content
     if result.code:

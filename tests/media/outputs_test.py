@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 from fractions import Fraction
@@ -74,6 +75,57 @@ def test_a_claimed_file_is_refused_to_others(tmp_path):
     first.release()
     first.release()
     claim(tmp_path / "x.mp4", overwrite=True).release(remove=True)
+
+
+def test_other_names_of_a_replaced_file_keep_it(tmp_path):
+    """A hard link is a cheap copy for its owner, and a symbolic link does not lend its target."""
+    for name in ("hard.mp4", "soft.mp4"):
+        with VideoWriter(tmp_path / f"a-{name}") as writer:
+            writer.write(FRAMES)
+    content = (tmp_path / "a-hard.mp4").read_bytes()
+    (tmp_path / "hard.mp4").hardlink_to(tmp_path / "a-hard.mp4")
+    (tmp_path / "soft.mp4").symlink_to(tmp_path / "a-soft.mp4")
+    for name in ("hard.mp4", "soft.mp4"):
+        with VideoWriter(tmp_path / name, overwrite=True) as writer:
+            writer.write(FRAMES[:2])
+        assert (tmp_path / f"a-{name}").read_bytes() == content
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_bytes() != content
+
+
+def test_a_file_that_took_the_place_of_ours_is_kept(tmp_path):
+    """Whoever moves the growing video and saves another file under its name loses neither."""
+    writers = [VideoWriter(tmp_path / "a.mp4"), VideoWriter(tmp_path / "b.mp4"), ContactSheet(tmp_path / "c.png")]
+    for writer in writers[1:]:
+        writer.write(FRAMES)
+    for writer in writers:
+        writer.path.rename(writer.path.with_suffix(".moved"))
+        writer.path.write_text("precious")
+    with pytest.raises(FileNotFoundError, match=r"b\.mp4 was moved, removed or replaced while it was written"):
+        writers[1].write(FRAMES)
+    writers[0].close()
+    for writer in writers[1:]:
+        with pytest.warns(UserWarning, match="was moved, removed or replaced"):
+            writer.close()
+    assert all(writer.path.read_text() == "precious" for writer in writers)
+    assert written_by_us(tmp_path / "b.moved")
+
+
+def test_a_forgotten_claim_is_given_up(tmp_path):
+    first = claim(tmp_path / "x.mp4")
+    del first
+    claim(tmp_path / "x.mp4", overwrite=True).release(remove=True)
+
+
+def test_a_full_disk_is_noticed_at_once(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*x\.mp4: No space left on device"):
+            claim(tmp_path / "x.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

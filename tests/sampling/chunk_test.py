@@ -135,7 +135,7 @@ def test_zero_init_skips_the_network(pipelines, monkeypatch):
     monkeypatch.setattr(chunk_module, "denoise_step", counted)
     seen = []
     pipe = pipelines("mid")
-    next(pipe.stream("a fox", num_frames=33, steps=(3, 1, 1), on_step=seen.append, **SMALL))
+    next(pipe.stream("a fox", "", num_frames=33, steps=(3, 1, 1), on_step=seen.append, **SMALL))
     assert [(info.level, info.step) for info in seen] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
     assert calls == [info.timestep for info in seen][2:]
 
@@ -153,7 +153,7 @@ def test_guidance_doubles_the_batch_of_the_network(pipelines, monkeypatch):
     arguments = {"num_frames": 33, "steps": 1, "progress": False, **SMALL}
     for scale in (1.0, 2.0):
         chunk_module.denoise_step.clear_cache()
-        pipelines("base")("a fox", guidance_scale=scale, **arguments)
+        pipelines("base")("a fox", "", guidance_scale=scale, **arguments)
     assert batches == [1, 2]
 
 
@@ -190,7 +190,7 @@ def test_compile_in_advance_leaves_nothing_to_compile(pipelines, compiled, kind,
     assert pipe.compile(**size) > 0
     assert compiled.count("jit(denoise_step)") == programs
     compiled.clear()
-    stream = pipe.stream("a fox", num_frames=99, seed=5, steps=steps, **size)
+    stream = pipe.stream("a fox", "", num_frames=99, seed=5, steps=steps, **size)
     for prompt in ("", "a fox " * (max_tokens // 12), "a dog"):
         next(stream)
         stream.set_prompt(prompt, blend_chunks=0)

@@ -14,9 +14,8 @@ from helios_jax.sampling.stream import Chunk
 STEP = StepInfo(chunk=0, level=0, step=0, steps=2, timestep=1.0, latents=jnp.zeros((1, 9, 2, 2, 16)))
 
 
-@pytest.fixture
-def terminal(monkeypatch) -> io.StringIO:
-    """Standard output and error of a terminal, in one buffer."""
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Standard output and error of a terminal, in one buffer. Between set-up and test pytest sets its own."""
     screen = io.StringIO()
     monkeypatch.setattr("sys.stdout", screen)
     monkeypatch.setattr("sys.stderr", screen)
@@ -32,11 +31,11 @@ def chunk(index: int) -> Chunk:
     return Chunk(index=index, frames=np.zeros((1, 33, 2, 2, 3), np.uint8), latents=latents, seconds=3.0)
 
 
-def test_a_bar_counts_chunks_and_keeps_lines_apart(terminal):
-    passed = []
+def test_a_bar_counts_chunks_and_keeps_lines_apart(monkeypatch):
+    screen, passed = terminal(monkeypatch), []
     with Progress(enabled=True) as progress:
         progress.start(stream(2, 4))
-        assert "compiling:   0%" in terminal.getvalue()
+        assert "compiling:   0%" in screen.getvalue()
         on_step, on_chunk = progress.on_step(passed.append), progress.on_chunk(passed.append)
         for index in range(2):
             on_step(STEP)
@@ -44,7 +43,7 @@ def test_a_bar_counts_chunks_and_keeps_lines_apart(terminal):
             on_chunk(chunk(index))
             progress.write(f"chunk {index} is done")
         on_step(STEP)  # a chunk that is sampled again counts no further
-    text = terminal.getvalue()
+    text = screen.getvalue()
     assert "1 of 2 chunks:  50%" in text
     assert "2 of 2 chunks: 100%" in text
     assert "3 of 2" not in text
@@ -64,11 +63,12 @@ def test_no_bar_where_nobody_looks(capsys):
     assert capsys.readouterr() == ("chunk 0\n", "")
 
 
-def test_a_stream_without_end(terminal):
+def test_a_stream_without_end(monkeypatch):
+    screen = terminal(monkeypatch)
     with Progress(enabled=True) as progress:
         progress.start(stream(None, None))
         for index in range(2):
             progress.on_step(None)(STEP)
             progress.on_chunk(None)(chunk(index))
             progress.on_step(None)(STEP)
-    assert "2 chunks" in terminal.getvalue()
+    assert "2 chunks" in screen.getvalue()

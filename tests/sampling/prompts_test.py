@@ -135,3 +135,29 @@ def test_first_interval_may_be_shorter_than_the_blend():
     assert PromptSchedule(prompts=["a"], chunks_per_prompt=1).at(5) == ((0, 1.0),)
     with pytest.raises(ValueError, match="chunk=-1"):
         schedule.at(-1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts": 5}, "prompts=5 must be a sequence"),
+        ({"prompts": None}, "prompts=None must be a sequence"),
+        ({"prompts": ["a", 5]}, r"prompts=\['a', 5\] must hold texts only"),
+        ({"blend_chunks": 2.5}, r"blend_chunks=2\.5 must be a whole number"),
+        ({"blend_chunks": 10**12, "chunks_per_prompt": 10**12}, "blend_chunks=1000000000000 must be a whole number"),
+        ({"blend_chunks": "2"}, "blend_chunks='2' must be a whole number"),
+        ({"chunks_per_prompt": 2.5}, r"chunks_per_prompt=2\.5 must be a whole number"),
+        ({"chunks_per_prompt": (3, 2.5)}, r"chunks_per_prompt=2\.5 must be a whole number"),
+        ({"chunks_per_prompt": "77"}, "chunks_per_prompt='77' must be a whole number"),
+    ],
+)
+def test_wrong_types_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PromptSchedule(**{"prompts": ["a", "b"], **fields})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_accepted():
+    schedule = PromptSchedule(prompts=["a", "b"], chunks_per_prompt=np.array([2, 3]), blend_chunks=np.int64(1))
+    assert schedule == PromptSchedule(prompts=("a", "b"), chunks_per_prompt=(2, 3), blend_chunks=1)

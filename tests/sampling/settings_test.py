@@ -74,8 +74,8 @@ WRONG = {
     "seed": ["0", 0.5, -1, 2**64, None, True, NAN],
     "max_text_tokens": ["8", 0, 8.0, None, 10**9],
     "vae_slice_frames": ["1", 0, 1.0, True],
-    "fit": ["squeeze", None, 0, ["crop"]],
-    "video_fps": ["24", 0, -24.0, NAN, float("inf"), True, [24]],
+    "fit": ["squeeze", None, 1],
+    "video_fps": ["24", 0, -24, NAN, float("inf"), 10**6, True],
 }
 
 

@@ -173,7 +173,7 @@ def test_one_padded_key_gives_the_video_of_all(pipelines, monkeypatch, scale, ba
     arguments = SMALL | {"max_text_tokens": 160, "num_frames": None, "steps": 3, "guidance_scale": scale}
 
     def run() -> tuple[np.ndarray, tuple[int, int]]:
-        stream = pipelines("base").stream([FOX, DOG][:batch], **arguments)
+        stream = pipelines("base").stream([FOX, DOG][:batch], "", **arguments)
         first = take(stream, 1)
         stream.set_prompt("a cat on a wall", blend_chunks=3)
         return np.concatenate([first, take(stream, 3)]), keys_of(stream)
@@ -258,7 +258,7 @@ def test_step_callback_sees_the_sample(distilled):
 def test_progress_shows_frames_per_second(distilled, capsys):
     distilled(FOX, num_frames=66, **SMALL)
     shown = capsys.readouterr().err.rsplit("\r", 1)[-1]
-    assert "chunk 2: 100%" in shown
+    assert "2 of 2 chunks: 100%" in shown
     assert "9/9" in shown
     assert "frames/s" in shown
     distilled(FOX, num_frames=33, progress=False, **SMALL)
