@@ -85,7 +85,8 @@ def test_a_run_ends_as_a_pipeline_and_can_be_prolonged(folder, capsys):
     products = {path.name for path in (folder / "run" / "product").iterdir()}
     assert products == {"2", "3"}
     pipe = hx.HeliosPipeline.from_pretrained(folder / "run" / "product" / "3")
-    latents = pipe("a", num_frames=33, height=64, width=64, steps=1, max_text_tokens=8, progress=False).latents
+    settings = {"num_frames": 33, "height": 64, "width": 64, "steps": 1, "max_text_tokens": 8}
+    latents = pipe("a", "", **settings, progress=False).latents
     assert np.isfinite(latents).all()
     assert (folder / "run" / "product" / "3" / "lora.safetensors").exists()
 
