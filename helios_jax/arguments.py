@@ -38,8 +38,17 @@ class Parser(argparse_flags.ArgumentParser):
         word = unknown[0]
         if word.startswith("-"):
             flag = word.partition("=")[0]
-            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._option_string_actions)}")
-        self.error(f"{shortened(word)!r} belongs to no flag; put quotes around text with spaces, --prompt='a red fox'")
+            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._flags())}")
+        advice = "; put quotes around text with spaces, --prompt='a red fox'" if "--prompt" in self._flags() else ""
+        self.error(f"{shortened(word)!r} belongs to no flag{advice}")
+
+    def _flags(self) -> set[str]:
+        """All flags, those of subcommands included."""
+        parsers = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers.extend(action.choices.values())
+        return {flag for parser in parsers for flag in parser._option_string_actions}
 
 
 def shortened(text: str, length: int = 60) -> str:
@@ -77,8 +86,11 @@ def wholes(flag: str, *, at_least: int | None = None, at_most: int | None = None
     """The type of a flag for whole numbers with commas between them."""
 
     def read(text: str) -> tuple[int, ...]:
-        one = whole(f"{flag}={shortened(text)}: each part", at_least=at_least, at_most=at_most)
-        return tuple(one(part) for part in text.split(","))
+        # As a tuple of Python too: (2, 2, 2).
+        inner = text.strip().removeprefix("(").removesuffix(")").removesuffix(",")
+        parts = inner.split(",")
+        one = whole(flag if len(parts) == 1 else f"{flag}={shortened(text)}: part", at_least=at_least, at_most=at_most)
+        return tuple(one(part) for part in parts)
 
     return read
 

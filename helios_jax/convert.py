@@ -1,4 +1,4 @@
-"""``helios-convert``: inspects and converts checkpoints and merges LoRA files, without a GPU.
+"""Inspects and converts checkpoints and merges LoRA files, without a GPU.
 
     helios-convert inspect BestWishYsh/Helios-Distilled        shows its contents, from the files' headers alone
     helios-convert to-orbax SRC DST --dtype=bfloat16           published layout -> the layout that loads fastest
@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl.flags import argparse_flags
-
+from helios_jax.arguments import Parser, finite
 from helios_jax.cli import run_interruptible, run_program
 
 if TYPE_CHECKING:
@@ -140,6 +139,7 @@ def convert(
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, unfinished / name)
         shutil.copy(folder / "model_index.json", unfinished / "model_index.json")
+    print(f"wrote {target}", flush=True)
 
 
 def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dtype: str | None = None) -> None:
@@ -257,9 +257,7 @@ def _is_reference(value: Any) -> bool:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ``argv[0]`` is the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog="helios-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="helios-convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, description: str, *positional: str) -> argparse.ArgumentParser:
@@ -275,17 +273,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dtype(add("to-orbax", "Writes the checkpoint in Orbax's layout.", "SRC", "DST"))
     add_dtype(add("to-diffusers", "Writes the checkpoint in the published layout.", "SRC", "DST"))
     merge = add("merge-lora", "Writes the checkpoint with a LoRA file merged in.", "SRC", "LORA", "DST")
-    merge.add_argument("--scale", type=_scale, default=1.0, help="strength of the LoRA (default 1)")
+    merge.add_argument("--scale", type=finite("--scale"), default=1.0, help="strength of the LoRA (default 1)")
     add_dtype(merge)
     return parser.parse_args(argv[1:])
-
-
-def _scale(text: str) -> float:
-    """A finite number."""
-    scale = float(text)
-    if not math.isfinite(scale):
-        raise argparse.ArgumentTypeError(f"the scale must be a finite number, got {text}")
-    return scale
 
 
 _HELP = {

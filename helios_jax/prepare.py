@@ -1,4 +1,4 @@
-"""``helios-prepare``: videos to latents and text embeddings, ready for training.
+"""Videos to latents and text embeddings, ready for training.
 
     helios-prepare --model=CKPT --clips=clips.json --out=latents         cuts of videos, with captions
     helios-prepare --model=CKPT --clips=folder --out=latents             videos, each with a caption in a .txt file
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import app
-from absl.flags import argparse_flags
 
+from helios_jax.arguments import Parser
 from helios_jax.cli import Check, run_interruptible
 from helios_jax.extras import require_extra
 
@@ -257,9 +257,7 @@ def _rate(text: str) -> float | None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ``argv[0]`` is the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog="helios-prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="helios-prepare", description=__doc__)
 
     def add(name: str, help: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help=help, **options)

@@ -1,5 +1,6 @@
 """Whole checkpoints: all parts of a pipeline, in either layout."""
 
+import contextlib
 import dataclasses
 from pathlib import Path as FilePath
 from typing import Any
@@ -19,6 +20,7 @@ from helios_jax.models.tokenization import TextEncoder, Tokenizer, check_tokeniz
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
 from helios_jax.typing import DType, Path
+from helios_jax.user_input import user_path
 
 __all__ = ["PipelineParts", "PipelineSettings", "load_parts", "read_settings", "read_tokenizer", "save_parts"]
 
@@ -94,13 +96,11 @@ def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
 def compute_dtype(dtype: DType, name: str) -> np.dtype:
     """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
     known = ("bfloat16", "float32", "float16")
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if dtype is None or found not in map(jnp.dtype, known):
-        raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
-    return found
+    # NumPy takes None for float64.
+    with contextlib.suppress(TypeError):
+        if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
+            return found
+    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
 
 
 def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
@@ -111,7 +111,7 @@ def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
         FileExistsError: The folder already holds a checkpoint.
     """
     check_layout(layout)
-    target = FilePath(folder)
+    target = user_path(folder, "folder")
     if (target / "model_index.json").exists():
         raise FileExistsError(f"{target} already holds a checkpoint; choose another folder or remove it first")
     save_weights(parts.transformer.module, target, "transformer", layout)

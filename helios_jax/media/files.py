@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -25,7 +26,10 @@ def existing_file(path: Path, kind: str) -> pathlib.Path:
     """
     path = user_path(path, kind)
     if not path.exists():
-        raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
+        if re.match(r"[A-Za-z]{2,}:/", str(path)):
+            raise FileNotFoundError(f"the {kind} {path} is not a file; download it and give the path of the file")
+        where = "" if path.is_absolute() else f" (looked in {pathlib.Path.cwd()})"
+        raise FileNotFoundError(f"the {kind} {path} does not exist{where}")
     if not path.is_file():
         raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
     return path
