@@ -166,8 +166,8 @@ def test_inspect_of_a_hub_id_fetches_no_weights(folder, tmp_path, monkeypatch):
         for file in (folder / name).glob("*.safetensors")
     }
 
-    def snapshot_download(repo, *, allow_patterns, ignore_patterns):
-        assert ignore_patterns == ["*.safetensors"]
+    def snapshot_download(repo, *, allow_patterns, **_):
+        assert all(pattern.endswith(".json") for pattern in allow_patterns)
         return str(remote)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
