@@ -16,7 +16,8 @@ from helios_jax.typing import DType, Path
 Layout = Literal["diffusers", "orbax"]
 
 MAX_WEIGHT = 1e6
-"""Largest magnitude of a weight; those of the published networks are below 1000."""
+"""Largest magnitude of a weight that is accepted: a margin chosen far above what training reaches, and far below where
+products of bfloat16 and float32 overflow."""
 
 _MAX_CHECKED_BYTES = 2**30
 """Largest network whose values are checked."""
