@@ -29,6 +29,7 @@ from helios_jax.checkpoints.digests import digests_of
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models import HeliosTransformer, WanVae
+from helios_jax.models.network import Network
 from helios_jax.models.vae import decode_frames
 from helios_jax.sampling import chunk as chunk_module
 from helios_jax.sampling import stream as stream_module
@@ -38,14 +39,18 @@ TURNS = 4
 CHUNKS = 8
 
 
+@jax.jit
+def _decode(vae: Network[WanVae], latents: jax.Array) -> jax.Array:
+    return decode_frames(vae.module, latents, None)
+
+
 @contextlib.contextmanager
 def without_checks() -> Iterator[None]:
     """Sampling as it would be without the checks: verdicts are one constant, and the decoder computes none."""
     finite = jnp.ones((), bool)
-    decode = jax.jit(lambda vae, latents: decode_frames(vae.module, latents, None))
 
     def decode_only(vae: Any, latents: Any, *, slice_frames: int | None = None) -> tuple[Any, Any]:
-        return decode(vae, latents), finite
+        return _decode(vae, latents), finite
 
     with (
         mock.patch.object(chunk_module, "all_finite", return_value=finite),
