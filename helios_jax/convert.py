@@ -215,26 +215,24 @@ def _describe(network: "ConfiguredModule") -> str:
     import jax
     from flax import nnx
 
+    from helios_jax.parallel.devices import bytes_in_words
+
     arrays = jax.tree.leaves(nnx.state(network, nnx.Param))
     size = sum(array.nbytes for array in arrays)
-    return f"{sum(array.size for array in arrays):,} parameters in {len(arrays)} arrays, {_bytes(size)}"
-
-
-def _bytes(size: int) -> str:
-    power = min(3, max(0, (len(str(size)) - 1) // 3))
-    return f"{size / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}"
+    return f"{sum(array.size for array in arrays):,} parameters in {len(arrays)} arrays, {bytes_in_words(size)}"
 
 
 def _print_summary(source: str) -> None:
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
+    from helios_jax.parallel.devices import bytes_in_words
 
     summaries = summarise(source)
     folder = local_folder(source, weights=False)
     rows = [("network", "layout", "tensors", "parameters", "size", "dtypes")]
     for name, summary in summaries.items():
         count, dtypes = f"{sum(summary.parameters.values()):,}", " + ".join(map(str, summary.parameters))
-        rows.append((name, summary.layout, str(summary.tensors), count, _bytes(summary.bytes), dtypes))
+        rows.append((name, summary.layout, str(summary.tensors), count, bytes_in_words(summary.bytes), dtypes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, "<<>>><", widths, strict=True))

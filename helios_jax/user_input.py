@@ -87,6 +87,17 @@ def finite_number(value: Any, what: str, *, at_least: float | None = None, at_mo
     return number
 
 
+def yes_or_no(value: Any, what: str) -> bool:
+    """``value`` as a bool, if it is a bool of Python or NumPy.
+
+    Raises:
+        ValueError: It is not, for example the text "false", which Python would count as true.
+    """
+    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
+        raise ValueError(f"{what}={value!r} must be True or False")
+    return bool(value)
+
+
 def _range(at_least: float | None, at_most: float | None) -> str:
     if at_least is not None and at_most is not None:
         return f" from {at_least} to {at_most}"

@@ -29,6 +29,12 @@ def memory_limit(device: jax.Device) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def bytes_in_words(size: int) -> str:
+    """A number of bytes with four digits: "28.62 GB", "253.8 MB", "12 B"."""
+    power = min(3, max(0, (len(str(size)) - 1) // 3))
+    return f"{size / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
 @contextlib.contextmanager
 def explains_memory_errors(task: str, advice: str) -> Generator[None]:
     """Turns XLA's errors about too little memory, pages of allocations, into MemoryError with what to try.

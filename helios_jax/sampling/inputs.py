@@ -11,9 +11,8 @@ import numpy as np
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.prompts import PromptSchedule
-from helios_jax.sampling.settings import yes_or_no
 from helios_jax.typing import AnyArray
-from helios_jax.user_input import whole_number
+from helios_jax.user_input import whole_number, yes_or_no
 
 MAX_LOOKAHEAD = 8
 """Most chunks that wait on the device; each holds its frames there."""

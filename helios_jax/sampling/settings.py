@@ -14,7 +14,7 @@ from typing import Any
 
 from helios_jax.media.fitting import Fit, check_fit
 from helios_jax.media.rates import frame_rate
-from helios_jax.user_input import did_you_mean, finite_number, whole_number
+from helios_jax.user_input import did_you_mean, finite_number, whole_number, yes_or_no
 
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
@@ -109,17 +109,6 @@ class SampleSettings:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-
-
-def yes_or_no(value: Any, what: str) -> bool:
-    """``value`` as a bool, if it is a bool of Python or NumPy.
-
-    Raises:
-        ValueError: It is not, for example the text "false", which Python would count as true.
-    """
-    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
-        raise ValueError(f"{what}={value!r} must be True or False")
-    return bool(value)
 
 
 def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
