@@ -18,7 +18,7 @@ from tensorflow_datasets.core import example_serializer, naming, splits
 
 from helios_jax.data.helios_latents.builder import HeliosLatents
 from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
-from helios_jax.safe_files import claimed, replace_text
+from helios_jax.safe_files import claimed, read_object, replace_text
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
@@ -176,15 +176,11 @@ class LatentWriter:
         file = self.folder / SETTINGS_FILE
         if not file.exists():
             _replace_text(file, json.dumps(settings, indent=2) + "\n")
-        try:
-            begun = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(begun, dict):
-                raise ValueError("it is no JSON object")
-        except ValueError as error:
-            raise ValueError(
-                f"{file} is damaged ({error}). It holds the settings that {self.folder} was begun with: restore it "
-                "from a copy, or remove it to go on without comparing them"
-            ) from error
+        begun = read_object(
+            file,
+            f"it holds the settings that {self.folder} was begun with: restore it from a copy, or remove it to resume "
+            "without comparing them",
+        )
         if changed := sorted(key for key in {*begun, *settings} if begun.get(key) != settings.get(key)):
             listed = "; ".join(f"{key} was {begun.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} was begun with other settings ({listed}); choose another folder")

@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import tempfile
 from collections.abc import Generator
 
 from helios_jax.media.provenance import written_by_us
+from helios_jax.safe_files import is_at, try_lock
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
@@ -46,20 +46,14 @@ class Claim:
 
     def verify(self) -> None:
         """Raises FileNotFoundError if another file, or none, is at the path by now: it is not to be written to."""
-        if not self._is_there():
+        if not is_at(self._descriptor, self.path):
             raise FileNotFoundError(f"{self.path} was moved, removed or replaced while it was written")
-
-    def _is_there(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
-        except OSError:
-            return False
 
     def release(self, *, remove: bool = False) -> None:
         """Gives the file up, and removes it if that is asked for; a second call does nothing."""
         if self._descriptor < 0:
             return
-        if remove and self._is_there():
+        if remove and is_at(self._descriptor, self.path):
             self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
@@ -122,7 +116,7 @@ def _remove(path: pathlib.Path, overwrite: bool) -> None:
         try:
             _lock(descriptor, path)
             # Only the process that holds the lock removes the file, and only if no other replaced it before.
-            if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            if not is_at(descriptor, path):
                 raise FileExistsError(f"{path} was replaced by another process just now; choose another path")
             path.unlink()
         finally:
@@ -134,12 +128,8 @@ def _remove(path: pathlib.Path, overwrite: bool) -> None:
 
 
 def _lock(descriptor: int, path: pathlib.Path) -> None:
-    """Locks the file; the system releases the lock when the process ends, however it ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise FileExistsError(
-                f"{path} is being written by another process or by a writer that was not closed; choose another path"
-            ) from None
-        # Some network file systems know no locks; there, only creation is exclusive.
+    """Locks the file. Raises FileExistsError if another has the lock."""
+    if not try_lock(descriptor):
+        raise FileExistsError(
+            f"{path} is being written by another process or by a writer that was not closed; choose another path"
+        )

@@ -5,14 +5,13 @@ the process ends, however it ends, so a killed run blocks nobody. When the video
 the space that the file has and the file is renamed ``fox.helios.json``; both work on a full disk.
 """
 
-import errno
-import fcntl
 import json
 import os
 import socket
 from typing import Any
 
 from helios_jax.media.provenance import written_by_us
+from helios_jax.safe_files import is_at, try_lock
 from helios_jax.sample.outputs import Outputs
 
 _SPARE = 4096
@@ -89,15 +88,10 @@ def _locked(outputs: Outputs) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"{outputs.video} is being made by another process{_owner(outputs)}") from None
-            except OSError as error:  # some network file systems know no locks
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                    raise
+            if not try_lock(descriptor):
+                raise Busy(f"{outputs.video} is being made by another process{_owner(outputs)}")
             # Between opening and locking, its owner may have finished and renamed it, or removed it.
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 if os.fstat(descriptor).st_size and not written_by_us(path):
                     raise FileExistsError(f"{path} was not written by helios-sample, so it is not replaced; move it")
                 return descriptor
@@ -105,15 +99,6 @@ def _locked(outputs: Outputs) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: os.PathLike[str]) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _owner(outputs: Outputs) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from helios_jax.safe_files import replace_text
+from helios_jax.safe_files import read_object, replace_text
 from helios_jax.typing import Path
 
 _RENAMED = {"Checkpoint": "FromCheckpoint"}
@@ -41,10 +41,10 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
     if not file.exists():
         return
     remedy = (
-        "It holds the settings that the run began with. Restore it from a copy; or remove it, and the next start "
+        "it holds the settings that the run began with. Restore it from a copy; or remove it, and the next start "
         "writes it again without comparing"
     )
-    old, new = _comparable(_read(file, remedy)), _comparable(json.loads(json.dumps(settings)))
+    old, new = _comparable(read_object(file, remedy)), _comparable(json.loads(json.dumps(settings)))
     old = {name: _RENAMED.get(value, value) if name.split(".")[-1] == "class" else value for name, value in old.items()}
     old = _of_today(old, new)
     differing = [
@@ -76,10 +76,10 @@ def check_frozen(workdir: Path, digests: Mapping[str, str]) -> None:
     file = _start_file(workdir)
     if not file.exists():
         return
-    remedy = "It holds digests of the weights that the run began with; remove it to resume without comparing them"
-    begun = _read(file, remedy).get("frozen")
+    remedy = "it holds digests of the weights that the run began with; remove it to resume without comparing them"
+    begun = read_object(file, remedy).get("frozen")
     if not isinstance(begun, dict):
-        raise ValueError(f"{file} is damaged (no digests in it). {remedy}")
+        raise ValueError(f"{file} is damaged (no digests in it); {remedy}")
     changed = [path for path in sorted(begun.keys() | digests.keys()) if begun.get(path) != digests.get(path)]
     if changed:
         raise ValueError(
@@ -109,17 +109,6 @@ def _write(file: pathlib.Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         replace_text(file, text)
-
-
-def _read(file: pathlib.Path, remedy: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError, with the remedy, for anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{file} is damaged ({error}). {remedy}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged (it is no JSON object). {remedy}")
-    return content
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
