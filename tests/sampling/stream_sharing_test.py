@@ -195,7 +195,7 @@ def test_description(distilled):
         for network in (distilled.transformer, distilled.vae)
     ]
     assert lines[1] == f"  transformer: 188k parameters, float32, {sizes[0] / 1e3:.4g} kB"
-    assert lines[2].endswith(f"{sizes[1] / 1e6:.4g} MB")
+    assert lines[2].endswith(f"{sizes[1] / 1e3:.4g} kB")
 
 
 def test_too_little_memory_is_explained(distilled, monkeypatch):
