@@ -49,7 +49,7 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
     return opened
 
 
-_REMEDY = "run helios-prepare again with the same arguments, which keeps finished files and writes the metadata anew"
+_REMEDY = "run helios-prepare again with the same arguments, which keeps finished files and rewrites the metadata"
 
 
 class LatentFiles(Sequence[LatentRecord]):
@@ -87,7 +87,7 @@ class LatentFiles(Sequence[LatentRecord]):
             raise RecordError(f"{self.where(index)} cannot be read: {_first_line(error)}") from error
 
     def check_files(self, folder: pathlib.Path, size: Size) -> None:
-        """Raises an error unless all files are there, in ``folder`` itself and nowhere else."""
+        """Raises an error unless all files exist directly in ``folder``."""
         for file, records in zip(map(pathlib.Path, self._files), self._lengths, strict=True):
             if file.parent != folder:
                 raise ValueError(

@@ -54,13 +54,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "video_fps",
-        "resample to this rate by the times of frames or 'stored': all frames (default 24)",
+        "frames per second to resample to, or 'stored' to take all frames (default 24)",
         type=_rate,
         default=24.0,
         metavar="FPS",
     )
     add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
-    add("max_frames", "frames beyond are dropped (default 501)", type=int, default=501)
+    add("max_frames", "longer clips are cut to this many frames (default 501)", type=int, default=501)
     add("max_text_tokens", "length that texts are cut to (default 512)", type=int, default=512)
     add("text", "compute text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
     add("seed", "seed of the posterior samples, and of the procedural world (default 0)", type=int, default=0)
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Checks arguments that depend on each other.
+    """Checks ranges, and arguments that depend on each other.
 
     Raises:
         ValueError: They do not go together, or one is out of range.

@@ -14,12 +14,12 @@ from helios_jax.parallel.mesh import parameter_sharding
 from helios_jax.typing import DType
 
 MAX_CPU_PARAMETERS = 2 * 10**9
-"""Largest transformer that runs on a CPU unless asked for: the 14B one would take hours per chunk."""
+"""Largest transformer that runs on a CPU without ``allow_cpu``: the 14B one would take hours per chunk."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What the weights of a pipeline take.
+    """The memory that a pipeline's weights take.
 
     Attributes:
         device: Name of the device, such as "NVIDIA H100 80GB HBM3" or "cpu".
@@ -28,8 +28,8 @@ class Footprint:
         dtype: Dtype of transformer and text encoder.
         vae_dtype: Dtype of the VAE.
         bytes: Component -> bytes on one device.
-        limit: Bytes that one device has; ``None``: it does not say.
-        in_use: Bytes of it that are taken.
+        limit: Bytes of memory of one device; ``None`` if the device does not report it.
+        in_use: Bytes of it that are in use.
     """
 
     device: str
@@ -75,7 +75,7 @@ class Footprint:
 def footprint(
     settings: PipelineSettings, *, dtype: DType, vae_dtype: DType, mesh: jax.sharding.Mesh | None = None
 ) -> Footprint:
-    """What the weights of a checkpoint take on the default device, or on each device of ``mesh``; reads no weights."""
+    """The memory of a checkpoint's weights on the default device, or on each device of ``mesh``; reads no weights."""
     sizes, parameters = {}, 0
     for name, component in COMPONENTS.items():
         config = getattr(settings, name)
