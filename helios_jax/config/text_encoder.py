@@ -69,7 +69,7 @@ class TextEncoderConfig:
                     name, getattr(self, name), f"the number of one of the {self.vocab_size} tokens (vocab_size)"
                 )
         if self.max_distance <= self.num_buckets // 4:
-            expected = f"more than {self.num_buckets // 4}, the distances that have a bucket of their own"
+            expected = f"more than {self.num_buckets // 4}, the number of distances with their own bucket"
             raise SettingError("max_distance", self.max_distance, expected)
 
     @classmethod

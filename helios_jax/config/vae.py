@@ -74,7 +74,7 @@ class VaeConfig:
             raise SettingError(
                 "temporal_downsample", self.temporal_downsample, f"{levels} values, one per level but the last"
             )
-        # The factors are not free: they say what the levels do.
+        # The factors are not independent settings: they follow from the levels.
         for name, steps in (
             ("scale_factor_spatial", len(self.dim_mult) - 1),
             ("scale_factor_temporal", sum(self.temporal_downsample)),

@@ -1,4 +1,4 @@
-"""Claiming the file of an output before the work begins, so that no work is lost and no other file is replaced."""
+"""Claims output files before the work begins, so that no work is lost and no other file is replaced."""
 
 import contextlib
 import errno
@@ -20,11 +20,11 @@ class Claim:
         path: The file; ``~`` is expanded and its folder is created.
         suffix: The ending that it must have, such as ".mp4"; upper case is accepted.
         start: The file's first content, which marks it as ours.
-        overwrite: Replace the file if this library wrote it. A file of anyone else is never replaced.
+        overwrite: Replace the file if this library wrote it. Other files are never replaced.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off, it is not one of ours, or another process writes it.
-        ValueError: The path does not have that ending, or is no name of a file.
+        ValueError: The path does not have that ending, or is not a valid path.
         OSError: The folder cannot be created or written to.
     """
 
@@ -45,12 +45,12 @@ class Claim:
             raise type(error)(f"cannot write {self.path}: {error.strerror}") from error
 
     def verify(self) -> None:
-        """Raises FileNotFoundError if another file, or none, is at the path by now: it is not to be written to."""
+        """Raises FileNotFoundError unless the claimed file is still at the path."""
         if not is_at(self._descriptor, self.path):
             raise FileNotFoundError(f"{self.path} was moved, removed or replaced while it was written")
 
     def release(self, *, remove: bool = False) -> None:
-        """Gives the file up, and removes it if that is asked for; a second call does nothing."""
+        """Releases the file, and with ``remove`` deletes it; a second call does nothing."""
         if self._descriptor < 0:
             return
         if remove and is_at(self._descriptor, self.path):
@@ -67,7 +67,7 @@ class Claim:
 def replacement(path: pathlib.Path) -> Generator[pathlib.Path]:
     """A new file in the folder of ``path``, which replaces ``path`` in one step when the ``with`` block ends normally.
 
-    After an error it is removed and ``path`` stays as it is. The name of the new file is taken by no other.
+    After an error it is removed and ``path`` is unchanged. The name of the new file is unique.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".helios_jax-", suffix=".part")
     copy = pathlib.Path(name)
@@ -105,7 +105,7 @@ def _create(path: pathlib.Path) -> int:
 
 
 def _remove(path: pathlib.Path, overwrite: bool) -> None:
-    """Removes a file of ours that is to be replaced. Other names of the same file, such as hard links, keep it."""
+    """Removes a file of ours before it is replaced. Hard links to it keep their content."""
     if not overwrite:
         raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
     if not written_by_us(path):
