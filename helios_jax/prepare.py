@@ -25,7 +25,7 @@ _BAD_CLIPS = 3
 """Exit code of a finished job that could not use some of its clips."""
 
 _SHOWN = 10
-"""Skipped clips that are printed; all are in the file."""
+"""Number of skipped clips that are printed; the file lists all."""
 
 
 def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -> int:

@@ -1,4 +1,4 @@
-"""Files that survive interruptions and rivals: small files are replaced whole, and work on a folder is claimed."""
+"""Files that survive crashes and concurrent processes: atomic replacement, locks, and claims on folders."""
 
 import contextlib
 import errno
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def replace_text(file: pathlib.Path, text: str) -> None:
-    """Writes a small file so that a reader, now or after a crash, finds the old content or the new one, never a part.
+    """Writes a small file atomically: now or after a crash, a reader finds either the old content or the new content.
 
     Raises:
-        OSError: It could not be written; the old content is still there.
+        OSError: It could not be written; the old content is unchanged.
     """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
@@ -76,7 +76,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_at(descriptor: int, path: pathlib.Path) -> bool:
-    """Whether the open file is the one at ``path``, and not one that was since removed, renamed or replaced."""
+    """Whether the open file is the one at ``path``, that is, it was not removed, renamed or replaced since."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
@@ -85,14 +85,14 @@ def is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def claimed(file: pathlib.Path, work: str) -> Iterator[None]:
-    """Holds a claim that only one process can have at a time; the system releases it however the process ends.
+    """Holds a claim that only one process can hold at a time; the system releases it however the process ends.
 
     Args:
-        file: The claim, a new file next to what is worked on; removed at the end.
-        work: What the claim is for, for the error: "/runs/a is being trained".
+        file: The file to lock, which is created, and removed at the end.
+        work: The claimed work, for the error: "/runs/a is being trained".
 
     Raises:
-        BlockingIOError: Another process has it.
+        BlockingIOError: Another process holds it.
     """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,8 +1,8 @@
-"""One process makes a video: a lock on the file that becomes the video's record.
+"""Claims: only one process makes a video. The claim is a lock on the file that becomes the video's record.
 
 The file ``fox.unfinished.json`` is created when work on fox.mp4 begins, and locked. The system gives up the lock when
 the process ends, however it ends, so a killed run blocks nobody. When the video is finished, the record is written into
-the space that the file has and the file is renamed ``fox.helios.json``; both work on a full disk.
+the space that the file already occupies, and the file is renamed ``fox.helios.json``; both work on a full disk.
 """
 
 import json
@@ -15,22 +15,22 @@ from helios_jax.safe_files import is_at, try_lock
 from helios_jax.sample.outputs import Outputs
 
 _SPARE = 4096
-"""Bytes that a finished record may have more than the first one."""
+"""Bytes reserved for what the finished record adds to the first one."""
 
 
 class Busy(FileExistsError):
-    """Another process makes this video."""
+    """Another process is making this video."""
 
 
 class Claim:
-    """The right to make a video; a context manager that gives it back.
+    """The right to make a video; a context manager, which releases it.
 
     Args:
         outputs: The files of the video; their folder is created.
         record: How the video will be made.
 
     Raises:
-        Busy: Another process has it.
+        Busy: Another process holds it.
         FileExistsError: A file that this program did not write has the name of the claim.
         OSError: The folder cannot be written to, or the disk is full.
     """
@@ -57,7 +57,7 @@ class Claim:
         self._close()
 
     def release(self) -> None:
-        """Gives the claim back and removes its file; after ``finish`` it does nothing."""
+        """Releases the claim and removes its file; after ``finish`` it does nothing."""
         if self._descriptor >= 0:
             self.outputs.claim.unlink(missing_ok=True)
             self._close()
@@ -73,7 +73,7 @@ class Claim:
         self._descriptor = -1
 
     def _write(self, record: dict[str, Any], spare: int) -> None:
-        """Writes in place, which needs no new space, and cuts the file to its length."""
+        """Writes in place, which needs no new disk space, and truncates the file."""
         data = json.dumps(record, indent=2).encode() + b" " * spare + b"\n"
         written = 0
         while written < len(data):
@@ -90,7 +90,7 @@ def _locked(outputs: Outputs) -> int:
         try:
             if not try_lock(descriptor):
                 raise Busy(f"{outputs.video} is being made by another process{_owner(outputs)}")
-            # Between opening and locking, its owner may have finished and renamed it, or removed it.
+            # Between opening and locking, the previous owner may have renamed or removed the file.
             if is_at(descriptor, path):
                 if os.fstat(descriptor).st_size and not written_by_us(path):
                     raise FileExistsError(f"{path} was not written by helios-sample, so it is not replaced; move it")
@@ -102,7 +102,7 @@ def _locked(outputs: Outputs) -> int:
 
 
 def _owner(outputs: Outputs) -> str:
-    """Who has the claim, as far as its file says."""
+    """The owner of the claim, if its file names one."""
     try:
         owner = json.loads(outputs.claim.read_text())["unfinished"]
         return f" (pid {owner['pid']} on {owner['host']})"

@@ -1,4 +1,4 @@
-"""A pipeline in words: what it is, where it lies and how much memory it takes."""
+"""Describes a pipeline: the kind of model, its devices and its memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from helios_jax.parallel.devices import bytes_in_words, describe_devices, device
 
 
 def kind_of(config: PipelineConfig) -> str:
-    """The published model that a checkpoint is like: Base, Mid or Distilled."""
+    """The kind of published model: Base, Mid or Distilled."""
     if config.is_distilled:
         return "Distilled"
     return "Mid" if config.is_pyramid else "Base"

@@ -119,13 +119,13 @@ def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
 
 
 def takes_settings[F: Callable](function: F) -> F:
-    """Lets a function that lists the fields of ``SampleSettings`` take them one by one, in ``settings``, or both.
+    """Lets a function accept the fields of ``SampleSettings`` as keywords, as ``settings``, or both.
 
     The function's signature lists every field with its default, so that editors complete them and type checkers check
     them. Fields that are passed override those of ``settings``; the function's body gets the result as ``settings``
     and reads nothing else, since a default in the signature does not tell whether the field was passed.
 
-    The decorated function raises TypeError for a keyword that it does not have, with the nearest that it has.
+    The decorated function raises TypeError for an unknown keyword and suggests the nearest known one.
     """
     names = inspect.signature(function).parameters.keys()
     fields = [field.name for field in dataclasses.fields(SampleSettings)]
@@ -148,7 +148,7 @@ def _optional(check: Callable[..., Any], value: Any, what: str, **bounds: Any) -
 
 
 def _steps(steps: Any) -> int | tuple[int, ...] | None:
-    """Types and upper bound only: how many numbers are needed depends on the model."""
+    """Checks types and the upper bound only; how many numbers are needed depends on the model."""
     if steps is None or isinstance(steps, int) or getattr(steps, "ndim", 1) == 0:
         return _optional(whole_number, steps, "steps", at_most=MAX_STEPS)
     if isinstance(steps, str | bytes | dict | set) or not hasattr(steps, "__iter__"):

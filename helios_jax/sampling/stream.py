@@ -169,7 +169,7 @@ class Stream:
         return chunk
 
     def close(self) -> None:
-        """Ends the stream and lets go of what it holds on the device; ``next`` raises StopIteration from then on.
+        """Ends the stream and releases its device memory; afterwards ``next`` raises StopIteration.
 
         A chunk in progress in another thread, or in the callback that calls this, is finished and delivered first.
         """
@@ -193,10 +193,10 @@ class Stream:
             return None
         chunk = self._ready
         assert chunk is not None, "it has arrived"
-        if self._pending and self._pending[0].index == chunk.index:  # otherwise an interrupted call has removed it
+        if self._pending and self._pending[0].index == chunk.index:  # unless an interrupted call has removed it
             self._pending.popleft()
         if chunk.index == 0:
-            # Before the caller gets the first chunk: otherwise the device would idle until the next call.
+            # Done before the caller gets the first chunk; otherwise the device would idle until the next call.
             self._fill_queue(self._lookahead)
         if self._announced < chunk.index:
             self._announced = chunk.index
@@ -254,7 +254,7 @@ class Stream:
             on_step=self._on_step,
         )
         pixels, finite = decode_and_check(self._vae, latents, slice_frames=self._slice_frames)
-        # In the order of the computation. The context of later chunks is made of latents that have been checked.
+        # In the order of the computation. Later chunks need no check of their context: it consists of checked latents.
         verdicts = [*self._text.verdicts, *(() if index else self._context_verdicts), *levels, (FRAMES, finite)]
         pixels = readable(pixels)
         # ``remember`` donates the old history. It and the index change together, with no callback in between.
