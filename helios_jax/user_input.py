@@ -1,4 +1,4 @@
-"""Checks of what users give: paths, names and numbers, with the same messages everywhere.
+"""Checks of user input: paths, names and numbers, with the same messages everywhere.
 
 Every function returns the value in the form that the library works with, or raises an error that names the argument,
 what was given and what is needed.
@@ -20,7 +20,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
     """The path with ``~`` and ``~user`` expanded.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
         ValueError: It is empty, holds a NUL, or a part of it is longer than file systems allow.
     """
     text = os.fspath(path)
@@ -37,7 +37,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
 
 
 def plain_name(name: str, what: str = "name") -> str:
-    """``name`` if it is the name of one file in one folder: no separators, no ``..``, nothing invisible.
+    """``name`` if it is a plain file name: no separators, not ``..``, no control characters.
 
     Raises:
         ValueError: It is not.
@@ -107,6 +107,6 @@ def _range(at_least: float | None, at_most: float | None) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """``"; did you mean X?"`` with the nearest of ``choices``, or nothing when none is near."""
+    """``"; did you mean X?"`` with the nearest of ``choices``, or an empty text if none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""

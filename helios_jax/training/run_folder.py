@@ -1,9 +1,9 @@
-"""What a run remembers of its beginning, in two files of its folder.
+"""The settings and weights that a run began with, in two files of its folder.
 
     <workdir>/config.json    the settings
     <workdir>/start.json     digests of the frozen weights, which checkpoints omit
 
-Both are compared when the run is resumed. They are replaced whole, and only if they change.
+Both are compared when the run is resumed. They are written atomically, and only if they change.
 """
 
 import copy
@@ -54,7 +54,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
         and not any(name == allowed or name.startswith(allowed + ".") for allowed in may_change)
     ]
     if differing:
-        problem = f"{workdir} was begun with other settings; undo the changes or take a new folder:"
+        problem = f"{workdir} was begun with other settings; undo the changes or use a new folder:"
         raise ValueError("\n".join([problem, *differing]))
 
 
@@ -84,7 +84,7 @@ def check_frozen(workdir: Path, digests: Mapping[str, str]) -> None:
     if changed:
         raise ValueError(
             f"the weights that {workdir} started from have changed since: {len(changed)} of {len(digests)} frozen "
-            f"parameters differ, the first is {changed[0]}. Put back the weights that it began with, or take a new "
+            f"parameters differ, the first is {changed[0]}. Put back the weights that it began with, or use a new "
             "folder"
         )
 
@@ -114,7 +114,7 @@ def _write(file: pathlib.Path, content: Mapping[str, Any]) -> None:
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings by dotted name, in which every schedule states its own length.
 
-    A cosine without a length of its own ends at the last step, so another number of steps is another schedule.
+    A cosine whose length is not set ends at the last step, so changing the number of steps changes the schedule.
     """
     settings = copy.deepcopy(settings)
 
@@ -132,9 +132,9 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Old settings by the names that they have today.
+    """Old settings under their current names.
 
-    Context drop and corruption once had a switch each for deciding once per batch; now the injection has one setting.
+    Context drop and corruption once had a switch each for deciding once per batch; the injection now has one setting.
     """
     renamed = {}
     for name, value in old.items():

@@ -73,7 +73,7 @@ def test_a_text_with_line_breaks_is_read_with_a_warning(tmp_path):
 
 
 def test_columns_without_a_meaning_are_named_once(tmp_path):
-    with pytest.warns(UserWarning, match=r"the columns \['duration'\] are not used") as warned:
+    with pytest.warns(UserWarning, match=r"the columns \['duration'\] are ignored") as warned:
         assert texts(read(tmp_path, "id,prompt,duration\n1,a,5\n2,b,6\n")) == {"1": ("a",), "2": ("b",)}
     assert len(warned) == 1
 

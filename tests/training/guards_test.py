@@ -191,7 +191,7 @@ def test_a_workdir_may_begin_with_a_tilde_and_must_be_a_folder(tmp_path, monkeyp
     assert train(toy_experiment(steps=1, **SMALL), "~/run") == 0
     assert (tmp_path / "run" / "product" / "1" / "params.npz").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="file is a file; a run needs a folder of its own"):
+    with pytest.raises(NotADirectoryError, match="file is a file; choose another folder"):
         train(toy_experiment(), tmp_path / "file")
 
 
