@@ -18,7 +18,6 @@ from helios_jax.parallel.mesh import on_mesh_of, readable
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo, remember, rope_table
 from helios_jax.sampling.decoding import decode_and_check
-from helios_jax.sampling.decoding import decode_chunk as decode_chunk
 from helios_jax.sampling.finite import CONTEXT, FRAMES, Verdict, all_finite, require_finite
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
