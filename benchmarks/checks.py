@@ -2,10 +2,10 @@
 
     python benchmarks/checks.py --out=checks.json
 
-Sampling: streams with steps (1, 1, 1), where a check weighs most, with the checks of ``sampling.finite`` and, in turns,
-with a constant in their place and a decoder that computes no verdict. Figures are the median seconds of a chunk after
-the first two of each stream, over all turns. Training: the seconds that digests of everything in a checkpoint of stage
-1 take, once for each checkpoint, and those of the frozen weights, once at the start of a run.
+Sampling: streams with steps (1, 1, 1), where the relative cost of checks is largest, alternately with the checks of
+``sampling.finite`` and with a constant instead of them and a decoder without a check. Figures are the median seconds of
+a chunk, without the first two of each stream, over all repetitions. Training: seconds for the digests of everything in
+a checkpoint of stage 1, needed once per checkpoint, and of the frozen weights, needed once at the start of a run.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def chunk_seconds(pipe: HeliosPipeline, **arguments: Any) -> list[float]:
 
 
 def bench_sampling(size: str) -> dict[str, Any]:
-    """Chunks with and without checks, in turns, and the device time of the check of the largest level."""
+    """Chunks with and without checks, alternately, and the device time of the check of the largest level."""
     transformer, vae, _ = SIZES[size]
     pipe = HeliosPipeline(
         config=PipelineConfig(is_distilled=True),

@@ -1,4 +1,4 @@
-"""Helpers of the command lines: quiet logging, signals, and user errors as a line or two."""
+"""Helpers for command lines: quiet logging, signals, and short messages for user errors."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, logging
 
 MAX_LINES = 3
-"""Lines of an error message that are shown; those of other libraries can have pages."""
+"""Lines of an error message that are shown; messages of other libraries can fill pages."""
 
 MAX_LENGTH = 600
 """Characters of a line that are shown."""
@@ -55,7 +55,7 @@ def run_command(program: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except BrokenPipeError:
-        # The reader of standard output is gone. Python flushes it once more at exit, which must not fail.
+        # The reader of standard output has exited. Python flushes it once more at exit, and that must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"{program}: standard output was closed; what was written so far is kept", file=sys.stderr)
         return 1
@@ -72,12 +72,12 @@ def run_command(program: str, work: Callable[[], int | None]) -> int:
 
 
 def _message(error: BaseException) -> str | None:
-    """What is said about an error; ``None``: it is a bug."""
+    """The message for an error; ``None`` if the error is a bug."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     text = str(error)
     if isinstance(error, RuntimeError):
-        # JAX's error for the memory of devices has no type of its own.
+        # JAX has no error type for exhausted device memory.
         if "RESOURCE_EXHAUSTED" not in text:
             return None
         wanted = re.search(r"allocat\w* ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", text)

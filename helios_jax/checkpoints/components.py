@@ -57,7 +57,7 @@ class Component:
 
 @functools.lru_cache(maxsize=8)
 def _abstract(module: str, name: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and shapes of a network; kept, since checks, memory and loading all ask for them."""
+    """Structure and shapes of a network. Cached, because checks, memory estimates and loading all use them."""
     network = getattr(importlib.import_module(module), name)
     return nnx.split(nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
@@ -121,8 +121,8 @@ def read_json(file: FilePath) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds something else, or what the standard forbids: NaN, infinities, a key given twice, other
-            encodings than UTF-8.
+        ValueError: It holds something else, or what the standard forbids: NaN, infinities, duplicate keys,
+            encodings other than UTF-8.
     """
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: is {file.parent} (part of) a complete checkpoint?")

@@ -84,7 +84,7 @@ def load_diffusers(
 
 
 def check_diffusers(folder: Path, component: str) -> None:
-    """Raises what ``load_diffusers`` would about configuration, names and shapes; reads the headers only."""
+    """Raises the errors of ``load_diffusers`` about configuration, names and shapes; reads only the headers."""
     parts = find_component(component)
     folder = component_folder(folder, component)
     config = parts.read_config(folder)
@@ -186,7 +186,7 @@ def _read_one(
         whole = [slice(None)] * len(shape)
         published = tuple(axis or slice(None) for axis in entry.layout.published_order(index or whole))
         tensor = entry.layout.to_ours(read(name, published) if published else read(name, ()))
-        with np.errstate(over="ignore"):  # Converters look for what is not finite afterwards.
+        with np.errstate(over="ignore"):  # Converters check for values that are not finite afterwards.
             return np.asarray(tensor, dtype)
 
     return jax.make_array_from_callback(shape, sharding, part)

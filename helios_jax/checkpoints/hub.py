@@ -15,7 +15,7 @@ NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "token
 of up to 57 GB (transformer_init, transformer_ode), which it does not need."""
 
 SETTINGS = ("model_index.json", "scheduler/*.json", "transformer/*.json", "vae/*.json", "text_encoder/*.json")
-"""The files among them that hold settings and the indices of weights: a few hundred kB."""
+"""The subset with settings and weight indices: a few hundred kB."""
 
 
 def local_folder(
@@ -88,10 +88,10 @@ def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
 
 @contextlib.contextmanager
 def _as_missing(repo: Path, revision: str | None = None) -> Iterator[None]:
-    """Turns whatever stops a download into one line that names the requested repository."""
+    """Turns every error of a download into one line that names the repository."""
     try:
         yield
-    except Exception as error:  # The hub's package and the HTTP client under it share no base class.
+    except Exception as error:  # huggingface_hub and its HTTP client share no base class.
         reason = _reason(repo, revision, error)
         raise FileNotFoundError(
             f"no folder {repo}, and the hub repository of that name could not be fetched: {reason}"

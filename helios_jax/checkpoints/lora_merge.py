@@ -61,7 +61,7 @@ def check_lora(path: Path, config: TransformerConfig) -> None:
 def merge_lora_file[M: ConfiguredModule](
     transformer: Network[M], path: Path, scale: float = 1.0, *, donate: bool = False
 ) -> Network[M]:
-    """Merges a LoRA file into a transformer, on its device(s), for good.
+    """Merges a LoRA file permanently into a transformer, on its device(s).
 
     Args:
         transformer: The transformer; its arrays stay valid, since running streams may use them.
@@ -113,9 +113,9 @@ def merged_arrays(
     Args:
         arrays: Every parameter that is updated, without updates.
         changes: The updates.
-        source: Where they come from, for errors.
-        homes: Where each result is to be; by default where the array is.
-        donate: Give up ``arrays``.
+        source: Name of their origin, for errors.
+        homes: Sharding of each result; by default that of the array.
+        donate: Donate the buffers of ``arrays``.
 
     Returns:
         The updated parameters.
@@ -135,7 +135,7 @@ def merged_arrays(
         for name, several in _by_tensor(updates).items():
             entry = several[0].entry
             factors = tuple(change.delta.factors for change in several)
-            with np.errstate(over="ignore"):  # What overflows is found in the sum.
+            with np.errstate(over="ignore"):  # Overflow is detected in the sum.
                 weights = tuple(np.float32(change.weight) for change in several)
             array, finite[name] = _add(array, entry.layer, factors, weights, entry.layout, entry.columns)
         merged[parameter] = jax.device_put(array, home)

@@ -77,7 +77,7 @@ def load_parts(
 
 
 def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
-    """The tokenizer of a checkpoint, which must fit the text encoder's configuration.
+    """Loads the tokenizer of a checkpoint and checks it against the text encoder's configuration.
 
     Raises:
         FileNotFoundError: It is missing.

@@ -43,7 +43,7 @@ class Job:
 
 
 def plan_jobs(args: argparse.Namespace) -> list[Job]:
-    """The videos that the arguments ask for, finished or not; checks all that needs no model.
+    """The videos that the arguments ask for, finished or not. Checks everything that does not need the model.
 
     Raises:
         ValueError: The arguments contradict each other, the prompt file cannot be used, or outputs collide.
@@ -128,7 +128,7 @@ def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
 
 
 def _prompt(args: argparse.Namespace, prompts: tuple[str, ...], source: str) -> "str | PromptSchedule":
-    """One text as it is, several as a schedule."""
+    """A single text, or a schedule if there are several."""
     if len(prompts) == 1:
         return prompts[0]
     from helios_jax.sampling.prompts import PromptSchedule
@@ -140,12 +140,12 @@ def _prompt(args: argparse.Namespace, prompts: tuple[str, ...], source: str) -> 
 
 
 def _seed(seed: int) -> tuple[int, bool]:
-    """The seed, drawn if it is -1, and whether it was."""
+    """The seed, drawn if it is -1, and whether it was drawn."""
     return (secrets.randbelow(2**32), True) if seed < 0 else (seed, False)
 
 
 def _inputs(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Path]:
-    """Every file that is read, by what names it."""
+    """Every file that is read, by the flag or line that names it."""
     found: dict[str, Path] = {f"--lora (number {i})": file for i, (file, _) in enumerate(args.lora, 1)}
     found["--model"] = Path(os.path.expanduser(args.model))
     if args.prompt_file is not None:

@@ -1,4 +1,4 @@
-"""The files of a video: the one place that decides their names and whether they may be written.
+"""The files of a video: decides their names and whether they may be written.
 
 ``fox.mp4`` comes with ``fox.sheet.png``, its contact sheet, and ``fox.helios.json``, the record that marks it as
 finished; while it is made, ``fox.unfinished.json`` is there too. Files that this program did not write are never
@@ -42,7 +42,7 @@ class Outputs:
 
     @property
     def earlier_record(self) -> Path:
-        """The record as versions up to 0.1 named it; it is read and never written."""
+        """The record under the name of versions up to 0.1, which is read but never written."""
         return self._named(".json")
 
     @property
@@ -56,7 +56,7 @@ class Outputs:
         return next(outputs for outputs in names if not any(map(os.path.lexists, outputs.all)))
 
     def interrupted(self, number: int) -> "Outputs":
-        """The files of an interrupted run by their number."""
+        """The files of an interrupted run, with a number in their names."""
         return Outputs(video=self._named(f".interrupted{number}{self.video.suffix}"))
 
     def _named(self, ending: str) -> Path:
@@ -64,7 +64,7 @@ class Outputs:
 
 
 def check_outputs(outputs: Outputs) -> None:
-    """Checks that the files can be written and are not someone else's; changes nothing.
+    """Checks that the files can be written and replace no file of another program; changes nothing.
 
     Raises:
         ValueError: A name is too long.
@@ -106,7 +106,7 @@ def _is_ours(path: Path) -> bool:
 
     if path.is_symlink() and not path.exists():
         return False
-    # A process that is killed between the creation of its claim and its first line leaves an empty one.
+    # A process that is killed between creating its claim and writing to it leaves an empty file.
     if path.name.endswith(".unfinished.json") and path.is_file() and not path.stat().st_size:
         return True
     return written_by_us(path)
@@ -116,7 +116,7 @@ def check_distinct(named: Iterable[tuple[str, Outputs]]) -> None:
     """Checks that no two videos share a file, on file systems that ignore case as well.
 
     Args:
-        named: Where each video comes from, for the message, and its files.
+        named: The origin of each video, for the message, and its files.
 
     Raises:
         ValueError: Two do.
@@ -165,9 +165,9 @@ def set_aside(outputs: Outputs) -> Outputs:
 
 
 def remove_earlier(outputs: Outputs) -> None:
-    """Removes the files of a finished run, of which a new one is wanted; the record first, which says that it is.
+    """Removes the files of a finished run before it is repeated; first the record, which marks the run as finished.
 
-    Removing is safer than writing over: another name of the file, a hard link or the target of a link, stays as it is.
+    Removing is safer than overwriting: hard links to the file and the target of a symbolic link keep their content.
     """
     for path in (outputs.record, outputs.sheet, outputs.video):
         if os.path.lexists(path) and _is_ours(path):

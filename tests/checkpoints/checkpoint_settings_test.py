@@ -12,8 +12,8 @@ import pytest
 import helios_jax as hx
 from helios_jax.checkpoints import components
 from helios_jax.checkpoints.footprint import Footprint, footprint
-from helios_jax.checkpoints.pipelines import read_settings
 from helios_jax.checkpoints.random import write_random_checkpoint
+from helios_jax.checkpoints.settings import read_settings
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
 
 PUBLISHED = pathlib.Path(__file__).parents[1] / "parity" / "data" / "pipelines"
