@@ -26,11 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app
-from absl.flags import argparse_flags
-
-from helios_jax.cli import Check, run_interruptible
+from helios_jax.arguments import Parser, path, whole
+from helios_jax.cli import Check, run_interruptible, run_program
 from helios_jax.extras import require_extra
+from helios_jax.user_input import user_path
 
 if TYPE_CHECKING:
     from helios_jax.data.prepare.job import Status
@@ -44,6 +43,8 @@ Job = tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]
 
 _BAD_CLIPS = 3
 """Exit code of a finished job that could not use some of its clips."""
+
+_MAX_SEED = 2**32 - 1
 
 _SHOWN = 10
 """Skipped clips that are printed; all are in the file."""
@@ -105,8 +106,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out={args.out} is a file; give a folder")
-    if not 0 <= args.seed < 1 << 32:
-        raise ValueError(f"--seed={args.seed} must be from 0 to {(1 << 32) - 1}")
     if args.from_pt is None and args.model is None:
         raise ValueError("give --model, the checkpoint whose VAE and text encoder are to be used")
     if args.beam is not None and args.num_shards is not None:
@@ -118,9 +117,6 @@ def _check(args: argparse.Namespace) -> None:
         )
     if (args.shard_index is None) != (args.num_shards is None):
         raise ValueError("--shard_index and --num_shards go together")
-    for name in ("moving_shapes", "num_shapes", "clips_per_file", "min_frames", "batch", "readers", "max_text_tokens"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name}={value} must be at least 1")
     if args.max_frames < args.min_frames:
         raise ValueError(f"--max_frames={args.max_frames} is below --min_frames={args.min_frames}")
     for size in args.sizes:
@@ -233,16 +229,6 @@ def _sizes(text: str) -> list[Size]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _path(text: str) -> Path:
-    """A path of the user's."""
-    from helios_jax.user_input import user_path
-
-    try:
-        return user_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def _rate(text: str) -> float | None:
     """Frames per second, or ``stored``."""
     from helios_jax.media.rates import frame_rate
@@ -257,20 +243,26 @@ def _rate(text: str) -> float | None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ``argv[0]`` is the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog="helios-prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="helios-prepare", description=__doc__)
 
     def add(name: str, help: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help=help, **options)
 
-    add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=_path, required=True)
+    def add_whole(name: str, help: str, at_least: int, at_most: int | None = None, default: int | None = None) -> None:
+        kind = whole(f"--{name}", at_least=at_least, at_most=at_most)
+        add(name, help if default is None else f"{help} (default {default})", type=kind, default=default)
+
+    add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=path("--out"), required=True)
     add("model", "checkpoint folder in either layout, or hub id")
-    add("clips", "JSON list of clips, or folder of videos with captions", type=_path)
-    add("root", "folder that the paths in the JSON list are relative to (default: that of the list)", type=_path)
-    add("moving_shapes", "number of procedural scenes, each --max_frames long", type=int)
-    add("num_shapes", "shapes in each procedural scene (default: 1 to 3)", type=int)
-    add("from_pt", "folder of .pt files with chunked latents", type=_path)
+    add("clips", "JSON list of clips, or folder of videos with captions", type=path("--clips"))
+    add(
+        "root",
+        "folder that the paths in the JSON list are relative to (default: that of the list)",
+        type=path("--root"),
+    )
+    add_whole("moving_shapes", "number of procedural scenes, each --max_frames long", 1)
+    add_whole("num_shapes", "shapes in each procedural scene (default: 1 to 3)", 1)
+    add("from_pt", "folder of .pt files with chunked latents", type=path("--from_pt"))
     add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
     add(
         "fit",
@@ -285,24 +277,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=24.0,
         metavar="FPS",
     )
-    add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
-    add("max_frames", "frames beyond are dropped (default 501)", type=int, default=501)
-    add("max_text_tokens", "length that texts are cut to (default 512)", type=int, default=512)
+    add_whole("min_frames", "clips with fewer frames are skipped", 1, default=121)
+    add_whole("max_frames", "frames beyond are dropped", 1, default=501)
+    add_whole("max_text_tokens", "length that texts are cut to", 1, default=512)
     add("text", "compute text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
-    add("seed", "seed of the posterior samples, and of the procedural world (default 0)", type=int, default=0)
+    add_whole("seed", "seed of the posterior samples, and of the procedural world", 0, _MAX_SEED, default=0)
     add("dtype", "compute dtype of the text encoder", choices=("bfloat16", "float32"), default="bfloat16")
     add("vae_dtype", "compute dtype of the VAE", choices=("bfloat16", "float32"), default="float32")
-    add("batch", "chunks of 33 frames per device and call (default 1)", type=int, default=1)
-    add("readers", "threads that decode clips (default 4)", type=int, default=4)
+    add_whole("batch", "chunks of 33 frames per device and call", 1, default=1)
+    add_whole("readers", "threads that decode clips", 1, default=4)
     add("processes", "readers are processes, for --moving_shapes", action="store_true")
-    add("clips_per_file", "clips in each file (default 64)", type=int, default=64)
-    add("shard_index", "number of this worker, from 0", type=int)
-    add("num_shards", "number of workers", type=int)
+    add_whole("clips_per_file", "clips in each file", 1, default=64)
+    add_whole("shard_index", "number of this worker, from 0", 0)
+    add_whole("num_shards", "number of workers", 1)
     add("beam", "encode on Apache Beam, with these pipeline options", nargs="?", const="", metavar="OPTIONS")
-    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=_path)
+    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=path("--cache"))
     args = parser.parse_args(argv[1:])
     if args.model is not None and args.model.startswith("~"):
-        args.model = str(_path(args.model))
+        args.model = str(user_path(args.model, "--model"))
     return args
 
 
@@ -313,7 +305,7 @@ def main(args: argparse.Namespace) -> int:
 
 def run() -> None:
     """Entry point of ``helios-prepare``."""
-    app.run(main, flags_parser=parse)
+    run_program("helios-prepare", main, parse)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from helios_jax.checkpoints.lora_merge import check_lora
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
-from helios_jax.sample.jobs import Job
+from helios_jax.sample.jobs import Job, in_line
 from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
 from helios_jax.sample.records import differences, finished_record, record_of
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
@@ -48,9 +48,9 @@ class CheckedJob:
         check_outputs(outputs)
         if finished_record(self.job) is not None:
             remove_earlier(outputs)
-        elif outputs.video.exists():
-            aside = set_aside(outputs)
-            print(f"{outputs.video.name} was left by an interrupted run and is now {aside.video.name}", flush=True)
+        else:
+            for left, now in set_aside(outputs):
+                print(f"{left.name} was left by an interrupted run and is now {now.name}", flush=True)
 
     def finished(self) -> bool:
         """Whether an earlier run, or another process meanwhile, has made this very video.
@@ -148,7 +148,4 @@ def _resolve(defaults: RequestDefaults, inputs: SampleInputs, settings: SampleSe
     try:
         return defaults.resolve(inputs, settings, has_text_encoder=True)
     except (ValueError, OSError) as error:
-        if source.startswith("--"):
-            raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{source}: {error}") from error  # the line of a prompt file
+        raise in_line(error, source) from error
