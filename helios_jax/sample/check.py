@@ -11,7 +11,7 @@ from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
 from helios_jax.sample.jobs import Job, in_line
 from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
-from helios_jax.sample.records import differences, finished_record, record_of
+from helios_jax.sample.records import content_digest, differences, finished_record, record_of
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs
 from helios_jax.sampling.settings import SampleSettings
@@ -90,6 +90,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         check_lora(file, model.transformer)
     if not jobs:  # only to compile
         _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
+    content = content_digest(model.folder) if jobs else None
     seen: set[tuple[Path | None, ...]] = set()
     checked = []
     for job in jobs:
@@ -103,7 +104,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         )
         request = _resolve(defaults, inputs, settings, job.source)
         seen |= {(job.image, None), (None, job.video)}
-        record = record_of(args, job, request, settings, model)
+        record = record_of(args, job, request, settings, model, content=content)
         checked.append(CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record)))
     return model, checked
 

@@ -107,8 +107,14 @@ def test_claims_that_do_not_fit(folder, file, values, message):
 
 def test_the_index_decides_the_class_of_a_scheduler_without_one(folder):
     file = folder / "scheduler" / "scheduler_config.json"
-    file.write_text("{}")
+    file.write_text('{"stages": 3}')
     assert read_settings(folder).scheduler.solver == "dmd"
+
+
+def test_an_emptied_scheduler_is_refused(folder):
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"scheduler_config\.json holds no settings"):
+        read_settings(folder)
 
 
 def test_tokens_of_the_tokenizer(folder):
