@@ -38,8 +38,18 @@ class Parser(argparse_flags.ArgumentParser):
         word = unknown[0]
         if word.startswith("-"):
             flag = word.partition("=")[0]
-            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._option_string_actions)}")
+            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._flags())}")
+        if self._subparsers is not None:
+            self.error(f"{shortened(word)!r} is one argument too many; put quotes around a path with spaces")
         self.error(f"{shortened(word)!r} is not a flag; put quotes around text with spaces, --prompt='a red fox'")
+
+    def _flags(self) -> list[str]:
+        """The flags of the command and of all its subcommands."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for command in action.choices.values() for flag in command._option_string_actions]
+        return found
 
 
 def shortened(text: str, length: int = 60) -> str:

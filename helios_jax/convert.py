@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl.flags import argparse_flags
-
+from helios_jax.arguments import Parser, finite, path
 from helios_jax.cli import run_interruptible, run_program
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
     from helios_jax.checkpoints.weights import Layout
     from helios_jax.models.network import ConfiguredModule
+
+_LEAVES = "nothing is left of an unfinished checkpoint"
 
 NETWORKS = ("transformer", "text_encoder", "vae")
 
@@ -255,15 +256,14 @@ def _is_reference(value: Any) -> bool:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ``argv[0]`` is the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog="helios-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="helios-convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, description: str, *positional: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=description, description=description)
         for argument in positional:
-            command.add_argument(argument.lower(), metavar=argument, help=_HELP[argument])
+            kind = str if argument == "SRC" else path(argument)
+            command.add_argument(argument.lower(), metavar=argument, help=_HELP[argument], type=kind)
         return command
 
     def add_dtype(command: argparse.ArgumentParser) -> None:
@@ -273,17 +273,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dtype(add("to-orbax", "Writes the checkpoint in Orbax's layout.", "SRC", "DST"))
     add_dtype(add("to-diffusers", "Writes the checkpoint in the published layout.", "SRC", "DST"))
     merge = add("merge-lora", "Writes the checkpoint with a LoRA file merged in.", "SRC", "LORA", "DST")
-    merge.add_argument("--scale", type=_scale, default=1.0, help="strength of the LoRA (default 1)")
+    merge.add_argument("--scale", type=finite("--scale"), default=1.0, help="strength of the LoRA (default 1)")
     add_dtype(merge)
     return parser.parse_args(argv[1:])
-
-
-def _scale(text: str) -> float:
-    """A finite number."""
-    scale = float(text)
-    if not math.isfinite(scale):
-        raise argparse.ArgumentTypeError(f"the scale must be a finite number, got {text}")
-    return scale
 
 
 _HELP = {
@@ -304,18 +296,18 @@ def main(args: argparse.Namespace) -> int:
             case "inspect":
                 _print_summary(args.src)
             case "to-orbax":
-                convert(args.src, Path(args.dst), "orbax", dtype=args.dtype)
+                convert(args.src, args.dst, "orbax", dtype=args.dtype)
             case "to-diffusers":
-                convert(args.src, Path(args.dst), "diffusers", dtype=args.dtype)
+                convert(args.src, args.dst, "diffusers", dtype=args.dtype)
             case "merge-lora":
-                merge_lora(args.src, Path(args.lora), Path(args.dst), scale=args.scale, dtype=args.dtype)
+                merge_lora(args.src, args.lora, args.dst, scale=args.scale, dtype=args.dtype)
 
-    return run_interruptible("helios-convert", lambda check: work())
+    return run_interruptible("helios-convert", lambda check: work(), leaves=_LEAVES)
 
 
 def run() -> None:
     """Entry point of ``helios-convert``."""
-    run_program("helios-convert", main, parse)
+    run_program("helios-convert", main, parse, leaves=_LEAVES)
 
 
 if __name__ == "__main__":

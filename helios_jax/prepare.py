@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app
-
-from helios_jax.cli import Check, run_interruptible
+from helios_jax.cli import Check, run_interruptible, run_program
 from helios_jax.data.prepare.flags import Size, check, parse
 from helios_jax.extras import require_extra
 
@@ -179,7 +177,7 @@ def main(args: argparse.Namespace) -> int:
 
 def run() -> None:
     """Entry point of ``helios-prepare``."""
-    app.run(main, flags_parser=parse)
+    run_program("helios-prepare", main, parse)
 
 
 if __name__ == "__main__":

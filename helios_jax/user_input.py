@@ -36,6 +36,21 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
     return expanded
 
 
+def existing_file(path: str | os.PathLike[str], kind: str) -> pathlib.Path:
+    """Returns ``path`` if it is a file.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It is a folder, or no path.
+    """
+    path = user_path(path, kind)
+    if not path.exists():
+        raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
+    if not path.is_file():
+        raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
+    return path
+
+
 def plain_name(name: str, what: str = "name") -> str:
     """``name`` if it is a plain file name: no separators, not ``..``, no control characters.
 

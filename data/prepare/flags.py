@@ -5,10 +5,12 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from helios_jax.arguments import Parser, path
+from helios_jax.arguments import Parser, path, whole
 
 Size = tuple[int, int]
 """Rows and columns."""
+
+_MAX_SEED = 2**32 - 1
 
 DESCRIPTION = """\
 Videos to latents and text embeddings, ready for training.
@@ -38,12 +40,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     def add(name: str, help: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help=help, **options)
 
+    def add_whole(name: str, help: str, at_least: int, at_most: int | None = None, default: int | None = None) -> None:
+        kind = whole(f"--{name}", at_least=at_least, at_most=at_most)
+        add(name, help if default is None else f"{help} (default {default})", type=kind, default=default)
+
     add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=path("--out"), required=True)
     add("model", "checkpoint folder in either layout, or hub id", type=_model)
     add("clips", "JSON list of clips, or folder of videos with captions", type=path("--clips"))
     add("root", "folder that paths in the JSON list are relative to (default: that of the list)", type=path("--root"))
-    add("moving_shapes", "number of procedural scenes, each --max_frames long", type=int)
-    add("num_shapes", "shapes in each procedural scene (default: 1 to 3)", type=int)
+    add_whole("moving_shapes", "number of procedural scenes, each --max_frames long", 1)
+    add_whole("num_shapes", "shapes in each procedural scene (default: 1 to 3)", 1)
     add("from_pt", "folder of .pt files with chunked latents", type=path("--from_pt"))
     add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
     add(
@@ -59,19 +65,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=24.0,
         metavar="FPS",
     )
-    add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
-    add("max_frames", "longer clips are cut to this many frames (default 501)", type=int, default=501)
-    add("max_text_tokens", "length that texts are cut to (default 512)", type=int, default=512)
+    add_whole("min_frames", "clips with fewer frames are skipped", 1, default=121)
+    add_whole("max_frames", "longer clips are cut to this many frames", 1, default=501)
+    add_whole("max_text_tokens", "length that texts are cut to", 1, default=512)
     add("text", "compute text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
-    add("seed", "seed of the posterior samples, and of the procedural world (default 0)", type=int, default=0)
+    add_whole("seed", "seed of the posterior samples, and of the procedural world", 0, _MAX_SEED, default=0)
     add("dtype", "compute dtype of the text encoder", choices=("bfloat16", "float32"), default="bfloat16")
     add("vae_dtype", "compute dtype of the VAE", choices=("bfloat16", "float32"), default="float32")
-    add("batch", "chunks of 33 frames per device and call (default 1)", type=int, default=1)
-    add("readers", "threads that decode clips (default 4)", type=int, default=4)
+    add_whole("batch", "chunks of 33 frames per device and call", 1, default=1)
+    add_whole("readers", "threads that decode clips", 1, default=4)
     add("processes", "readers are processes, for --moving_shapes", action="store_true")
-    add("clips_per_file", "clips in each file (default 64)", type=int, default=64)
-    add("shard_index", "number of this worker, from 0", type=int)
-    add("num_shards", "number of workers", type=int)
+    add_whole("clips_per_file", "clips in each file", 1, default=64)
+    add_whole("shard_index", "number of this worker, from 0", 0)
+    add_whole("num_shards", "number of workers", 1)
     add("beam", "encode on Apache Beam, with these pipeline options", nargs="?", const="", metavar="OPTIONS")
     add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=path("--cache"))
     return parser.parse_args(argv[1:])
@@ -81,7 +87,7 @@ def check(args: argparse.Namespace) -> None:
     """Checks ranges, and arguments that depend on each other.
 
     Raises:
-        ValueError: They do not go together, or one is out of range.
+        ValueError: They do not go together.
     """
     sources = {name: getattr(args, name) for name in ("clips", "moving_shapes", "from_pt")}
     given = [f"--{name}" for name, value in sources.items() if value is not None]
@@ -89,8 +95,6 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out={args.out} is a file; give a folder")
-    if not 0 <= args.seed < 1 << 32:
-        raise ValueError(f"--seed={args.seed} must be from 0 to {(1 << 32) - 1}")
     if args.from_pt is None and args.model is None:
         raise ValueError("give --model, the checkpoint whose VAE and text encoder are to be used")
     if args.beam is not None and args.num_shards is not None:
@@ -102,9 +106,6 @@ def check(args: argparse.Namespace) -> None:
         )
     if (args.shard_index is None) != (args.num_shards is None):
         raise ValueError("--shard_index and --num_shards go together")
-    for name in ("moving_shapes", "num_shapes", "clips_per_file", "min_frames", "batch", "readers", "max_text_tokens"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name}={value} must be at least 1")
     if args.max_frames < args.min_frames:
         raise ValueError(f"--max_frames={args.max_frames} is below --min_frames={args.min_frames}")
     for size in args.sizes:

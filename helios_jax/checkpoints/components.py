@@ -131,12 +131,7 @@ def read_json(file: FilePath) -> dict[str, Any]:
     if (size := file.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{file} has {size:,} bytes; a JSON file of settings has at most {_MAX_JSON_BYTES:,}")
     try:
-        content = json.loads(
-            file.read_bytes().decode("utf-8"),
-            parse_float=_finite,
-            parse_constant=_finite,
-            object_pairs_hook=_unique,
-        )
+        content = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
@@ -148,11 +143,11 @@ def read_json(file: FilePath) -> dict[str, Any]:
     return content
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text:.20} is not a finite number")
-    return number
+def _is_finite(value: Any) -> bool:
+    """Whether a value of JSON holds finite numbers only; objects in it have been checked before."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,6 +155,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in content:
             raise ValueError(f"the key {shown(key)} is given twice")
+        if not _is_finite(value):
+            raise ValueError(f"{shown(key)}: {shown(value)} is not finite")
         content[key] = value
     return content
 

@@ -186,7 +186,7 @@ def _read_one(
         whole = [slice(None)] * len(shape)
         published = tuple(axis or slice(None) for axis in entry.layout.published_order(index or whole))
         tensor = entry.layout.to_ours(read(name, published) if published else read(name, ()))
-        with np.errstate(over="ignore"):  # Converters check for values that are not finite afterwards.
+        with np.errstate(over="ignore"):  # What overflows is found when all weights are read.
             return np.asarray(tensor, dtype)
 
     return jax.make_array_from_callback(shape, sharding, part)

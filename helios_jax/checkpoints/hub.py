@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
+from helios_jax.checkpoints.sources import folder_of
 from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
@@ -39,15 +40,11 @@ def local_folder(
         FileNotFoundError: Neither a folder nor a hub id, or the download failed.
         ValueError: Not a path, or a revision of a folder on disk.
     """
-    folder = user_path(path, "the checkpoint")
-    if folder.is_dir():
+    folder = folder_of(path)
+    if folder is not None:
         if revision is not None:
             raise ValueError(f"revision={revision!r} belongs to a repository on the hub, and {folder} is a folder")
         return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file; give the folder of a checkpoint, which holds model_index.json")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise FileNotFoundError(f"{path} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Distilled'")
     from huggingface_hub import snapshot_download
 
     with _as_missing(path, revision):

@@ -69,6 +69,8 @@ def read_settings(
 
     def read_scheduler(json: Json) -> SchedulerConfig:
         listed = classes["scheduler"]
+        if not json:  # Every setting has a default, which would hide that the file was emptied.
+            raise ValueError(f"{folder}/scheduler/scheduler_config.json holds no settings; fetch it again")
         if listed is not None:
             json = {"_class_name": listed, **json}
             require(json, "_class_name", listed)

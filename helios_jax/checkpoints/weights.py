@@ -54,7 +54,7 @@ def check_values(network: ConfiguredModule, source: FilePath) -> None:
             if shard.replica_id == 0 and not _largest(np.asarray(shard.data)) <= MAX_WEIGHT:
                 raise ValueError(
                     f"{source}: the parameter {'.'.join(map(str, path))} holds NaN, infinity or values beyond "
-                    f"{MAX_WEIGHT:g}; fetch its weights again"
+                    f"{MAX_WEIGHT:g}, in its file or as {variable[...].dtype}; fetch its weights again"
                 )
 
 

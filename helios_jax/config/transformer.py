@@ -135,7 +135,8 @@ class TransformerConfig:
     def from_diffusers(cls, json: Json) -> "TransformerConfig":
         """Reads ``transformer/config.json``. Raises SettingError on settings that are not supported."""
         require(json, "_class_name", "HeliosTransformer3DModel")
-        require(json, "added_kv_proj_dim", None)
+        for unsupported in ("added_kv_proj_dim", "image_dim", "pos_embed_seq_len"):  # of Wan's I2V transformers
+            require(json, unsupported, None)
         require(json, "qk_norm", "rms_norm_across_heads")
         require(json, "restrict_self_attn", False)  # a variant of the research code
         return read_fields(cls, json, _TRANSFORMER_KEYS)

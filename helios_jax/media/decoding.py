@@ -19,10 +19,11 @@ import numpy as np
 
 from helios_jax._warnings import warn_user
 from helios_jax.media.containers import is_cut_off
-from helios_jax.media.files import ClipError, damaged, existing_file, open_video
+from helios_jax.media.files import ClipError, damaged, open_video
 from helios_jax.media.orientation import display_matrix, upright
 from helios_jax.media.timeline import Timeline, read_timeline
 from helios_jax.typing import Int, Path, UInt8
+from helios_jax.user_input import existing_file
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 """Code points of ITU-T H.273."""

@@ -5,30 +5,12 @@ import pathlib
 from collections.abc import Generator
 from typing import Any
 
-from helios_jax.typing import Path
-from helios_jax.user_input import user_path
-
 MAX_PIXELS = 1 << 27
 """Largest frame that is decoded, 16384 x 8192: damaged headers announce sizes that do not fit into memory."""
 
 
 class ClipError(ValueError):
     """A clip that cannot be used; the message says why."""
-
-
-def existing_file(path: Path, kind: str) -> pathlib.Path:
-    """Returns ``path`` if it is a file.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        ValueError: It is a folder or not a path.
-    """
-    path = user_path(path, kind)
-    if not path.exists():
-        raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
-    if not path.is_file():
-        raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
-    return path
 
 
 def video_url(path: pathlib.Path) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from helios_jax._warnings import warn_user
-from helios_jax.media.files import existing_file
 from helios_jax.media.pixels import Frames, checked_pixels
 from helios_jax.typing import UInt8
+from helios_jax.user_input import existing_file
 
 ImageLike = Any
 """A path, a PIL image, or an RGB array [H, W, 3] of uint8 or of floats in [0, 1]."""

@@ -13,9 +13,10 @@ from fractions import Fraction
 import numpy as np
 
 from helios_jax.media.containers import is_cut_off
-from helios_jax.media.files import existing_file, open_video
+from helios_jax.media.files import open_video
 from helios_jax.media.rates import frame_rate
 from helios_jax.typing import Float, Int, Path
+from helios_jax.user_input import existing_file
 
 _KEYS_TRIED = 3
 

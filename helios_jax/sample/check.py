@@ -9,9 +9,9 @@ from helios_jax.checkpoints.lora_merge import check_lora
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
-from helios_jax.sample.jobs import Job
+from helios_jax.sample.jobs import Job, in_line
 from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
-from helios_jax.sample.records import differences, finished_record, record_of
+from helios_jax.sample.records import content_digest, differences, finished_record, record_of
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs
 from helios_jax.sampling.settings import SampleSettings
@@ -48,9 +48,9 @@ class CheckedJob:
         check_outputs(outputs)
         if finished_record(self.job) is not None:
             remove_earlier(outputs)
-        elif outputs.video.exists():
-            aside = set_aside(outputs)
-            print(f"{outputs.video.name} was left by an interrupted run and is now {aside.video.name}", flush=True)
+        else:
+            for left, now in set_aside(outputs):
+                print(f"{left.name} was left by an interrupted run and is now {now.name}", flush=True)
 
     def finished(self) -> bool:
         """Whether an earlier run, or another process in the meantime, has made this video.
@@ -90,6 +90,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         check_lora(file, model.transformer)
     if not jobs:  # compile only
         _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
+    content = content_digest(model.folder) if jobs else None
     seen: set[tuple[Path | None, ...]] = set()
     checked = []
     for job in jobs:
@@ -103,7 +104,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         )
         request = _resolve(defaults, inputs, settings, job.source)
         seen |= {(job.image, None), (None, job.video)}
-        record = record_of(args, job, request, settings, model)
+        record = record_of(args, job, request, settings, model, content=content)
         checked.append(CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record)))
     return model, checked
 
@@ -148,7 +149,4 @@ def _resolve(defaults: RequestDefaults, inputs: SampleInputs, settings: SampleSe
     try:
         return defaults.resolve(inputs, settings, has_text_encoder=True)
     except (ValueError, OSError) as error:
-        if source.startswith("--"):
-            raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{source}: {error}") from error  # the line of a prompt file
+        raise in_line(error, source) from error

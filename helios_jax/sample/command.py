@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from helios_jax.cli import Check, run_interruptible, run_program
 from helios_jax.sample.flags import parse, settings_of
-from helios_jax.sample.jobs import plan_jobs
+from helios_jax.sample.jobs import check_inputs, plan_jobs
 from helios_jax.sample.live import TypedPrompts
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
     jobs = plan_jobs(args)
+    check_inputs(args, jobs)
     from helios_jax.sample.check import check_device, check_jobs
 
     model, checked = check_jobs(args, jobs)

@@ -82,7 +82,7 @@ def check_outputs(outputs: Outputs) -> None:
         )
     _check_folder(video)
     for path in outputs.all:
-        if os.path.lexists(path) and not _is_ours(path):
+        if os.path.lexists(path) and not _is_ours(path, outputs):
             kind = "is a folder" if path.is_dir() else "was not written by helios-sample"
             raise FileExistsError(
                 f"{path} {kind}, so it is not replaced, with or without --overwrite; choose another --out or move it"
@@ -100,15 +100,16 @@ def _check_folder(video: Path) -> None:
         raise PermissionError(f"cannot write {video}: no permission to write in {folder}")
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether this program wrote a file that exists."""
+def _is_ours(path: Path, outputs: Outputs) -> bool:
+    """Whether this program wrote a file that exists, which is one of ``outputs``."""
     from helios_jax.media.provenance import written_by_us
 
     if path.is_symlink() and not path.exists():
         return False
-    # A process that is killed between creating its claim and writing to it leaves an empty file.
-    if path.name.endswith(".unfinished.json") and path.is_file() and not path.stat().st_size:
-        return True
+    # A process that is killed between the creation of a file and its first byte leaves an empty one. The claim is
+    # created first, and tells that a video or a sheet without a byte is not someone else's.
+    if path.is_file() and not path.stat().st_size:
+        return path == outputs.claim or (path != outputs.record and written_by_us(outputs.claim))
     return written_by_us(path)
 
 
@@ -155,13 +156,22 @@ def check_apart(inputs: Mapping[str, Path], outputs: Iterable[Outputs]) -> None:
             raise ValueError(f"{flag}={path} is the same file as the output {found}; choose another --out")
 
 
-def set_aside(outputs: Outputs) -> Outputs:
-    """Renames the video and the sheet of an interrupted run, so that a rerun does not overwrite them."""
+def set_aside(outputs: Outputs) -> list[tuple[Path, Path]]:
+    """Renames the video and the sheet of an interrupted run, so that a rerun does not overwrite them.
+
+    Returns:
+        The old and the new path of each file that was renamed. A video without a byte is removed.
+    """
     aside = outputs.aside()
+    renamed = []
     for path, target in ((outputs.video, aside.video), (outputs.sheet, aside.sheet)):
-        if os.path.lexists(path) and _is_ours(path):
-            path.rename(target)
-    return aside
+        if not os.path.lexists(path) or not _is_ours(path, outputs):
+            continue
+        if path.stat().st_size:
+            renamed.append((path, path.rename(target)))
+        else:
+            path.unlink()
+    return renamed
 
 
 def remove_earlier(outputs: Outputs) -> None:
@@ -170,5 +180,5 @@ def remove_earlier(outputs: Outputs) -> None:
     Removing is safer than overwriting: hard links to the file and the target of a symbolic link keep their content.
     """
     for path in (outputs.record, outputs.sheet, outputs.video):
-        if os.path.lexists(path) and _is_ours(path):
+        if os.path.lexists(path) and _is_ours(path, outputs):
             path.unlink()

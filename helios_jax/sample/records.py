@@ -27,15 +27,24 @@ if TYPE_CHECKING:
 FACTS = ("helios_jax", "seconds", "device", "versions", "sha256", "unfinished", "num_frames")
 """Keys that are not compared: they do not affect the content of the video, or repeat other keys."""
 
+_PIECES, _PIECE = 64, 16384
+"""How many pieces of a file ``content_digest`` reads, and their bytes."""
+
 ESSENTIAL = ("prompt", "seed", "steps", "height", "width", "frames")
 """Keys without which a record cannot be compared."""
 
 
 def record_of(
-    args: argparse.Namespace, job: Job, request: "Request", settings: SampleSettings, model: "PipelineSettings"
+    args: argparse.Namespace,
+    job: Job,
+    request: "Request",
+    settings: SampleSettings,
+    model: "PipelineSettings",
+    *,
+    content: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a video that is to be made."""
-    snapshot = model.folder.parent.name == "snapshots"  # the cache of the hub: models--owner--name/snapshots/commit
+    """The record of a video that is to be made; ``content`` is the ``content_digest`` of the model."""
+    snapshot = _is_snapshot(model.folder)
     given = {"image": job.image, "video": job.video}
     record = {
         "helios_jax": __version__,
@@ -43,6 +52,7 @@ def record_of(
         "negative_prompt": _negative_prompt(job) if request.guided else None,
         "model": args.model if snapshot else os.path.realpath(model.folder),
         "revision": model.folder.name if snapshot else args.revision,
+        **({} if content is None else {"model_content": content}),
         "lora": [[os.path.abspath(file), scale] for file, scale in args.lora],
         **{name: None if path is None else os.path.abspath(path) for name, path in given.items()},
         **vars(settings),
@@ -72,6 +82,33 @@ def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(folder: Path) -> str | None:
+    """A digest of a checkpoint on disk, which tells whether it was edited or replaced; ``None`` for one of the hub.
+
+    Files beyond 1 MB count by their size and 64 pieces, so that 40 GB take no time: weights that were trained further
+    differ everywhere.
+    """
+    if _is_snapshot(folder):
+        return None
+    digest = hashlib.sha256()
+    files = [folder / "model_index.json"]
+    for part in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
+        files += sorted(path for path in (folder / part).rglob("*") if path.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with open(path, "rb") as file:
+            for number in range(_PIECES):
+                file.seek(number * max(size // _PIECES, _PIECE))
+                digest.update(file.read(_PIECE))
+    return digest.hexdigest()[:16]
+
+
+def _is_snapshot(folder: Path) -> bool:
+    """Whether a folder belongs to the cache of the hub: models--owner--name/snapshots/commit."""
+    return folder.parent.name == "snapshots"
 
 
 def facts_of_run(seconds: float) -> dict[str, Any]:

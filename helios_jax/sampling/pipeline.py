@@ -127,10 +127,12 @@ class HeliosPipeline:
         return cls(**vars(parts))
 
     def save(self, folder: Path, layout: Layout = "diffusers") -> None:
-        """Writes the checkpoint; ``from_pretrained`` reads both layouts.
+        """Writes the checkpoint, whole or not at all; ``from_pretrained`` reads both layouts.
 
         Raises:
-            FileExistsError: The folder already holds a checkpoint.
+            ValueError: Unknown layout.
+            FileExistsError: There is such a folder, and it is not empty.
+            OSError: The folder cannot be written to, or the disk is full.
         """
         parts = PipelineParts(
             config=self.config,
