@@ -1,4 +1,4 @@
-"""``helios-convert``: inspects and converts checkpoints and merges LoRA files, without a GPU.
+"""Inspects and converts checkpoints and merges LoRA files, without a GPU.
 
     helios-convert inspect BestWishYsh/Helios-Distilled        shows its contents, from the files' headers alone
     helios-convert to-orbax SRC DST --dtype=bfloat16           published layout -> the layout that loads fastest
@@ -141,6 +141,7 @@ def convert(
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, unfinished / name)
         shutil.copy(folder / "model_index.json", unfinished / "model_index.json")
+    print(f"wrote {target}", flush=True)
 
 
 def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dtype: str | None = None) -> None:

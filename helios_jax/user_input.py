@@ -9,6 +9,7 @@ import math
 import operator
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,10 @@ def existing_file(path: str | os.PathLike[str], kind: str) -> pathlib.Path:
     """
     path = user_path(path, kind)
     if not path.exists():
-        raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
+        if re.match(r"[A-Za-z]{2,}:/", str(path)):  # pathlib has joined the two slashes of a URL
+            raise FileNotFoundError(f"the {kind} {path} is not a file; download it and give the path of the file")
+        where = "" if path.is_absolute() else f" (looked in {pathlib.Path.cwd()})"
+        raise FileNotFoundError(f"the {kind} {path} does not exist{where}")
     if not path.is_file():
         raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
     return path

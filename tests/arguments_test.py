@@ -33,7 +33,7 @@ def test_values(monkeypatch):
         ("--height", "expected one argument"),
         ("--scale=nan", "--scale=nan must be a finite number of at least 0"),
         ("--scale=x", "--scale='x' must be a finite number"),
-        ("--steps=1,a,1", "--steps=1,a,1: each part='a' must be a whole number"),
+        ("--steps=1,a,1", "--steps=1,a,1: part='a' must be a whole number"),
         ("--out=", "--out='' is not a path"),
         ("--dtype=c", "argument --dtype: invalid choice: 'c'"),
         ("--heigth=3", "unknown flag --heigth; did you mean --height?"),

@@ -19,6 +19,7 @@ from helios_jax.checkpoints.key_tables import ParamPath
 from helios_jax.config.fields import Json, SettingError, shown
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, DType, Path
+from helios_jax.user_input import user_path
 
 _LISTED = 12
 """Names spelled out in an error before the rest is only counted."""
@@ -100,7 +101,7 @@ def with_parameters(abstract: ConfiguredModule, arrays: Mapping[ParamPath, Array
 
 def component_folder(folder: Path, component: str) -> FilePath:
     """Returns the component's own folder, given that folder or the checkpoint that contains it."""
-    path = FilePath(folder)
+    path = user_path(folder, "folder")
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
     inner = path / component
@@ -109,7 +110,7 @@ def component_folder(folder: Path, component: str) -> FilePath:
 
 def new_component_folder(folder: Path, component: str) -> FilePath:
     """Makes ``folder/component``. Raises FileExistsError when it holds weights in either layout."""
-    target = FilePath(folder) / component
+    target = user_path(folder, "folder") / component
     if (target / "weights").exists() or any(target.glob("*.safetensors*")):
         raise FileExistsError(f"{target} already holds weights; choose another folder or remove them first")
     target.mkdir(parents=True, exist_ok=True)

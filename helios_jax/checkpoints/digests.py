@@ -44,18 +44,16 @@ def digest(array: AnyArray | np.generic | float) -> str:
 
 def digests_of(arrays: Mapping[str, AnyArray | np.generic | float]) -> dict[str, str]:
     """The digest of every array, by name. All are dispatched to the devices before the first result is awaited."""
-    pending = {}
+    pending: dict[str, tuple[AnyArray, Any]] = {}
     for name, array in arrays.items():
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
-        if not _on_accelerators(array):
-            array = np.asarray(array)
-        pending[name] = (
-            array,
-            _hash_on_host(array)
-            if isinstance(array, np.ndarray)
-            else _hash_on_device(jax.device_put(array, array.sharding.with_memory_kind("device"))),
-        )
+        if isinstance(array, jax.Array) and _on_accelerators(array):
+            on_device = jax.device_put(array, array.sharding.with_memory_kind("device"))
+            pending[name] = (array, _hash_on_device(on_device))
+        else:
+            on_host = np.asarray(array)
+            pending[name] = (on_host, _hash_on_host(on_host))
     return {name: _text(array, int(value)) for name, (array, value) in pending.items()}
 
 

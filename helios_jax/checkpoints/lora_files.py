@@ -230,7 +230,7 @@ def _adapter_settings(metadata: Mapping[str, str], file: pathlib.Path) -> dict[s
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"{source}: alpha_pattern={patterns!r}; a mapping from layers to numbers is needed")
-    checked = {"use_rslora": bool(settings.get("use_rslora")), "alpha_pattern": {}}
+    checked: dict[str, Any] = {"use_rslora": bool(settings.get("use_rslora")), "alpha_pattern": {}}
     for pattern, alpha in patterns.items():
         try:
             re.compile(pattern)

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,7 @@ def merged_arrays(
     return merged
 
 
-def with_arrays[M: ConfiguredModule](transformer: Network[M], arrays: Mapping[ParamPath, Array]) -> Network[M]:
+def with_arrays[N: Network[Any]](transformer: N, arrays: Mapping[ParamPath, Array]) -> N:
     """The transformer with some parameters replaced."""
     state = dict(nnx.to_flat_state(transformer.params))
     for parameter, array in arrays.items():

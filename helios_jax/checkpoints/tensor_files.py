@@ -13,7 +13,7 @@ import numpy as np
 
 from helios_jax.checkpoints.components import read_json
 from helios_jax.config.fields import shown
-from helios_jax.user_input import plain_name
+from helios_jax.user_input import plain_name, user_path
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """Stored dtypes that a checkpoint may use."""
@@ -45,7 +45,7 @@ class TensorFolder:
         self._stack = contextlib.ExitStack()
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
-        path = Path(path)
+        path = user_path(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             if path.is_file():
@@ -54,7 +54,7 @@ class TensorFolder:
                 files, weight_map = _weight_files(path)
                 for file in files:
                     self._add(file, weight_map)
-                if missing := sorted(weight_map.keys() - self.tensors.keys() if weight_map else ()):
+                if weight_map and (missing := sorted(weight_map.keys() - self.tensors.keys())):
                     raise ValueError(
                         f"{path}: the index says that {missing[0]!r} is in {weight_map[missing[0]]}, and it is not"
                         + (f" (nor are {len(missing) - 1} other tensors where they should be)" if missing[1:] else "")

@@ -131,9 +131,11 @@ def _converted(value: Any, annotation: Any) -> Any:
             return tuple(_converted(part, each) for part, each in zip(value, inner, strict=True))
         fits = False
     elif kind is int:
-        return whole_number(value, "value", at_least=limits and int(limits.low), at_most=limits and int(limits.high))
+        low, high = (None, None) if limits is None else (int(limits.low), int(limits.high))
+        return whole_number(value, "value", at_least=low, at_most=high)
     elif kind is float:
-        return finite_number(value, "value", at_least=limits and limits.low, at_most=limits and limits.high)
+        low, high = (None, None) if limits is None else (limits.low, limits.high)
+        return finite_number(value, "value", at_least=low, at_most=high)
     else:
         fits = isinstance(value, kind)
     if not fits:

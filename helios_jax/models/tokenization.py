@@ -9,7 +9,6 @@ import functools
 import html
 import importlib.util
 import json
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from helios_jax.config import TextEncoderConfig
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.typing import Array, Bool, Float, Int, Path, Sequence
+from helios_jax.user_input import user_path
 
 if TYPE_CHECKING:
     import tokenizers
@@ -78,7 +78,7 @@ class Tokenizer:
         """
         import tokenizers
 
-        folder = pathlib.Path(folder)
+        folder = user_path(folder, "folder")
         if (folder / "tokenizer").is_dir():
             folder = folder / "tokenizer"
         path = folder / "tokenizer.json"
@@ -113,7 +113,7 @@ class Tokenizer:
         Raises:
             FileExistsError: It already holds a tokenizer.
         """
-        target = pathlib.Path(folder) / "tokenizer"
+        target = user_path(folder, "folder") / "tokenizer"
         if (target / "tokenizer.json").exists():
             raise FileExistsError(f"{target} already holds a tokenizer; choose another folder or remove it first")
         target.mkdir(parents=True, exist_ok=True)

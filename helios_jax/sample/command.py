@@ -58,7 +58,13 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
             conditioning = "image" if args.image else "video" if args.video else None
             seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
+        print("the first chunk compiles programs that are not cached yet", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):
+            if args.prompt_file is not None:
+                number = left.index(job) + 1
+                print(
+                    f"video {number} of {len(left)}, {job.job.outputs.video.name}: seed {job.settings.seed}", flush=True
+                )
             sample(pipe, job, claim, args, check_interrupted)
 
 
@@ -115,9 +121,8 @@ def sample(
     outputs = job.job.outputs
     start = time.monotonic()
     with Progress(enabled=sys.stderr.isatty()) as progress:
-        if job.job.seed_drawn or args.prompt_file is not None:
+        if job.job.seed_drawn and args.prompt_file is None:
             progress.write(f"{outputs.video.name}: seed {job.settings.seed}")
-        progress.write(f"{outputs.video.name}: the first chunk compiles programs that are not cached yet")
         stream = pipe.stream(
             job.job.prompt,
             job.negative_prompt,

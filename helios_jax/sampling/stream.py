@@ -137,7 +137,7 @@ class Stream:
 
     def __repr__(self) -> str:
         request = self.request
-        chunks = "no end" if request.num_chunks is None else f"of {request.num_chunks} chunks"
+        chunks = "chunks, no end" if request.num_chunks is None else f"of {request.num_chunks} chunks"
         state = ", closed" if self._closed else ""
         return f"Stream({self.index} {chunks}, {request.height}x{request.width}, batch {request.batch}{state})"
 

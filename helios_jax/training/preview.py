@@ -25,6 +25,7 @@ from helios_jax.training.run_folder import check_settings
 from helios_jax.training.setting_list import values_of
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import FromCheckpoint, Random
+from helios_jax.user_input import user_path
 
 _GIB = 2**30
 
@@ -129,8 +130,9 @@ def on_disk(name: str) -> pathlib.Path | None:
     Raises:
         FileNotFoundError: Neither a folder nor a hub id.
     """
-    if pathlib.Path(name).is_dir():
-        return pathlib.Path(name)
+    folder = user_path(name, "folder")
+    if folder.is_dir():
+        return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Base'")
     from huggingface_hub import try_to_load_from_cache

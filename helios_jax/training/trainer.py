@@ -178,13 +178,13 @@ def _only_run(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
-    new = not workdir.exists()
+    new = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with claimed(workdir / ".lock", f"{workdir} is being trained"):
             yield
     finally:
-        # A run that could not begin leaves no empty folder.
-        if new:
-            with contextlib.suppress(OSError):
-                workdir.rmdir()
+        # A run that could not begin leaves no folder.
+        with contextlib.suppress(OSError):
+            for folder in new:
+                folder.rmdir()
