@@ -39,7 +39,7 @@ def test_values(monkeypatch):
         ("--heigth=3", "unknown flag --heigth; did you mean --height?"),
         ("--hei=3", "unknown flag --hei"),
         ("--xyzzy", "unknown flag --xyzzy"),
-        ("fox", "'fox' belongs to no flag; put quotes around text with spaces"),
+        ("fox", "'fox' is not a flag; put quotes around text with spaces"),
     ],
 )
 def test_errors_are_one_line(argument, message, capsys):

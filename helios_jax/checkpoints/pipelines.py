@@ -1,6 +1,5 @@
 """Whole checkpoints: all parts of a pipeline, in either layout."""
 
-import contextlib
 import dataclasses
 from pathlib import Path as FilePath
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from helios_jax.checkpoints.components import write_json
 from helios_jax.checkpoints.footprint import footprint
 from helios_jax.checkpoints.hub import local_folder
+from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.checkpoints.weights import Layout, check_layout, check_weights, load_weights, save_weights
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig
@@ -20,7 +20,6 @@ from helios_jax.models.tokenization import TextEncoder, Tokenizer, check_tokeniz
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
 from helios_jax.typing import DType, Path
-from helios_jax.user_input import user_path
 
 __all__ = ["PipelineParts", "PipelineSettings", "load_parts", "read_settings", "read_tokenizer", "save_parts"]
 
@@ -79,7 +78,7 @@ def load_parts(
 
 
 def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
-    """The tokenizer of a checkpoint, which must fit the text encoder's configuration.
+    """Loads the tokenizer of a checkpoint and checks it against the text encoder's configuration.
 
     Raises:
         FileNotFoundError: It is missing.
@@ -95,34 +94,34 @@ def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
 
 def compute_dtype(dtype: DType, name: str) -> np.dtype:
     """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
-    known = ("bfloat16", "float32", "float16")
-    # NumPy takes None for float64.
-    with contextlib.suppress(TypeError):
-        if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
-            return found
-    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
+    known = ("bfloat16", "float32")
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if dtype is None or found not in map(jnp.dtype, known):
+        raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
+    return found
 
 
 def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
-    """Writes a checkpoint.
+    """Writes a checkpoint, whole or not at all: the folder appears when it is complete.
 
     Raises:
         ValueError: Unknown layout.
-        FileExistsError: The folder already holds a checkpoint.
+        FileExistsError: There is such a folder, and it is not empty.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     check_layout(layout)
-    target = user_path(folder, "folder")
-    if (target / "model_index.json").exists():
-        raise FileExistsError(f"{target} already holds a checkpoint; choose another folder or remove it first")
-    save_weights(parts.transformer.module, target, "transformer", layout)
-    save_weights(parts.vae.module, target, "vae", layout)
-    if parts.text_encoder is not None:
-        save_weights(parts.text_encoder.encoder.module, target, "text_encoder", layout)
-        parts.text_encoder.tokenizer.save(target)
-    (target / "scheduler").mkdir(exist_ok=True)
-    write_json(target / "scheduler" / "scheduler_config.json", parts.scheduler.to_diffusers())
-    index = parts.config.to_diffusers(parts.scheduler)
-    if parts.text_encoder is None:
-        index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-    # Written last: a folder without it is an unfinished checkpoint.
-    write_json(target / "model_index.json", index)
+    with new_folder(check_new_folder(folder)) as target:
+        save_weights(parts.transformer.module, target, "transformer", layout)
+        save_weights(parts.vae.module, target, "vae", layout)
+        if parts.text_encoder is not None:
+            save_weights(parts.text_encoder.encoder.module, target, "text_encoder", layout)
+            parts.text_encoder.tokenizer.save(target)
+        (target / "scheduler").mkdir(exist_ok=True)
+        write_json(target / "scheduler" / "scheduler_config.json", parts.scheduler.to_diffusers())
+        index = parts.config.to_diffusers(parts.scheduler)
+        if parts.text_encoder is None:
+            index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+        write_json(target / "model_index.json", index)

@@ -62,7 +62,7 @@ class TensorFolder:
             undo.pop_all()
 
     def _add(self, file: Path, weight_map: Mapping[str, str] | None) -> None:
-        """Adds the tensors of a file; with an index, a file that the index does not name only must not hold others'."""
+        """Adds the tensors of a file. A file that the index does not name must not hold tensors of other files."""
         handle = self._open(file)
         listed = weight_map is None or file.name in weight_map.values()
         if listed:
@@ -115,7 +115,7 @@ class TensorFolder:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The safetensors files of a folder, and the file of each tensor if an index says so; its files come first."""
+    """The safetensors files of a folder, those in the index first, and the file of each tensor in the index."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: a component's folder with config.json and safetensors is needed")
     files = sorted(folder.glob("*.safetensors"))
@@ -136,7 +136,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def _read_index(file: Path) -> dict[str, str]:
-    """The ``weight_map`` of an index: tensor -> name of its file, in the index's own folder."""
+    """The ``weight_map`` of an index: tensor -> name of its file, which is in the folder of the index."""
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{file}: weight_map={shown(weight_map)}; expected an object with the file of each tensor")
@@ -181,7 +181,7 @@ def write_tensors(
 
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one safetensors file, which appears when it is complete.
+    """Writes one safetensors file, which gets its name only when it is complete.
 
     Raises:
         OSError: It cannot be written, such as on a full disk.

@@ -137,7 +137,7 @@ def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Cl
 def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings: SampleSettings) -> Clips:
     """Samples one video for each caption, with all frames of its chunks."""
     # Streamed, because ``__call__`` would cut the video to 4k + 1 frames, and scenes have whole chunks.
-    # The published negative prompt is about photographs; guidance here leads away from the empty text.
+    # The published negative prompt is about photographs, so guidance here uses the empty text.
     chunks = pipe.stream(captions, "", settings=settings, seed=seed, lookahead=1)
     return np.concatenate([chunk.frames for chunk in chunks], axis=1)
 

@@ -61,7 +61,7 @@ class Tokenizer:
         eos_token_id: Token appended to every text.
     """
 
-    pieces: "tokenizers.Tokenizer" = dataclasses.field(repr=False)  # it would print its vocabulary
+    pieces: "tokenizers.Tokenizer" = dataclasses.field(repr=False)  # its repr contains the vocabulary
     pad_token_id: int
     eos_token_id: int
 
@@ -93,7 +93,7 @@ class Tokenizer:
             raise FileNotFoundError(f"no tokenizer.json in {folder}: {hint}")
         try:
             pieces = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises no narrower class
+        except Exception as error:  # the package raises no more specific class
             raise ValueError(f"{path} is damaged, or not a tokenizer ({error}); fetch it again") from error
         # The file may carry the settings of its last use; ours are applied in __call__.
         pieces.no_truncation()
@@ -155,7 +155,7 @@ class Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
-    """Raises ValueError unless every token has an embedding and both agree about padding and the end of texts."""
+    """Raises ValueError unless every token has an embedding and both use the same padding and end-of-text tokens."""
     tokens = tokenizer.pieces.get_vocab()
     last = max(tokens, key=lambda token: tokens[token])
     if tokens[last] >= config.vocab_size:

@@ -1,7 +1,7 @@
 """Event files for TensorBoard: scalars, and images and videos of the validation.
 
-TensorBoard shows animated GIFs among its images. A video becomes one of at most 8 frames a second and 320 pixels a
-side, since event files are read whole.
+TensorBoard shows animated GIFs among its images. Videos become GIFs of at most 8 frames per second and 320 pixels per
+side, because TensorBoard reads whole event files.
 """
 
 import io
@@ -32,7 +32,7 @@ class TensorBoard:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricWriter``."""
         for name, value in values.items():
-            if math.isfinite(value):  # Others have no place in a curve, and tensorboardX prints a warning for each.
+            if math.isfinite(value):  # Other values cannot be plotted, and tensorboardX warns about each of them.
                 self._writer.add_scalar(name, value, step)
 
     def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
@@ -53,7 +53,7 @@ class TensorBoard:
 
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
-        # ``add_image`` takes pixels only, and of one frame.
+        # ``add_image`` accepts only the pixels of a single frame.
         proto: Any = summary_pb2  # its messages are created when it is imported
         shown = proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
         summary = proto.Summary(value=[proto.Summary.Value(tag=tag, image=shown)])
