@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         print("experiments:", *installed_experiments(), sep="\n  ")
         sys.exit(0)
     require_extra("train", "training")
-    from helios_jax.training.overrides import frozen, is_mirror, mutable
+    from helios_jax.training.overrides import frozen, mutable
     from helios_jax.training.setting_flags import parse_settings
 
     config, argv = _taken("config", values.read_flags_from_files(argv, force_gnu=False))
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     mirror = load_experiment(file, size if colon else None)
     if not dataclasses.is_dataclass(mirror):
         raise ValueError(f"get_config of {file} gave no settings; it must return mutable(Experiment(...))")
-    mirror = mirror if is_mirror(mirror) else mutable(mirror)
+    mirror = mutable(mirror)
     original = frozen(mirror, "config")
     experiment, rest = parse_settings(mirror, argv, values)
     if rest:

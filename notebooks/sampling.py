@@ -121,7 +121,7 @@ def sample_chunk(k: int, history: History) -> jax.Array:
 
 # %%
 from helios_jax.sampling.chunk import remember
-from helios_jax.sampling.stream import decode_chunk
+from helios_jax.sampling.decoding import decode_chunk
 
 history = History.empty(history_config, 1, *latent_size, 16)
 chunks = []

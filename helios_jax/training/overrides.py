@@ -21,9 +21,12 @@ _MAX_INT = 2**63 - 1
 
 
 def mutable(settings: Any) -> Any:
-    """The mirror of a frozen dataclass, in which fields that are dataclasses are mirrored too."""
+    """The mirror of a frozen dataclass, in which fields that are dataclasses are mirrored too.
+
+    A mirror to which frozen settings were assigned is mirrored again.
+    """
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return _mirror_of(type(settings), values)
+    return _mirror_of(_kind(settings), values)
 
 
 def default_mirror(settings: type) -> Any:
@@ -42,6 +45,11 @@ def is_mirror(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and hasattr(type(value), "mirrors")
 
 
+def _kind(settings: Any) -> type:
+    """The class of settings, or of what a mirror represents."""
+    return type(settings).mirrors if is_mirror(settings) else type(settings)
+
+
 def frozen(mirror: Any, name: str = "") -> Any:
     """The settings that a mirror represents.
 
@@ -54,7 +62,7 @@ def frozen(mirror: Any, name: str = "") -> Any:
     """
     if not dataclasses.is_dataclass(mirror):
         return mirror
-    settings = type(mirror).mirrors
+    settings = _kind(mirror)
     values, defaults = {}, {field.name: field.default for field in dataclasses.fields(settings)}
     for field, declared in declared_types(settings).items():
         path = f"{name or settings.__name__}.{field}"

@@ -162,6 +162,22 @@ def test_groups_that_are_none_are_added_by_their_settings(tmp_path):
         tiny(tmp_path, "--config.validation.every=5")
 
 
+def test_frozen_settings_can_be_assigned_in_an_experiment_file(tmp_path):
+    """Flags reach them like all others."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from helios_jax.experiments.stage1_init import get_config as base\n"
+        "from helios_jax.training.ema import Ema\n"
+        "def get_config():\n"
+        "    config = base('tiny')\n"
+        "    config.ema = Ema(decay=0.5)\n"
+        "    return config\n"
+    )
+    run = ["helios-train", f"--config={file}", f"--workdir={tmp_path / 'run'}"]
+    assert parse(run).experiment.ema == Ema(decay=0.5)
+    assert parse([*run, "--config.ema.decay=0.75"]).experiment.ema == Ema(decay=0.75)
+
+
 def test_values_may_stand_alone_and_booleans_need_none(tmp_path):
     found = tiny(tmp_path, "--config.steps", "7", "--noconfig.data.in_memory", "--config.data.folders=latents")
     assert (found.steps, found.data.in_memory, found.data.folders) == (7, False, ("latents",))
