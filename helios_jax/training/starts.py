@@ -121,6 +121,17 @@ Checkpoint = FromCheckpoint
 """The earlier name of ``FromCheckpoint``, which experiment files may still use."""
 
 
+def network_names(start: Any) -> tuple[str, ...] | None:
+    """The networks that training starts with, without loading them; ``None`` for a start of another module."""
+    if isinstance(start, FromCheckpoint):
+        return start.parts
+    if isinstance(start, Wan):
+        return ("transformer",)
+    if isinstance(start, Random):
+        return tuple(name for name in COMPONENTS if getattr(start, name) is not None)
+    return None
+
+
 def check_precision(dtype: str, name: str) -> None:
     """Raises ValueError naming the choices."""
     if dtype not in get_args(Precision):
