@@ -86,7 +86,7 @@ def read_settings(
         scheduler=scheduler,
         **networks,
     )
-    _check_agreement(settings)
+    check_agreement(settings)
     return settings
 
 
@@ -147,7 +147,7 @@ def _check_tokenizer_settings(file: FilePath) -> None:
         read_settings_file(file, check)
 
 
-def _check_agreement(settings: PipelineSettings) -> None:
+def check_agreement(settings: PipelineSettings) -> None:
     """Raises ValueError where two parts do not fit together, or a part cannot do what sampling needs."""
     transformer, vae, scheduler, config = settings.transformer, settings.vae, settings.scheduler, settings.config
     channels = transformer.in_channels

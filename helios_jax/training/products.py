@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from helios_jax.checkpoints.adapters import save_adapters
 from helios_jax.checkpoints.components import COMPONENTS, write_json
 from helios_jax.checkpoints.hub import local_folder
+from helios_jax.checkpoints.settings import PipelineSettings, check_agreement
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models.lora import adapted_layers
 from helios_jax.models.network import ConfiguredModule, Network
@@ -19,7 +20,7 @@ from helios_jax.training.experiment import Data, Start
 from helios_jax.training.methods.vae import measure_latents
 from helios_jax.training.networks import Networks
 from helios_jax.training.release import check_copied, copy_part, copy_tokenizer, save_released
-from helios_jax.training.starts import Precision, check_precision, load_part, network_names
+from helios_jax.training.starts import Precision, check_precision, load_part, network_configs
 from helios_jax.user_input import user_path, whole_number
 
 
@@ -49,9 +50,12 @@ class Pipeline:
 
     def check(self, start: Start) -> None:
         """See ``NeedsFiles``. Of a start that is not one of ``training.starts``, only the tokenizer is checked."""
-        trained = network_names(start)
-        copied = [name for name in COMPONENTS if trained is not None and name not in trained]
-        check_copied(local_folder(self.parts), copied)
+        folder, configs = local_folder(self.parts), network_configs(start)
+        if configs is None:
+            check_copied(folder, ())
+            return
+        configs |= check_copied(folder, [name for name in COMPONENTS if name not in configs])
+        check_agreement(PipelineSettings(folder=folder, config=self.config, scheduler=self.scheduler, **configs))
 
     def join(self, networks: Networks, mesh: Mesh | None) -> HeliosPipeline:
         """The pipeline of these networks; the others are loaded, onto the mesh or the default device."""

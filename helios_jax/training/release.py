@@ -125,20 +125,25 @@ def copy_tokenizer(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def check_copied(checkpoint: pathlib.Path, names: Iterable[str]) -> None:
+def check_copied(checkpoint: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
     """Checks that these networks and the tokenizer can be copied; of weights only the files' headers are read.
+
+    Returns:
+        The configurations of the networks, by name.
 
     Raises:
         FileNotFoundError: Something is missing.
         ValueError: Settings, a file of weights or the tokenizer are damaged.
     """
+    configs = {}
     for name in names:
         source = _part_folder(checkpoint, name)
-        find_component(name).read_config(source)
+        configs[name] = find_component(name).read_config(source)
         if layout_of(source) == "diffusers":
             with TensorFolder(source):
                 pass
     Tokenizer.from_folder(checkpoint)
+    return configs
 
 
 def _part_folder(checkpoint: pathlib.Path, name: str) -> pathlib.Path:

@@ -230,6 +230,15 @@ def test_a_run_whose_product_would_lack_a_part_does_not_begin(parts, product, tm
     assert any(message in problem for problem in found.problems), found.problems
 
 
+def test_networks_that_do_not_fit_together_are_not_trained(parts, product):
+    narrow = dataclasses.replace(TransformerConfig.tiny(), text_dim=16)
+    with pytest.raises(ValueError, match=r"text_encoder/config\.json: d_model=32; expected 16"):
+        product.check(Random(transformer=narrow))
+    single = dataclasses.replace(product, config=PipelineConfig(is_pyramid=False))
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: stages=3; expected 1"):
+        single.check(FromCheckpoint(folder=str(parts)))
+
+
 def test_parts_that_are_trained_may_be_missing(parts, product, tmp_path):
     shutil.copytree(parts / "tokenizer", tmp_path / "tokenizer")
     trained = dataclasses.replace(product, parts=str(tmp_path))

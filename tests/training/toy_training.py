@@ -114,7 +114,7 @@ class ToyValidation:
         def validate(networks: ToyNetworks, folder: pathlib.Path) -> list[pathlib.Path]:
             norm = float(jax.jit(optax.tree.norm)(flatten(networks)[1]))
             if jax.process_index() == 0:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)  # a resumed run validates some steps again
                 (folder / "norm.txt").write_text(repr(norm))
             return [folder / "norm.txt"]
 
