@@ -176,12 +176,16 @@ def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         experiment.product.export(networks, partial)
-    except BaseException:
+        if first:
+            partial.rename(folder)
+    except OSError as error:
+        raise OSError(
+            f"the product could not be written to {folder} ({error}). The checkpoints are complete: the same command "
+            "writes it again"
+        ) from error
+    finally:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if first:
-        partial.rename(folder)
     report(f"wrote {folder}")
     # The other processes must wait: the rest would take the end of a process for its failure.
     multihost_utils.sync_global_devices("export")

@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capfd):
     items["one"]["trainable"]["a"] = noise
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(items, advanced(3), step=3, wait=True)
-    problem = r"could not be written to .* GiB are free .*that of step 3 is complete. Make room"
+    problem = r"could not be written to .* GiB are free.*that of step 3 is complete. Make room"
     with largest_file(10**5), pytest.raises(OSError, match=problem):
         checkpoints.save(items, advanced(4), step=4, wait=True)
     checkpoints.close()
