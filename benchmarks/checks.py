@@ -2,10 +2,10 @@
 
     python benchmarks/checks.py --out=checks.json
 
-Sampling: streams with steps (1, 1, 1), where a check weighs most, with the checks of ``sampling.finite`` and, in turns,
-with a constant in their place and a decoder that computes no verdict. Figures are the median seconds of a chunk after
-the first two of each stream, over all turns. Training: the seconds that digests of everything in a checkpoint of stage
-1 take, once for each checkpoint, and those of the frozen weights, once at the start of a run.
+Sampling: streams with steps (1, 1, 1), where the relative cost of checks is largest, alternately with the checks of
+``sampling.finite`` and with a constant instead of them and a decoder without a check. Figures are the median seconds of
+a chunk, without the first two of each stream, over all repetitions. Training: seconds for the digests of everything in
+a checkpoint of stage 1, needed once per checkpoint, and of the frozen weights, needed once at the start of a run.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from helios_jax.checkpoints.digests import digests_of
 from helios_jax.checkpoints.random import random_network
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models import HeliosTransformer, WanVae
+from helios_jax.models.network import Network
 from helios_jax.models.vae import decode_frames
 from helios_jax.sampling import chunk as chunk_module
 from helios_jax.sampling import stream as stream_module
@@ -38,14 +39,18 @@ TURNS = 4
 CHUNKS = 8
 
 
+@jax.jit
+def _decode(vae: Network[WanVae], latents: jax.Array) -> jax.Array:
+    return decode_frames(vae.module, latents, None)
+
+
 @contextlib.contextmanager
 def without_checks() -> Iterator[None]:
     """Sampling as it would be without the checks: verdicts are one constant, and the decoder computes none."""
     finite = jnp.ones((), bool)
-    decode = jax.jit(lambda vae, latents: decode_frames(vae.module, latents, None))
 
     def decode_only(vae: Any, latents: Any, *, slice_frames: int | None = None) -> tuple[Any, Any]:
-        return decode(vae, latents), finite
+        return _decode(vae, latents), finite
 
     with (
         mock.patch.object(chunk_module, "all_finite", return_value=finite),
@@ -60,7 +65,7 @@ def chunk_seconds(pipe: HeliosPipeline, **arguments: Any) -> list[float]:
 
 
 def bench_sampling(size: str) -> dict[str, Any]:
-    """Chunks with and without checks, in turns, and the device time of the check of the largest level."""
+    """Chunks with and without checks, alternately, and the device time of the check of the largest level."""
     transformer, vae, _ = SIZES[size]
     pipe = HeliosPipeline(
         config=PipelineConfig(is_distilled=True),

@@ -42,9 +42,9 @@ from helios_jax.models.network import Network
 from helios_jax.models.tokenization import encode_tokens, needed_keys
 from helios_jax.models.vae import denormalize
 from helios_jax.sampling.chunk import StepInfo
+from helios_jax.sampling.decoding import decode_chunk
 from helios_jax.sampling.noise import KeyNoise
 from helios_jax.sampling.pipeline import HeliosPipeline
-from helios_jax.sampling.stream import decode_chunk
 
 FRAMES = 33
 REPEATS = 5

@@ -1,8 +1,8 @@
 """The random draws of the host: the same on every platform and in every version of numpy.
 
-Everything that is drawn for data comes from here: scenes from ``Draws``, streams of numbers that belong to
-(seed, index), and the windows of clips from ``uniform``, one number for each (seed, position), of which a loader needs
-thousands a second. Noise and everything else on the devices comes from keys of JAX.
+All random numbers for data come from here. Scenes use ``Draws``, a stream of numbers for each (seed, index). Windows of
+clips use ``uniform``, one number for each (seed, position), because a loader needs thousands a second. Noise and
+everything else on the devices comes from JAX's keys.
 
 numpy promises the bit stream of Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
 but not what ``Generator`` methods compute from it. Numbers are therefore computed from the raw 64-bit words w by

@@ -14,7 +14,7 @@ about 5,500 as quoted from the technical report, two to three days for both part
 Differences from the published run: the form of the context and the kind of its corruption are drawn for each sample
 (there, once for the samples of a GPU; --config.method.context.decide=batch draws them once per step), and the history
 patchers start as pooling copies of Wan's patch embedding (there, with random weights). 128 samples per step, and
-activations kept in host memory, are choices of ours.
+activations kept in host memory, are our choices.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
 random weights. For tiny and tiny_gpu see train_tiny.py.

@@ -6,7 +6,7 @@ Starts from the product of ``stage1_init`` in runs/stage1_init, in which adapter
 same kind. Sizes: 14b, 1_3b.
 
 Published: as stage1_init, with a constant learning rate of 3e-5 and seed 44; the number of steps is not published.
-Differences from the published run: those of stage1_init, except for the patchers, which are trained by now.
+Differences from the published run: those of stage1_init, except for the patchers, which are already trained.
 
 Cost and result: not yet measured.
 """

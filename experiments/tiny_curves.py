@@ -46,7 +46,7 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
 
 
 def read_curves(table: Path) -> dict[str, Curve]:
-    """Losses by run, of a curves.csv."""
+    """The losses of each run in a curves.csv."""
     curves: dict[str, Curve] = {}
     with open(table, newline="") as file:
         for row in csv.DictReader(file):
@@ -60,7 +60,7 @@ def draw_curves(curves: dict[str, Curve], file: Path) -> None:
 
 
 def figure_of(curves: dict[str, Curve]) -> "Figure":
-    """A panel per run: steps to the right, losses upwards on a log scale."""
+    """One panel per run: the loss on a log scale over the step."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
@@ -70,7 +70,7 @@ def figure_of(curves: dict[str, Curve]) -> "Figure":
         steps, losses = zip(*((step, loss) for step, loss in curve if loss > 0), strict=True)
         panel.plot(steps, losses, color="navy")
         panel.set_yscale("log")
-        # Numbers between the powers of ten too: some losses fall by less than a factor of ten.
+        # Label ticks between the powers of ten too, because some losses fall by less than a factor of ten.
         panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         panel.tick_params(labelsize=7, which="both")
         panel.set_title(f"{name}: {curve[-1][1]:.3g} after {curve[-1][0]} steps", fontsize=9)

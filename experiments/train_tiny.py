@@ -1,4 +1,4 @@
-"""Everything from nothing: a VAE, a data set, stages 1 and 2, videos and their scores.
+r"""Everything from nothing: a VAE, a data set, stages 1 and 2, videos and their scores.
 
     python -m helios_jax.experiments.train_tiny --out=runs/tiny                   # make train-tiny
     python -m helios_jax.experiments.train_tiny --size=gpu --out=runs/tiny_gpu    # 15 times the size
@@ -66,8 +66,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, logging
-from absl.flags import argparse_flags
 
+from helios_jax.arguments import Parser, path
 from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Evaluation, integers, sample_and_score
 from helios_jax.experiments.tiny_curves import write_curves
 
@@ -208,12 +208,12 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="train_tiny", description=__doc__)
 
     def add(name: str, help: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", help=help, **options)
 
-    add("out", "folder to write (default runs/tiny)", type=Path, default=Path("runs/tiny"))
+    add("out", "folder to write (default runs/tiny)", type=path("--out"), default=Path("runs/tiny"))
     add("size", "what it runs on (default cpu)", choices=list(DEFAULTS), default="cpu")
     add("until", "last phase to run (default: all)", choices=PHASES, default=PHASES[-1])
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)

@@ -9,7 +9,7 @@ import warnings
 
 _PACKAGES = ("helios_jax", "helios_jax.data", "helios_jax.experiments", "pallas_kernels")
 _BETWEEN = ("beartype", "flax", "jax", "jaxtyping")
-"""Libraries that call functions on behalf of ours: decorators, transformations, checks of types."""
+"""Libraries that call our functions: decorators, transformations and type checkers."""
 
 
 def warn_user(message: str) -> None:
@@ -22,14 +22,14 @@ def warn_user(message: str) -> None:
 def _folders() -> tuple[str, ...]:
     folders = []
     for name in _PACKAGES:
-        # In an editable install the packages lie in different places.
+        # In an editable install the packages are in different places.
         spec = importlib.util.find_spec(name)
         folders += spec.submodule_search_locations or () if spec else ()
     return *(f"{folder}{os.sep}" for folder in folders), *_standard_library()
 
 
 def _standard_library() -> list[str]:
-    """Prefixes of the standard library's files; site-packages lies in its folder, and is not part of it."""
+    """Prefixes of the standard library's files. site-packages is inside its folder but not part of it."""
     root = sysconfig.get_path("stdlib")
     names = [entry.name for entry in os.scandir(root) if entry.name not in ("site-packages", "dist-packages")]
     return [os.path.join(root, name) for name in names if name.endswith(".py") or "." not in name]

@@ -1,4 +1,4 @@
-"""What the command lines share: a parser with short errors, and types of flags that check their range.
+"""Parsing of command lines: a parser with short errors, and flag types that check ranges.
 
 parser = Parser(prog="helios-sample", description=__doc__)
 parser.add_argument("--height", type=whole("--height", at_least=1))
@@ -16,7 +16,7 @@ from helios_jax.user_input import did_you_mean, finite_number, user_path, whole_
 
 
 class Parser(argparse_flags.ArgumentParser):
-    """An argument parser whose errors are one line, and which suggests a name for a flag that it does not know."""
+    """An argument parser with one-line errors that suggests the nearest name for an unknown flag."""
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation would hide a typo: --vid is not --video.
@@ -38,12 +38,22 @@ class Parser(argparse_flags.ArgumentParser):
         word = unknown[0]
         if word.startswith("-"):
             flag = word.partition("=")[0]
-            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._option_string_actions)}")
-        self.error(f"{shortened(word)!r} belongs to no flag; put quotes around text with spaces, --prompt='a red fox'")
+            self.error(f"unknown flag {shortened(flag)}{did_you_mean(flag, self._flags())}")
+        if self._subparsers is not None:
+            self.error(f"{shortened(word)!r} is one argument too many; put quotes around a path with spaces")
+        self.error(f"{shortened(word)!r} is not a flag; put quotes around text with spaces, --prompt='a red fox'")
+
+    def _flags(self) -> list[str]:
+        """The flags of the command and of all its subcommands."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for command in action.choices.values() for flag in command._option_string_actions]
+        return found
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """The text, or its beginning if it is longer, for a message."""
+    """The text for a message, cut to ``length`` characters."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 
@@ -53,7 +63,7 @@ def whole(flag: str, *, at_least: int | None = None, at_most: int | None = None)
     def read(text: str) -> int:
         try:
             value: Any = int(text)
-        except ValueError:  # also for more digits than Python converts
+        except ValueError:  # also raised for more digits than Python converts
             value = shortened(text)
         return _as_flag_error(lambda: whole_number(value, flag, at_least=at_least, at_most=at_most))
 
@@ -77,8 +87,11 @@ def wholes(flag: str, *, at_least: int | None = None, at_most: int | None = None
     """The type of a flag for whole numbers with commas between them."""
 
     def read(text: str) -> tuple[int, ...]:
-        one = whole(f"{flag}={shortened(text)}: each part", at_least=at_least, at_most=at_most)
-        return tuple(one(part) for part in text.split(","))
+        # As a tuple of Python too: (2, 2, 2).
+        inner = text.strip().removeprefix("(").removesuffix(")").removesuffix(",")
+        parts = inner.split(",")
+        one = whole(flag if len(parts) == 1 else f"{flag}={shortened(text)}: part", at_least=at_least, at_most=at_most)
+        return tuple(one(part) for part in parts)
 
     return read
 
@@ -89,7 +102,7 @@ def path(flag: str) -> Callable[[str], Path]:
 
 
 def _as_flag_error[T](read: Callable[[], T]) -> T:
-    """Keeps the message of a ``ValueError``, for which argparse has a text of its own."""
+    """Keeps the message of a ``ValueError``, which argparse would replace by its own."""
     try:
         return read()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Helpers of the command lines: quiet logging, signals, and user errors as a line or two."""
+"""Helpers for command lines: quiet logging, signals, and short messages for user errors."""
 
 import argparse
 import contextlib
@@ -14,27 +14,35 @@ from typing import Any
 from absl import app, logging
 
 MAX_LINES = 3
-"""Lines of an error message that are shown; those of other libraries can have pages."""
+"""Lines of an error message that are shown; messages of other libraries can fill pages."""
 
 MAX_LENGTH = 600
 """Characters of a line that are shown."""
 
-INTERRUPTED = "interrupted; what was written so far is kept"
+KEPT = "what was written so far is kept"
+"""What is said about an unfinished run, unless the command says something else."""
 
 
-def run_program(program: str, main: Callable[[Any], int], parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+def run_program(
+    program: str,
+    main: Callable[[Any], int],
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    *,
+    leaves: str = KEPT,
+) -> None:
     """Runs a command from its arguments to ``sys.exit``; SIGINT and SIGTERM end it at any time with code 130.
 
     Args:
         program: The command's name.
         main: Does the work and returns the exit code.
         parse: Reads the arguments, ``argv[0]`` included.
+        leaves: What becomes of the files of an interrupted run.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app.run(main, flags_parser=parse)
     except KeyboardInterrupt:
-        print(f"{program}: {INTERRUPTED}", file=sys.stderr)
+        print(f"{program}: interrupted; {leaves}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -42,7 +50,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run_command(program: str, work: Callable[[], int | None]) -> int:
+def run_command(program: str, work: Callable[[], int | None], *, leaves: str = KEPT) -> int:
     """Runs ``work`` and returns the exit code: the one that ``work`` returns, or 0 when it returns ``None``.
 
     Bad input, a full disk (ValueError, OSError), numbers that overflow (FloatingPointError) and a lack of memory become
@@ -55,12 +63,12 @@ def run_command(program: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except BrokenPipeError:
-        # The reader of standard output is gone. Python flushes it once more at exit, which must not fail.
+        # The reader of standard output has exited. Python flushes it once more at exit, and that must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"{program}: standard output was closed; what was written so far is kept", file=sys.stderr)
+        print(f"{program}: standard output was closed; {leaves}", file=sys.stderr)
         return 1
     except (ValueError, OSError, FloatingPointError, MemoryError, KeyboardInterrupt, RuntimeError) as error:
-        message = _message(error)
+        message = f"interrupted; {leaves}" if isinstance(error, KeyboardInterrupt) else _message(error)
         if message is None:
             raise
         print(f"{program}: {message}", file=sys.stderr)
@@ -72,12 +80,10 @@ def run_command(program: str, work: Callable[[], int | None]) -> int:
 
 
 def _message(error: BaseException) -> str | None:
-    """What is said about an error; ``None``: it is a bug."""
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
+    """The message for an error; ``None`` if the error is a bug."""
     text = str(error)
     if isinstance(error, RuntimeError):
-        # JAX's error for the memory of devices has no type of its own.
+        # JAX has no error type for exhausted device memory.
         if "RESOURCE_EXHAUSTED" not in text:
             return None
         wanted = re.search(r"allocat\w* ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", text)
@@ -102,7 +108,7 @@ Check = Callable[[], None]
 """Called regularly by long work; raises KeyboardInterrupt after a signal."""
 
 
-def run_interruptible(program: str, work: Callable[[Check], int | None]) -> int:
+def run_interruptible(program: str, work: Callable[[Check], int | None], *, leaves: str = KEPT) -> int:
     """``run_command`` for long work: SIGTERM interrupts it as SIGINT does.
 
     ``work`` gets a check that raises KeyboardInterrupt again if the first one was lost: Python drops exceptions that
@@ -113,7 +119,7 @@ def run_interruptible(program: str, work: Callable[[Check], int | None]) -> int:
         with _interruptible() as check:
             return work(check)
 
-    return run_command(program, guarded)
+    return run_command(program, guarded, leaves=leaves)
 
 
 @contextlib.contextmanager

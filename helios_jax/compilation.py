@@ -8,6 +8,7 @@ import os
 import pathlib
 
 from helios_jax.typing import Path
+from helios_jax.user_input import user_path
 
 
 def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
@@ -29,7 +30,7 @@ def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
     if jax.config.jax_compilation_cache_dir is not None:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
     user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(folder or pathlib.Path(user_cache) / "helios_jax")
+    folder = user_path(folder or pathlib.Path(user_cache) / "helios_jax", "folder")
     folder.mkdir(parents=True, exist_ok=True)
     # JAX keeps XLA's autotuning results in a subfolder (jax_persistent_cache_enable_xla_caches), and
     # pallas_kernels.lowering keeps lowered kernels in another.

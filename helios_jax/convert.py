@@ -1,4 +1,4 @@
-"""``helios-convert``: inspects and converts checkpoints and merges LoRA files, without a GPU.
+"""Inspects and converts checkpoints and merges LoRA files, without a GPU.
 
     helios-convert inspect BestWishYsh/Helios-Distilled        shows its contents, from the files' headers alone
     helios-convert to-orbax SRC DST --dtype=bfloat16           published layout -> the layout that loads fastest
@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl.flags import argparse_flags
-
+from helios_jax.arguments import Parser, finite, path
 from helios_jax.cli import run_interruptible, run_program
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
     from helios_jax.checkpoints.weights import Layout
     from helios_jax.models.network import ConfiguredModule
+
+_LEAVES = "nothing is left of an unfinished checkpoint"
 
 NETWORKS = ("transformer", "text_encoder", "vae")
 
@@ -103,7 +104,7 @@ def convert(
 
     Args:
         source: Folder in either layout, or hub id.
-        target: Folder to write; it must not exist or be empty. It gets its name when it is complete.
+        target: Folder to write; it must not exist or be empty. It gets this name only when it is complete.
         layout: Layout of the result; ``None``: that of each network in ``source``.
         dtype: Dtype of the result, except for what is published as fp32-only; ``None`` keeps every stored dtype.
         edits: Changes to networks, by name, applied at the stored precision.
@@ -111,20 +112,20 @@ def convert(
     Raises:
         FileNotFoundError: The checkpoint or a part of it is missing.
         FileExistsError: ``target`` is not empty.
-        NotADirectoryError: A file stands where a folder above ``target`` is needed.
+        NotADirectoryError: A parent of ``target`` is a file.
         ValueError: Something in it is not supported or does not fit; ``target`` is inside it; weights that are not
             finite, in the checkpoint or in ``dtype``.
-        OSError: The disk is full. What was written is then removed.
+        OSError: The disk is full. The partial result is removed.
     """
     from helios_jax.checkpoints.hub import local_folder
     from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
     from helios_jax.checkpoints.weights import check_weights, layout_of, load_weights, save_weights
 
-    target = check_new_folder(target)  # Before a download.
+    target = check_new_folder(target)  # Checked before a download.
     folder = local_folder(source)
     check_new_folder(target, folder)
     networks = _networks(folder)
-    for name in networks:  # All headers before the first weights.
+    for name in networks:  # All headers are checked before the first weights are read.
         check_weights(folder, name)
     edits = edits or {}
     with new_folder(target) as unfinished:
@@ -140,6 +141,7 @@ def convert(
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, unfinished / name)
         shutil.copy(folder / "model_index.json", unfinished / "model_index.json")
+    print(f"wrote {target}", flush=True)
 
 
 def merge_lora(source: str, lora: Path, target: Path, *, scale: float = 1.0, dtype: str | None = None) -> None:
@@ -196,7 +198,7 @@ def _cast(name: str, network: "ConfiguredModule", dtype: str | None) -> "Configu
 
 
 def _check_finite(folder: Path, network: "ConfiguredModule", dtype: str | None) -> None:
-    """Raises ValueError if weights are not finite, in the checkpoint or because they overflow in ``dtype``."""
+    """Raises ValueError if weights are not finite, either as stored or because they overflow in ``dtype``."""
     import numpy as np
     from flax import nnx
 
@@ -215,26 +217,24 @@ def _describe(network: "ConfiguredModule") -> str:
     import jax
     from flax import nnx
 
+    from helios_jax.parallel.devices import bytes_in_words
+
     arrays = jax.tree.leaves(nnx.state(network, nnx.Param))
     size = sum(array.nbytes for array in arrays)
-    return f"{sum(array.size for array in arrays):,} parameters in {len(arrays)} arrays, {_bytes(size)}"
-
-
-def _bytes(size: int) -> str:
-    power = min(3, max(0, (len(str(size)) - 1) // 3))
-    return f"{size / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}"
+    return f"{sum(array.size for array in arrays):,} parameters in {len(arrays)} arrays, {bytes_in_words(size)}"
 
 
 def _print_summary(source: str) -> None:
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder
+    from helios_jax.parallel.devices import bytes_in_words
 
     summaries = summarise(source)
     folder = local_folder(source, weights=False)
     rows = [("network", "layout", "tensors", "parameters", "size", "dtypes")]
     for name, summary in summaries.items():
         count, dtypes = f"{sum(summary.parameters.values()):,}", " + ".join(map(str, summary.parameters))
-        rows.append((name, summary.layout, str(summary.tensors), count, _bytes(summary.bytes), dtypes))
+        rows.append((name, summary.layout, str(summary.tensors), count, bytes_in_words(summary.bytes), dtypes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, "<<>>><", widths, strict=True))
@@ -257,15 +257,14 @@ def _is_reference(value: Any) -> bool:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ``argv[0]`` is the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog="helios-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="helios-convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, description: str, *positional: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=description, description=description)
         for argument in positional:
-            command.add_argument(argument.lower(), metavar=argument, help=_HELP[argument])
+            kind = str if argument == "SRC" else path(argument)
+            command.add_argument(argument.lower(), metavar=argument, help=_HELP[argument], type=kind)
         return command
 
     def add_dtype(command: argparse.ArgumentParser) -> None:
@@ -275,17 +274,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dtype(add("to-orbax", "Writes the checkpoint in Orbax's layout.", "SRC", "DST"))
     add_dtype(add("to-diffusers", "Writes the checkpoint in the published layout.", "SRC", "DST"))
     merge = add("merge-lora", "Writes the checkpoint with a LoRA file merged in.", "SRC", "LORA", "DST")
-    merge.add_argument("--scale", type=_scale, default=1.0, help="strength of the LoRA (default 1)")
+    merge.add_argument("--scale", type=finite("--scale"), default=1.0, help="strength of the LoRA (default 1)")
     add_dtype(merge)
     return parser.parse_args(argv[1:])
-
-
-def _scale(text: str) -> float:
-    """A finite number."""
-    scale = float(text)
-    if not math.isfinite(scale):
-        raise argparse.ArgumentTypeError(f"the scale must be a finite number, got {text}")
-    return scale
 
 
 _HELP = {
@@ -306,18 +297,18 @@ def main(args: argparse.Namespace) -> int:
             case "inspect":
                 _print_summary(args.src)
             case "to-orbax":
-                convert(args.src, Path(args.dst), "orbax", dtype=args.dtype)
+                convert(args.src, args.dst, "orbax", dtype=args.dtype)
             case "to-diffusers":
-                convert(args.src, Path(args.dst), "diffusers", dtype=args.dtype)
+                convert(args.src, args.dst, "diffusers", dtype=args.dtype)
             case "merge-lora":
-                merge_lora(args.src, Path(args.lora), Path(args.dst), scale=args.scale, dtype=args.dtype)
+                merge_lora(args.src, args.lora, args.dst, scale=args.scale, dtype=args.dtype)
 
-    return run_interruptible("helios-convert", lambda check: work())
+    return run_interruptible("helios-convert", lambda check: work(), leaves=_LEAVES)
 
 
 def run() -> None:
     """Entry point of ``helios-convert``."""
-    run_program("helios-convert", main, parse)
+    run_program("helios-convert", main, parse, leaves=_LEAVES)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from helios_jax.cli import run_interruptible, run_program
 HEIGHT, WIDTH = 192, 320
 
 MARK = "written_by_helios_demo.txt"
-"""A file in the checkpoint that says where it comes from; written last."""
+"""A file that marks the folder as a finished checkpoint of the demo; written last."""
 
 
 def write_clip(file: Path, num_frames: int = 48) -> None:
@@ -72,10 +72,10 @@ def _work(args: argparse.Namespace) -> int:
 
 
 def _make_checkpoint(folder: Path) -> None:
-    """Writes the checkpoint, or uses the one of an earlier run.
+    """Writes the checkpoint unless an earlier run has written it.
 
     Raises:
-        FileExistsError: There is a folder of that name that this program did not write, or did not finish.
+        FileExistsError: The folder exists and is not a checkpoint that this program finished.
     """
     from helios_jax.checkpoints.random import write_random_checkpoint
 

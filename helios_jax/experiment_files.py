@@ -1,4 +1,4 @@
-"""Experiment files: found by their path or, for installed experiments, by their name, and loaded."""
+"""Finds and loads experiment files, by path or, for installed experiments, by name."""
 
 import importlib.util
 import inspect
@@ -44,7 +44,7 @@ def installed_experiments() -> dict[str, Path]:
 
 
 def load_experiment(file: Path, size: str | None = None) -> Any:
-    """What ``get_config`` of an experiment file returns.
+    """Returns the result of ``get_config`` of an experiment file.
 
     Args:
         file: The file, a Python module.
@@ -71,7 +71,7 @@ def load_experiment(file: Path, size: str | None = None) -> Any:
 
 
 def _place(file: Path, error: Exception) -> str:
-    """``FILE:LINE`` of the innermost line of the file that an error passed through."""
+    """``FILE:LINE`` of the innermost frame of an error's traceback that is in the file."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]

@@ -1,42 +1,19 @@
-"""``helios-prepare``: videos to latents and text embeddings, ready for training.
-
-    helios-prepare --model=CKPT --clips=clips.json --out=latents         cuts of videos, with captions
-    helios-prepare --model=CKPT --clips=folder --out=latents             videos, each with a caption in a .txt file
-    helios-prepare --model=CKPT --moving_shapes=1000 --out=latents       scenes of a procedural world
-    helios-prepare --from_pt=folder --out=latents                        latent files of the original implementation
-
-CKPT is the folder or hub id of a checkpoint; its VAE and text encoder are used. clips.json is a list of objects
-{"path": "a.mp4", "cut": [0, 129], "crop": [x0, x1, y0, y1], "fps": 24, "cap": ["A red fox ..."]}.
-
-Frames are resampled to 24 per second. As in the published data set, clips whose aspect is nearer to another of the
-published sizes are left out and the rest is cropped around the centre; --fit changes that.
-
-All devices of the machine take part. After an interruption the same command resumes the work: finished files are
-kept. Clips that are left out, damaged or without a caption are listed at the end and in OUT/skipped-<size>.jsonl; the
-exit code is 3 if some are damaged or without a caption. To divide the work among machines, run the same command on
-each with --num_shards and its own --shard_index, all writing to one folder; or use --beam.
-"""
+"""``helios-prepare``: encodes videos for training; ``helios_jax.data.prepare.flags`` describes its arguments."""
 
 import argparse
 import functools
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app
-from absl.flags import argparse_flags
-
-from helios_jax.cli import Check, run_interruptible
+from helios_jax.cli import Check, run_interruptible, run_program
+from helios_jax.data.prepare.flags import Size, check, parse
 from helios_jax.extras import require_extra
 
 if TYPE_CHECKING:
     from helios_jax.data.prepare.job import Status
-
-Size = tuple[int, int]
-"""Rows and columns."""
 
 Job = tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]
 """Things to encode by latent size, what makes their encoder, and the settings that decide the result."""
@@ -46,7 +23,7 @@ _BAD_CLIPS = 3
 """Exit code of a finished job that could not use some of its clips."""
 
 _SHOWN = 10
-"""Skipped clips that are printed; all are in the file."""
+"""Number of skipped clips that are printed; the file lists all."""
 
 
 def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -> int:
@@ -57,7 +34,7 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
         FileNotFoundError: Something that they name is missing.
         FileExistsError: ``--beam`` would write into a dataset that exists.
     """
-    _check(args)
+    check(args)
     require_extra("train", "preparing data sets")
     from helios_jax.data.prepare.job import write_latents
 
@@ -96,36 +73,6 @@ def _report_skipped(out: Path, sizes: Sequence[Size]) -> int:
         for failure in (*bad, *(failure for failure in skipped if failure.by_rule))[:_SHOWN]:
             print(f"  {failure.uid}: {failure.error}")
     return _BAD_CLIPS if bad else 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    sources = {name: getattr(args, name) for name in ("clips", "moving_shapes", "from_pt")}
-    given = [f"--{name}" for name, value in sources.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out={args.out} is a file; give a folder")
-    if not 0 <= args.seed < 1 << 32:
-        raise ValueError(f"--seed={args.seed} must be from 0 to {(1 << 32) - 1}")
-    if args.from_pt is None and args.model is None:
-        raise ValueError("give --model, the checkpoint whose VAE and text encoder are to be used")
-    if args.beam is not None and args.num_shards is not None:
-        raise ValueError("--beam divides the work itself: drop --num_shards and --shard_index")
-    if args.beam is not None and importlib.util.find_spec("apache_beam") is None:
-        raise ValueError(
-            "--beam needs Apache Beam: pip install 'helios_jax[beam]', or leave --beam out and divide the work with "
-            "--shard_index and --num_shards"
-        )
-    if (args.shard_index is None) != (args.num_shards is None):
-        raise ValueError("--shard_index and --num_shards go together")
-    for name in ("moving_shapes", "num_shapes", "clips_per_file", "min_frames", "batch", "readers", "max_text_tokens"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name}={value} must be at least 1")
-    if args.max_frames < args.min_frames:
-        raise ValueError(f"--max_frames={args.max_frames} is below --min_frames={args.min_frames}")
-    for size in args.sizes:
-        if size[0] % 16 or size[1] % 16:
-            raise ValueError(f"--sizes: {size[0]}x{size[1]} must be multiples of 16 (of 64 for pyramid models)")
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
@@ -223,89 +170,6 @@ def _progress(check_interrupted: Check) -> Callable[["Status"], None]:
     return show
 
 
-def _sizes(text: str) -> list[Size]:
-    """HxW, or HxW,HxW,..."""
-    from helios_jax.data.helios_latents.record import parse_size
-
-    try:
-        return [parse_size(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _path(text: str) -> Path:
-    """A path of the user's."""
-    from helios_jax.user_input import user_path
-
-    try:
-        return user_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _rate(text: str) -> float | None:
-    """Frames per second, or ``stored``."""
-    from helios_jax.media.rates import frame_rate
-
-    if text == "stored":
-        return None
-    try:
-        return float(frame_rate(float(text)))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither frames per second nor 'stored' ({error})") from error
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; ``argv[0]`` is the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog="helios-prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-    def add(name: str, help: str, **options: Any) -> None:
-        parser.add_argument(f"--{name}", help=help, **options)
-
-    add("out", "folder to write; the dataset is helios_latents/1.0.0 inside", type=_path, required=True)
-    add("model", "checkpoint folder in either layout, or hub id")
-    add("clips", "JSON list of clips, or folder of videos with captions", type=_path)
-    add("root", "folder that the paths in the JSON list are relative to (default: that of the list)", type=_path)
-    add("moving_shapes", "number of procedural scenes, each --max_frames long", type=int)
-    add("num_shapes", "shapes in each procedural scene (default: 1 to 3)", type=int)
-    add("from_pt", "folder of .pt files with chunked latents", type=_path)
-    add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
-    add(
-        "fit",
-        "clips of another aspect: drop (default, as published), crop, pad or stretch",
-        default="drop",
-        choices=("drop", "crop", "pad", "stretch"),
-    )
-    add(
-        "video_fps",
-        "resample to this rate by the times of frames or 'stored': all frames (default 24)",
-        type=_rate,
-        default=24.0,
-        metavar="FPS",
-    )
-    add("min_frames", "clips with fewer frames are skipped (default 121)", type=int, default=121)
-    add("max_frames", "frames beyond are dropped (default 501)", type=int, default=501)
-    add("max_text_tokens", "length that texts are cut to (default 512)", type=int, default=512)
-    add("text", "compute text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
-    add("seed", "seed of the posterior samples, and of the procedural world (default 0)", type=int, default=0)
-    add("dtype", "compute dtype of the text encoder", choices=("bfloat16", "float32"), default="bfloat16")
-    add("vae_dtype", "compute dtype of the VAE", choices=("bfloat16", "float32"), default="float32")
-    add("batch", "chunks of 33 frames per device and call (default 1)", type=int, default=1)
-    add("readers", "threads that decode clips (default 4)", type=int, default=4)
-    add("processes", "readers are processes, for --moving_shapes", action="store_true")
-    add("clips_per_file", "clips in each file (default 64)", type=int, default=64)
-    add("shard_index", "number of this worker, from 0", type=int)
-    add("num_shards", "number of workers", type=int)
-    add("beam", "encode on Apache Beam, with these pipeline options", nargs="?", const="", metavar="OPTIONS")
-    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=_path)
-    args = parser.parse_args(argv[1:])
-    if args.model is not None and args.model.startswith("~"):
-        args.model = str(_path(args.model))
-    return args
-
-
 def main(args: argparse.Namespace) -> int:
     """Does the work; returns the exit code."""
     return run_interruptible("helios-prepare", lambda check_interrupted: prepare(args, check_interrupted))
@@ -313,7 +177,7 @@ def main(args: argparse.Namespace) -> int:
 
 def run() -> None:
     """Entry point of ``helios-prepare``."""
-    app.run(main, flags_parser=parse)
+    run_program("helios-prepare", main, parse)
 
 
 if __name__ == "__main__":

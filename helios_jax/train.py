@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", **into)
     flags.DEFINE_string("cache", None, "folder for compiled programs (default: in the user's cache folder)", **into)
     if {"-h", "-help", "--help"} & set(argv[1:]):
-        # Help must work before anything is installed.
+        # --help must work without the optional packages.
         flags.DEFINE_string("config", None, "FILE:SIZE, an experiment file and the argument of its get_config", **into)
         print(__doc__, values.get_help(), sep="\n")
         print("experiments:", *installed_experiments(), sep="\n  ")
@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains; returns the exit code."""
 
     def work() -> int:
-        # Before the experiment is loaded, which takes seconds.
+        # Checked before the experiment is loaded, which takes seconds.
         if (given := _taken("workdir", argv)[0]) is not None:
             checked_workdir(given)
         arguments = parse(argv)
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
         use_compilation_caches(arguments.cache)
         return train(arguments.experiment, arguments.workdir)
 
-    with noted_sigterm():  # from here on: a signal while the program is loaded loses nothing either
+    with noted_sigterm():  # from here on, so that a signal during loading is not lost
         return run_command("helios-train", work)
 
 

@@ -1,4 +1,4 @@
-"""Checks of what users give: paths, names and numbers, with the same messages everywhere.
+"""Checks of user input: paths, names and numbers, with the same messages everywhere.
 
 Every function returns the value in the form that the library works with, or raises an error that names the argument,
 what was given and what is needed.
@@ -9,6 +9,7 @@ import math
 import operator
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
     """The path with ``~`` and ``~user`` expanded.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
         ValueError: It is empty, holds a NUL, or a part of it is longer than file systems allow.
     """
     text = os.fspath(path)
@@ -36,8 +37,26 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
     return expanded
 
 
+def existing_file(path: str | os.PathLike[str], kind: str) -> pathlib.Path:
+    """Returns ``path`` if it is a file.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It is a folder, or no path.
+    """
+    path = user_path(path, kind)
+    if not path.exists():
+        if re.match(r"[A-Za-z]{2,}:/", str(path)):  # pathlib has joined the two slashes of a URL
+            raise FileNotFoundError(f"the {kind} {path} is not a file; download it and give the path of the file")
+        where = "" if path.is_absolute() else f" (looked in {pathlib.Path.cwd()})"
+        raise FileNotFoundError(f"the {kind} {path} does not exist{where}")
+    if not path.is_file():
+        raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
+    return path
+
+
 def plain_name(name: str, what: str = "name") -> str:
-    """``name`` if it is the name of one file in one folder: no separators, no ``..``, nothing invisible.
+    """``name`` if it is a plain file name: no separators, not ``..``, no control characters.
 
     Raises:
         ValueError: It is not.
@@ -87,6 +106,17 @@ def finite_number(value: Any, what: str, *, at_least: float | None = None, at_mo
     return number
 
 
+def yes_or_no(value: Any, what: str) -> bool:
+    """``value`` as a bool, if it is a bool of Python or NumPy.
+
+    Raises:
+        ValueError: It is not, for example the text "false", which Python would count as true.
+    """
+    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
+        raise ValueError(f"{what}={value!r} must be True or False")
+    return bool(value)
+
+
 def _range(at_least: float | None, at_most: float | None) -> str:
     if at_least is not None and at_most is not None:
         return f" from {at_least} to {at_most}"
@@ -96,6 +126,6 @@ def _range(at_least: float | None, at_most: float | None) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """``"; did you mean X?"`` with the nearest of ``choices``, or nothing when none is near."""
+    """``"; did you mean X?"`` with the nearest of ``choices``, or an empty text if none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""

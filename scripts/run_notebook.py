@@ -1,4 +1,4 @@
-"""Executes a notebook on the CPU and stores its outputs in it, after its cells were updated from the script.
+"""Updates a notebook's cells from its script, executes it on the CPU and stores the outputs.
 
 python scripts/run_notebook.py notebooks/sampling.py
 """
@@ -20,7 +20,7 @@ def run(script: Path) -> None:
     for cell, old in zip(notebook.cells, before.cells, strict=False):
         cell.id = old.get("id", cell.id)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Times of execution would change with every run.
+    # Execution times would change with every run.
     NotebookClient(notebook, timeout=None, record_timing=False, kernel_name="python3").execute()
     nbformat.write(notebook, file)
 

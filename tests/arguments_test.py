@@ -33,13 +33,13 @@ def test_values(monkeypatch):
         ("--height", "expected one argument"),
         ("--scale=nan", "--scale=nan must be a finite number of at least 0"),
         ("--scale=x", "--scale='x' must be a finite number"),
-        ("--steps=1,a,1", "--steps=1,a,1: each part='a' must be a whole number"),
+        ("--steps=1,a,1", "--steps=1,a,1: part='a' must be a whole number"),
         ("--out=", "--out='' is not a path"),
         ("--dtype=c", "argument --dtype: invalid choice: 'c'"),
         ("--heigth=3", "unknown flag --heigth; did you mean --height?"),
         ("--hei=3", "unknown flag --hei"),
         ("--xyzzy", "unknown flag --xyzzy"),
-        ("fox", "'fox' belongs to no flag; put quotes around text with spaces"),
+        ("fox", "'fox' is not a flag; put quotes around text with spaces"),
     ],
 )
 def test_errors_are_one_line(argument, message, capsys):

@@ -301,7 +301,6 @@ def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
         (["--clips=x"], "give --model"),
         (["--clips=missing.json", "--model={model}"], "no file missing.json"),
         (["--clips={videos}", "--model=nowhere"], "nowhere is neither a folder nor a hub id"),
-        (["--moving_shapes=0", "--model={model}"], "--moving_shapes=0 must be at least 1"),
         (["--moving_shapes=1", "--model={model}", "--max_frames=5"], "--max_frames=5 is below --min_frames=121"),
         (["--moving_shapes=1", "--model={model}", "--sizes=384x632"], "384x632 must be multiples of 16"),
         (["--moving_shapes=1", "--model={model}", "--num_shards=2"], "--shard_index and --num_shards go together"),
@@ -311,7 +310,6 @@ def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
         ),
         (["--moving_shapes=1", "--model={model}", "--num_shards=2", "--shard_index=0", "--beam"], "--beam divides"),
         (["--from_pt={videos}"], "no .pt file"),
-        (["--moving_shapes=1", "--model={model}", "--seed=-1"], "--seed=-1 must be from 0 to 4294967295"),
         (["--moving_shapes=1", "--model={model}", "--out={videos}/a.mp4"], "a.mp4 is a file; give a folder"),
     ],
 )
@@ -333,6 +331,10 @@ def test_bad_arguments_are_one_line(model, videos, tmp_path, capsys, arguments, 
         ("--fit=zoom", "invalid choice: 'zoom'"),
         ("--sizes=1x", "is not a size"),
         ("--clips=", "is not a path"),
+        ("--moving_shapes=0", "--moving_shapes=0 must be a whole number of at least 1"),
+        ("--batch=two", "--batch='two' must be a whole number of at least 1"),
+        ("--seed=-1", "--seed=-1 must be a whole number from 0 to 4294967295"),
+        ("--modle=C", "unknown flag --modle; did you mean --model?"),
     ],
 )
 def test_bad_values_of_flags(flag, message, capsys):

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from helios_jax.user_input import did_you_mean, finite_number, plain_name, user_path, whole_number
+from helios_jax.user_input import did_you_mean, finite_number, plain_name, user_path, whole_number, yes_or_no
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
@@ -59,3 +59,14 @@ def test_not_finite_numbers(value):
 def test_did_you_mean():
     assert did_you_mean("hieght", ["width", "height"]) == "; did you mean height?"
     assert did_you_mean("zzz", ["width", "height"]) == ""
+
+
+def test_yes_or_no():
+    assert yes_or_no(True, "x") is True
+    assert yes_or_no(np.bool_(False), "x") is False
+
+
+@pytest.mark.parametrize("value", ["false", 0, 1.0, None, np.int64(1)])
+def test_neither_yes_nor_no(value):
+    with pytest.raises(ValueError, match=r"x=.* must be True or False"):
+        yes_or_no(value, "x")

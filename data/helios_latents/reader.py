@@ -2,12 +2,12 @@
 
 import bisect
 import itertools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from helios_jax.data.helios_latents.record import LatentRecord, RecordError, Size, parse_size, size_name
+from helios_jax.safe_files import read_object
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
@@ -29,7 +29,8 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
 
     found = _dataset_folder(user_path(folder, "folder"))
     for name in ("features.json", "dataset_info.json"):
-        _check_object(found / name)
+        if not read_object(found / name, _REMEDY):
+            raise ValueError(f"{found / name} is damaged (it is empty); {_REMEDY}")
     try:
         builder = tfds.builder_from_directory(str(found))
         names = set(builder.info.features)
@@ -48,7 +49,7 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
     return opened
 
 
-_REMEDY = "run helios-prepare again with the same arguments, which keeps finished files and writes the metadata anew"
+_REMEDY = "run helios-prepare again with the same arguments, which keeps finished files and rewrites the metadata"
 
 
 class LatentFiles(Sequence[LatentRecord]):
@@ -86,7 +87,7 @@ class LatentFiles(Sequence[LatentRecord]):
             raise RecordError(f"{self.where(index)} cannot be read: {_first_line(error)}") from error
 
     def check_files(self, folder: pathlib.Path, size: Size) -> None:
-        """Raises an error unless all files are there, in ``folder`` itself and nowhere else."""
+        """Raises an error unless all files exist directly in ``folder``."""
         for file, records in zip(map(pathlib.Path, self._files), self._lengths, strict=True):
             if file.parent != folder:
                 raise ValueError(
@@ -114,25 +115,12 @@ def _dataset_folder(folder: pathlib.Path) -> pathlib.Path:
     if (found / "dataset_info.json").is_file():
         return found
     if (found / "prepare.json").is_file():
-        files = sum(_check_object(found / "prepare.json").get("files", {}).values())
+        files = sum(read_object(found / "prepare.json", _REMEDY).get("files", {}).values())
         finished = len(list((found / "progress").glob("*.json")))
         raise FileNotFoundError(
             f"{found} is not finished: {finished} of {files} files; run helios-prepare again with the same arguments"
         )
     raise FileNotFoundError(f"no helios_latents in {folder}; helios-prepare writes them")
-
-
-def _check_object(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError with the file's name for anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing; {_REMEDY}") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); {_REMEDY}") from error
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{file} is damaged (it is no JSON object with content); {_REMEDY}")
-    return content
 
 
 def _first_line(error: BaseException) -> str:

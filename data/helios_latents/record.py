@@ -43,7 +43,7 @@ class LatentRecord:
     embeds: np.ndarray
 
     def check(self, size: Size) -> None:
-        """Raises ValueError unless the latents are finite, and chunks of ``size`` with an anchor to match."""
+        """Raises ValueError unless the latents are finite chunks of ``size`` and the anchor matches them."""
         needed = (CHUNK_FRAMES, *size)
         shape = self.latents.shape
         if len(shape) != 5 or shape[1:4] != needed or shape[0] < 1:
@@ -85,7 +85,7 @@ class LatentRecord:
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Whether all numbers are finite as bfloat16, in which they are stored."""
+    """Whether all numbers are finite in bfloat16, the dtype in which they are stored."""
     import ml_dtypes
 
     return bool(np.isfinite(np.asarray(array, ml_dtypes.bfloat16)).all())

@@ -20,6 +20,7 @@ import numpy as np
 from helios_jax.data.helios_latents.record import LatentRecord, Size
 from helios_jax.data.helios_latents.writer import Failure
 from helios_jax.typing import Path
+from helios_jax.user_input import user_path
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -122,7 +123,7 @@ def find_torch_latents(folder: Path, *, min_frames: int) -> Sequence[TorchLatent
         FileNotFoundError: There is no such file, or no such folder.
         ValueError: A file's name does not state its size.
     """
-    folder = pathlib.Path(folder)
+    folder = user_path(folder, "from_pt")
     found = []
     for path in sorted(folder.rglob("*.pt")):
         numbers = path.stem.rsplit("_", 3)[1:]

@@ -18,13 +18,13 @@ from tensorflow_datasets.core import example_serializer, naming, splits
 
 from helios_jax.data.helios_latents.builder import HeliosLatents
 from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
-from helios_jax.safe_files import claimed, replace_text
+from helios_jax.safe_files import claimed, read_object, replace_text
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
 SETTINGS_FILE = "prepare.json"
 
-_AGAIN = "when that is put right, run the same command again: files that are finished are kept"
+_AGAIN = "fix that and run the same command again: finished files are kept"
 
 type Slot = tuple[Size, int]
 """One file: the latent size of its clips and its number among the files of that size."""
@@ -37,7 +37,7 @@ class Failure:
     Attributes:
         uid: Its name.
         error: The reason.
-        by_rule: It was left out by a rule, such as its length; nothing is wrong with it.
+        by_rule: A rule excluded it, such as one about its length; nothing is wrong with it.
     """
 
     uid: str
@@ -74,8 +74,8 @@ class LatentWriter:
 
     def __init__(self, folder: Path, files: Mapping[Size, int], settings: Mapping[str, Any]) -> None:
         folder = user_path(folder, "folder")
-        # A builder reads the metadata in its folder, which may be damaged and is written anew: it gets one that is not
-        # there.
+        # A builder reads the metadata in its folder. That metadata may be damaged and is rewritten anyway, so the
+        # builder is given a folder that does not exist.
         self._builder = HeliosLatents(data_dir=folder / "nothing")
         self.folder = folder / self._builder.name / str(self._builder.version)
         self._files = dict(files)
@@ -135,7 +135,7 @@ class LatentWriter:
             return FileReport(**content | {"skipped": tuple(Failure(**failure) for failure in content["skipped"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{file} is damaged ({error}); remove it and run the same command again: that file is then encoded anew"
+                f"{file} is damaged ({error}); remove it and run the same command again, which encodes that file again"
             ) from error
 
     def finish(self) -> bool:
@@ -166,7 +166,7 @@ class LatentWriter:
         self._builder.info.set_splits(splits.SplitDict(infos))
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="metadata-") as written:
             self._builder.info.write_to_directory(written)
-            # dataset_info.json last: with it the dataset counts as finished.
+            # dataset_info.json is written last because its presence marks the dataset as finished.
             for file in sorted(pathlib.Path(written).iterdir(), key=lambda file: file.name == "dataset_info.json"):
                 _replace_text(self.folder / file.name, file.read_text(encoding="utf-8"))
         return True
@@ -176,15 +176,11 @@ class LatentWriter:
         file = self.folder / SETTINGS_FILE
         if not file.exists():
             _replace_text(file, json.dumps(settings, indent=2) + "\n")
-        try:
-            begun = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(begun, dict):
-                raise ValueError("it is no JSON object")
-        except ValueError as error:
-            raise ValueError(
-                f"{file} is damaged ({error}). It holds the settings that {self.folder} was begun with: restore it "
-                "from a copy, or remove it to go on without comparing them"
-            ) from error
+        begun = read_object(
+            file,
+            f"it holds the settings that {self.folder} was begun with: restore it from a copy, or remove it to resume "
+            "without comparing them",
+        )
         if changed := sorted(key for key in {*begun, *settings} if begun.get(key) != settings.get(key)):
             listed = "; ".join(f"{key} was {begun.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} was begun with other settings ({listed}); choose another folder")
@@ -230,7 +226,7 @@ def _guarded(path: pathlib.Path, call: Any, *args: Any) -> Any:
 
 
 def _replace_text(file: pathlib.Path, text: str) -> None:
-    """``replace_text``, with the advice of ``_guarded``."""
+    """Calls ``replace_text`` and adds the advice of ``_guarded`` to its error."""
     try:
         replace_text(file, text)
     except OSError as error:

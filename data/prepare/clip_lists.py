@@ -11,7 +11,7 @@ from helios_jax.typing import Path
 from helios_jax.user_input import finite_number, user_path, whole_number
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
-"""Endings of videos in folders, in upper or lower case."""
+"""File extensions of videos in folders, in upper or lower case."""
 
 
 def clips_from_json(file: Path, root: Path | None = None, options: ReadOptions = AS_PUBLISHED) -> list[FileClip]:
@@ -22,7 +22,7 @@ def clips_from_json(file: Path, root: Path | None = None, options: ReadOptions =
 
     Args:
         file: The list.
-        root: Folder that the paths are relative to and that holds all videos; that of ``file`` by default.
+        root: Folder that contains all videos; paths are relative to it. The default is the folder of ``file``.
         options: How the files are read.
 
     Raises:
@@ -48,11 +48,11 @@ def clips_from_json(file: Path, root: Path | None = None, options: ReadOptions =
 def clips_from_folder(folder: Path, options: ReadOptions = AS_PUBLISHED) -> list[FileClip]:
     """The videos of a folder and its subfolders, each with its caption in a .txt file of the same name.
 
-    A clip is named after its file without the ending, or with it where several files differ only in that. Hidden files
-    are left out.
+    A clip has the name of its file without the extension, or with it if several files differ only in their extension.
+    Hidden files are ignored.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The folder contains no video.
         ValueError: A caption is not UTF-8.
     """
     folder = user_path(folder, "clips")
@@ -108,7 +108,7 @@ def _file_clip(entry: Any, root: pathlib.Path, where: str, options: ReadOptions)
 
 def _path_inside(name: str, root: pathlib.Path, where: str) -> pathlib.Path:
     path = root / user_path(name, f"{where}: path")
-    # Only the text counts: links inside the folder may point anywhere.
+    # Only the path as written is checked: symbolic links inside the folder may point anywhere.
     outside = ".." in path.relative_to(root).parts if path.is_relative_to(root) else True
     if outside:
         raise ValueError(f"{where}: path={name!r} leads out of {root}; give --root, a folder that holds all videos")

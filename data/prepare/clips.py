@@ -1,6 +1,6 @@
 """What a clip is, and clips of the world of moving shapes.
 
-A clip is described first and read later, on whichever host encodes it. Clips of files are in ``file_clips``.
+A clip is a description; the host that encodes it reads it later. Clips of files are in ``file_clips``.
 """
 
 import dataclasses

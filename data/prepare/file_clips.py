@@ -1,8 +1,8 @@
-"""Clips of video files: which frames are taken, and how they are brought to the wanted size.
+"""Clips of video files: which frames are read, and how they are cropped and resized.
 
-As in the original implementation, a clip is cropped as its list says, then to the wanted aspect around its centre, and
-resized by bilinear interpolation with anti-aliasing. Clips whose aspect is nearer to another of the published sizes are
-left out. Rates other than 24 frames per second are resampled by the times of the frames.
+As in the original implementation, a clip is cropped as its list says, then cropped around its centre to the wanted
+aspect ratio, and resized by bilinear interpolation with anti-aliasing. Clips whose aspect ratio is nearer to another
+published size are left out. Rates other than 24 frames per second are resampled using the frames' timestamps.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Fit = Literal["drop", "crop", "pad", "stretch"]
 
 
 class LeftOutError(ClipError):
-    """A clip that is left out by a rule, such as its length; nothing is wrong with it."""
+    """A rule excludes the clip, such as one about its length; nothing is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class FileClip:
     Attributes:
         uid: See ``Clip``.
         caption: See ``Clip``.
-        stored_fps: Frames per second by the list; 0 when unknown.
+        stored_fps: Frames per second according to the list; 0 if unknown.
         path: The file.
         cut: First stored frame, and the one after the last; ``None``: all frames.
         crop: Columns (x0, x1) and rows (y0, y1) to keep, in pixels; ``None``: everything.
@@ -93,7 +93,7 @@ class FileClip:
             fit="crop" if self.options.fit == "drop" else self.options.fit,
             filter="bilinear",
         )
-        # A buffer that grows in place: a list of frames and its stack would need twice the memory.
+        # The buffer grows in place. Stacking a list of frames would need twice the memory.
         pixels, count = bytearray(), 0
         for frame in read_numbered(self.path, numbers):
             if count == 0:
@@ -106,7 +106,7 @@ class FileClip:
         return np.frombuffer(pixels, np.uint8).reshape(-1, *size, 3)
 
     def _existing(self) -> pathlib.Path:
-        # A missing file is one bad clip of many, not the end of the job.
+        # A missing file makes one clip unusable; the job continues.
         if not self.path.is_file():
             raise ClipError(f"there is no file {self.path}")
         return self.path
@@ -138,5 +138,5 @@ class FileClip:
         if nearest != size:
             raise LeftOutError(
                 f"its aspect, {y1 - y0}x{x1 - x0}, is nearer to {nearest[0]}x{nearest[1]} than to {size[0]}x{size[1]}; "
-                "--fit=crop, pad or stretch takes it nevertheless"
+                "to use it, pass --fit=crop, pad or stretch"
             )

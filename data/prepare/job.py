@@ -23,7 +23,7 @@ from helios_jax.typing import Path
 class Named(Protocol):
     """An item of a job: a clip, or a file to import.
 
-    An optional attribute ``identity`` is what decides its record, as JSON; the name alone does by default.
+    An optional attribute ``identity`` holds, as JSON, everything that determines its record; the default is its name.
     """
 
     @property
@@ -134,7 +134,7 @@ def skipped_file(folder: Path, size: Size) -> pathlib.Path:
 
 
 def read_skipped(folder: Path, sizes: Iterable[Size]) -> list[Failure]:
-    """What the files ``skipped_file`` of these sizes hold."""
+    """The contents of ``skipped_file`` for all of these sizes."""
     files = [skipped_file(folder, size) for size in sizes]
     lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
     return [Failure(**json.loads(line)) for line in lines]

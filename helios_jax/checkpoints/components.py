@@ -19,6 +19,7 @@ from helios_jax.checkpoints.key_tables import ParamPath
 from helios_jax.config.fields import Json, SettingError, shown
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, DType, Path
+from helios_jax.user_input import user_path
 
 _LISTED = 12
 """Names spelled out in an error before the rest is only counted."""
@@ -57,7 +58,7 @@ class Component:
 
 @functools.lru_cache(maxsize=8)
 def _abstract(module: str, name: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and shapes of a network; kept, since checks, memory and loading all ask for them."""
+    """Structure and shapes of a network. Cached, because checks, memory estimates and loading all use them."""
     network = getattr(importlib.import_module(module), name)
     return nnx.split(nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
@@ -100,7 +101,7 @@ def with_parameters(abstract: ConfiguredModule, arrays: Mapping[ParamPath, Array
 
 def component_folder(folder: Path, component: str) -> FilePath:
     """Returns the component's own folder, given that folder or the checkpoint that contains it."""
-    path = FilePath(folder)
+    path = user_path(folder, "folder")
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
     inner = path / component
@@ -109,7 +110,7 @@ def component_folder(folder: Path, component: str) -> FilePath:
 
 def new_component_folder(folder: Path, component: str) -> FilePath:
     """Makes ``folder/component``. Raises FileExistsError when it holds weights in either layout."""
-    target = FilePath(folder) / component
+    target = user_path(folder, "folder") / component
     if (target / "weights").exists() or any(target.glob("*.safetensors*")):
         raise FileExistsError(f"{target} already holds weights; choose another folder or remove them first")
     target.mkdir(parents=True, exist_ok=True)
@@ -121,8 +122,8 @@ def read_json(file: FilePath) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds something else, or what the standard forbids: NaN, infinities, a key given twice, other
-            encodings than UTF-8.
+        ValueError: It holds something else, or what the standard forbids: NaN, infinities, duplicate keys,
+            encodings other than UTF-8.
     """
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: is {file.parent} (part of) a complete checkpoint?")
@@ -131,12 +132,7 @@ def read_json(file: FilePath) -> dict[str, Any]:
     if (size := file.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{file} has {size:,} bytes; a JSON file of settings has at most {_MAX_JSON_BYTES:,}")
     try:
-        content = json.loads(
-            file.read_bytes().decode("utf-8"),
-            parse_float=_finite,
-            parse_constant=_finite,
-            object_pairs_hook=_unique,
-        )
+        content = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
@@ -148,11 +144,11 @@ def read_json(file: FilePath) -> dict[str, Any]:
     return content
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text:.20} is not a finite number")
-    return number
+def _is_finite(value: Any) -> bool:
+    """Whether a value of JSON holds finite numbers only; objects in it have been checked before."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,6 +156,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in content:
             raise ValueError(f"the key {shown(key)} is given twice")
+        if not _is_finite(value):
+            raise ValueError(f"{shown(key)}: {shown(value)} is not finite")
         content[key] = value
     return content
 

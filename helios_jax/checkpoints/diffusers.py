@@ -84,7 +84,7 @@ def load_diffusers(
 
 
 def check_diffusers(folder: Path, component: str) -> None:
-    """Raises what ``load_diffusers`` would about configuration, names and shapes; reads the headers only."""
+    """Raises the errors of ``load_diffusers`` about configuration, names and shapes; reads only the headers."""
     parts = find_component(component)
     folder = component_folder(folder, component)
     config = parts.read_config(folder)
@@ -186,7 +186,8 @@ def _read_one(
         whole = [slice(None)] * len(shape)
         published = tuple(axis or slice(None) for axis in entry.layout.published_order(index or whole))
         tensor = entry.layout.to_ours(read(name, published) if published else read(name, ()))
-        return np.asarray(tensor, dtype)
+        with np.errstate(over="ignore"):  # What overflows is found when all weights are read.
+            return np.asarray(tensor, dtype)
 
     return jax.make_array_from_callback(shape, sharding, part)
 

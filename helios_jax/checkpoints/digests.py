@@ -1,12 +1,12 @@
-"""Digests of arrays, which tell whether weights that were read are the weights that were written.
+"""Digests of arrays, which show whether the weights that were read are those that were written.
 
     digest = "dtype[shape]:" + hex of  sum over words i of mix(word[i] XOR odd * i)  modulo 2^32
 
 The words are the array's elements as unsigned integers, in C order. ``mix`` is a bijection of 32-bit integers (the
-finaliser of MurmurHash3, a public-domain hash), so a change of one word always changes the digest, whatever bits are
-hit, and damage to several words goes unnoticed once in 2^32 times. A sum does not depend on the order in which it is
-taken: an array on one or several devices is digested where it is, in a program that reads every device's part once,
-and nothing travels to the host but the sum. No digest guards against intent.
+finaliser of MurmurHash3, a public-domain hash), so changing one word always changes the digest, whichever bits
+change, and damage to several words goes unnoticed with probability 2^-32. The sum does not depend on the order of its
+terms, so an array on one or several devices is digested where it is, by a program that reads each device's part once,
+and only the sum is copied to the host. The digest does not protect against deliberate changes.
 """
 
 import concurrent.futures
@@ -33,8 +33,8 @@ def digest(array: AnyArray | np.generic | float) -> str:
     """The digest of an array.
 
     Args:
-        array: An array of NumPy or JAX, of any shape, sharding, memory and dtype, PRNG keys included; a number. If it
-            is spread over the devices of several processes, all of them must call.
+        array: A number, or an array of NumPy or JAX with any shape, sharding, memory kind and dtype, including PRNG
+            keys. If it is sharded over several processes, all of them must call this function.
 
     Returns:
         Such as "bfloat16[40,5120]:09af3c51". Equal for arrays of NumPy and JAX with the same content.
@@ -43,19 +43,17 @@ def digest(array: AnyArray | np.generic | float) -> str:
 
 
 def digests_of(arrays: Mapping[str, AnyArray | np.generic | float]) -> dict[str, str]:
-    """The digest of every array, by name. Devices work on all of them before the first result is awaited."""
-    pending = {}
+    """The digest of every array, by name. All are dispatched to the devices before the first result is awaited."""
+    pending: dict[str, tuple[AnyArray, Any]] = {}
     for name, array in arrays.items():
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
-        if not _on_accelerators(array):
-            array = np.asarray(array)
-        pending[name] = (
-            array,
-            _hash_on_host(array)
-            if isinstance(array, np.ndarray)
-            else _hash_on_device(jax.device_put(array, array.sharding.with_memory_kind("device"))),
-        )
+        if isinstance(array, jax.Array) and _on_accelerators(array):
+            on_device = jax.device_put(array, array.sharding.with_memory_kind("device"))
+            pending[name] = (array, _hash_on_device(on_device))
+        else:
+            on_host = np.asarray(array)
+            pending[name] = (on_host, _hash_on_host(on_host))
     return {name: _text(array, int(value)) for name, (array, value) in pending.items()}
 
 
@@ -66,8 +64,8 @@ def check_digests(
 
     Args:
         source: Where the arrays come from, for the error.
-        expected: The recorded digests; names that ``arrays`` lacks are not looked at.
-        arrays: What was read. Arrays without a recorded digest are not looked at.
+        expected: The recorded digests; names that are missing from ``arrays`` are ignored.
+        arrays: The arrays that were read. Arrays without a recorded digest are not checked.
 
     Raises:
         ValueError: An array differs from what was written (all listed).
@@ -82,12 +80,12 @@ def check_digests(
 
 
 def write_digests(file: pathlib.Path, digests: Mapping[str, str]) -> None:
-    """Writes digests as a JSON object, one line for every array."""
+    """Writes digests as a JSON object, one array per line."""
     file.write_text(json.dumps(dict(digests), indent=2) + "\n")
 
 
 def read_digests(file: pathlib.Path) -> dict[str, str]:
-    """The digests in a file; empty when there is none, as in folders of earlier versions.
+    """The digests in a file; empty if the file does not exist, as in folders of earlier versions.
 
     Raises:
         ValueError: The file is not what ``write_digests`` wrote.
@@ -104,7 +102,7 @@ def read_digests(file: pathlib.Path) -> dict[str, str]:
 
 
 def _mix(x: Any) -> Any:
-    # uint32 of NumPy or JAX, which both drop what overflows.
+    # x is a uint32 of NumPy or JAX; both wrap around on overflow.
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -116,7 +114,7 @@ def _text(array: Any, value: int) -> str:
 
 def _hash_on_host(array: np.ndarray) -> int:
     flat = np.ascontiguousarray(array).reshape(-1)
-    # Elements of 64 bits are two words.
+    # A 64-bit element is two words.
     words = flat.view(f"u{min(array.dtype.itemsize, 4)}")
 
     def piece(start: int) -> int:
@@ -127,12 +125,12 @@ def _hash_on_host(array: np.ndarray) -> int:
     starts = range(0, words.size, _PIECE_WORDS)
     if len(starts) < 8:
         return sum(map(piece, starts)) % 2**32
-    with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy computes without Python's lock.
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy releases the GIL.
         return sum(threads.map(piece, starts)) % 2**32
 
 
 def _on_accelerators(array: Any) -> bool:
-    """Whether an array is computed on where it is. One in the host's memory is not: that would compile a program."""
+    """Whether the digest is computed on the array's device. For arrays in host memory that would compile a program."""
     if not isinstance(array, jax.Array):
         return False
     one_cpu = len(array.sharding.device_set) == 1 and next(iter(array.sharding.device_set)).platform == "cpu"
@@ -145,7 +143,7 @@ def _hash_on_device(array: jax.Array) -> jax.Array:
         array = array.astype(jnp.uint8)
     bits = min(array.dtype.itemsize, 4) * 8
     words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
-    # The position of every word, in a form that is computed in place: no array of indices exists.
+    # The position of every word, computed inside the fused reduction: no array of indices is materialised.
     position, stride = jnp.zeros(words.shape, jnp.uint32), 1
     for axis in reversed(range(words.ndim)):
         position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)

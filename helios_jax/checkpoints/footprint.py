@@ -9,16 +9,17 @@ from flax import nnx
 
 from helios_jax.checkpoints.components import COMPONENTS
 from helios_jax.checkpoints.settings import PipelineSettings
+from helios_jax.parallel.devices import bytes_in_words
 from helios_jax.parallel.mesh import parameter_sharding
 from helios_jax.typing import DType
 
 MAX_CPU_PARAMETERS = 2 * 10**9
-"""Largest transformer that runs on a CPU unless asked for: the 14B one would take hours per chunk."""
+"""Largest transformer that runs on a CPU without ``allow_cpu``: the 14B one would take hours per chunk."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What the weights of a pipeline take.
+    """The memory that a pipeline's weights take.
 
     Attributes:
         device: Name of the device, such as "NVIDIA H100 80GB HBM3" or "cpu".
@@ -27,8 +28,8 @@ class Footprint:
         dtype: Dtype of transformer and text encoder.
         vae_dtype: Dtype of the VAE.
         bytes: Component -> bytes on one device.
-        limit: Bytes that one device has; ``None``: it does not say.
-        in_use: Bytes of it that are taken.
+        limit: Bytes of memory of one device; ``None`` if the device does not report it.
+        in_use: Bytes of it that are in use.
     """
 
     device: str
@@ -47,11 +48,11 @@ class Footprint:
 
     def __str__(self) -> str:
         devices = self.device if self.num_devices == 1 else f"{self.num_devices} x {self.device}"
-        parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in self.bytes.items())
-        limit = "" if self.limit is None else f" of {_gigabytes(self.limit)}"
+        parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in self.bytes.items())
+        limit = "" if self.limit is None else f" of {bytes_in_words(self.limit)}"
         dtypes = self.dtype if self.dtype == self.vae_dtype else f"{self.dtype}, VAE {self.vae_dtype}"
         each = " each" if self.num_devices > 1 else ""
-        return f"{devices}, {dtypes}: weights {_gigabytes(self.total)}{limit}{each} ({parts})"
+        return f"{devices}, {dtypes}: weights {bytes_in_words(self.total)}{limit}{each} ({parts})"
 
     def check(self, *, allow_cpu: bool = False) -> None:
         """Raises ValueError when the weights cannot fit, or a large model would run on a CPU."""
@@ -62,11 +63,11 @@ class Footprint:
                 "To do so nevertheless, pass allow_cpu=True"
             )
         if self.limit is not None and self.total > self.limit - self.in_use:
-            taken = f", {_gigabytes(self.in_use)} of them in use" if self.in_use > self.limit / 100 else ""
+            taken = f", {bytes_in_words(self.in_use)} of them in use" if self.in_use > self.limit / 100 else ""
             advice = "" if self.dtype == "bfloat16" else "dtype='bfloat16', "
             raise ValueError(
-                f"the weights take {_gigabytes(self.total)} in {self.dtype}, and {self.device} has "
-                f"{_gigabytes(self.limit)}{taken}; use {advice}a device with more memory, or several "
+                f"the weights take {bytes_in_words(self.total)} in {self.dtype}, and {self.device} has "
+                f"{bytes_in_words(self.limit)}{taken}; use {advice}a device with more memory, or several "
                 "(mesh=jax.make_mesh((n,), ('fsdp',)))"
             )
 
@@ -74,7 +75,7 @@ class Footprint:
 def footprint(
     settings: PipelineSettings, *, dtype: DType, vae_dtype: DType, mesh: jax.sharding.Mesh | None = None
 ) -> Footprint:
-    """What the weights of a checkpoint take on the default device, or on each device of ``mesh``; reads no weights."""
+    """The memory of a checkpoint's weights on the default device, or on each device of ``mesh``; reads no weights."""
     sizes, parameters = {}, 0
     for name, component in COMPONENTS.items():
         config = getattr(settings, name)
@@ -100,7 +101,3 @@ def footprint(
         limit=memory.get("bytes_limit"),
         in_use=memory.get("bytes_in_use", 0),
     )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

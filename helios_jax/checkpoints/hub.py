@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
+from helios_jax.checkpoints.sources import folder_of
 from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
@@ -15,7 +16,7 @@ NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "token
 of up to 57 GB (transformer_init, transformer_ode), which it does not need."""
 
 SETTINGS = ("model_index.json", "scheduler/*.json", "transformer/*.json", "vae/*.json", "text_encoder/*.json")
-"""The files among them that hold settings and the indices of weights: a few hundred kB."""
+"""The subset with settings and weight indices: a few hundred kB."""
 
 
 def local_folder(
@@ -39,15 +40,11 @@ def local_folder(
         FileNotFoundError: Neither a folder nor a hub id, or the download failed.
         ValueError: Not a path, or a revision of a folder on disk.
     """
-    folder = user_path(path, "the checkpoint")
-    if folder.is_dir():
+    folder = folder_of(path)
+    if folder is not None:
         if revision is not None:
             raise ValueError(f"revision={revision!r} belongs to a repository on the hub, and {folder} is a folder")
         return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file; give the folder of a checkpoint, which holds model_index.json")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise FileNotFoundError(f"{path} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Distilled'")
     from huggingface_hub import snapshot_download
 
     with _as_missing(path, revision):
@@ -88,10 +85,10 @@ def remote_tensors(repo: str, component: str) -> dict[str, TensorInfo]:
 
 @contextlib.contextmanager
 def _as_missing(repo: Path, revision: str | None = None) -> Iterator[None]:
-    """Turns whatever stops a download into one line that names the requested repository."""
+    """Turns every error of a download into one line that names the repository."""
     try:
         yield
-    except Exception as error:  # The hub's package and the HTTP client under it share no base class.
+    except Exception as error:  # huggingface_hub and its HTTP client share no base class.
         reason = _reason(repo, revision, error)
         raise FileNotFoundError(
             f"no folder {repo}, and the hub repository of that name could not be fetched: {reason}"

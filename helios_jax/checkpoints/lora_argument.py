@@ -1,4 +1,4 @@
-"""LoRA files as command lines name them, and where the file is. Imports nothing heavy."""
+"""LoRA files as named on command lines. Imports nothing heavy."""
 
 import math
 import os
@@ -10,15 +10,15 @@ from helios_jax.user_input import finite_number, user_path
 def parse_lora_argument(text: str) -> tuple[pathlib.Path, float]:
     """Splits ``FILE`` or ``FILE:SCALE``.
 
-    A colon belongs to the file's name if a file of that name exists, or if what follows the colon cannot be meant as
-    a scale because it has a separator or the ending of a file ("C:/styles/fox.safetensors").
+    A colon is part of the file's name if such a file exists, or if the text after the colon cannot be a scale because
+    it contains a separator or a file extension ("C:/styles/fox.safetensors").
 
     Args:
         text: What the user gave.
 
     Returns:
-        The path, with ``~`` expanded, and the scale, 1 if none was given. The file is not looked for; see
-        ``find_lora_file``.
+        The path, with ``~`` expanded, and the scale, 1 if none was given. Whether the file
+        exists is not checked; see ``find_lora_file``.
 
     Raises:
         ValueError: There is no file before the colon, or no finite number after it.
@@ -43,11 +43,11 @@ def parse_lora_argument(text: str) -> tuple[pathlib.Path, float]:
 
 
 def find_lora_file(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The LoRA file that a path means: the file itself, or the only safetensors file of a folder.
+    """The LoRA file at a path: the file itself, or the only safetensors file in a folder.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: A folder with several; a file that is no safetensors file by its name.
+        ValueError: The folder contains several, or the file has an extension of PyTorch's formats.
     """
     path = user_path(path, "lora")
     if path.is_file():
@@ -72,7 +72,7 @@ def lora_name(name: object, file: pathlib.Path) -> str:
     """The name of a LoRA, by default that of its file without the ending.
 
     Raises:
-        ValueError: ``name`` is no text, such as a scale that was given in its place.
+        ValueError: ``name`` is not a text, for example because a scale was passed in its place.
     """
     if name is None:
         return file.stem

@@ -104,7 +104,7 @@ Parts = dict[str, np.ndarray]
 
 
 def _sort_by_layer(tensors: LoraTensors) -> dict[str, Parts]:
-    """All tensors of a file, as layer (without the wrappers' names) -> role -> tensor."""
+    """All tensors of a file: layer (without wrapper prefixes) -> role -> tensor."""
     problems = collections.defaultdict(list)
     skipped = collections.Counter()
     places: dict[tuple[str, str], str] = {}
@@ -119,7 +119,7 @@ def _sort_by_layer(tensors: LoraTensors) -> dict[str, Parts]:
             problems["given twice"].append(name)
         else:
             places[parsed.layer, parsed.role] = name
-    # All names are judged before the first tensor is read.
+    # All names are checked before the first tensor is read.
     raise_problems(f"{tensors.path} is not a usable LoRA file; tensors:", problems)
     for name in _image_patches(tensors, places):
         skipped[IMAGE_LAYERS] += 1
@@ -179,7 +179,7 @@ def _updates(layer: str, parts: Parts, settings: Mapping[str, Any]) -> dict[str,
 
 
 def _problem_of_factors(up: np.ndarray, down: np.ndarray) -> str | None:
-    """What keeps B and A from being multiplied."""
+    """Why B and A cannot be multiplied; empty if they can."""
     if up.ndim < 2 or down.ndim < 2:
         return f"B {up.shape} and A {down.shape} are not matrices"
     if not up.size or not down.size:
@@ -208,7 +208,7 @@ def _adapter_settings(metadata: Mapping[str, str], file: pathlib.Path) -> dict[s
     """PEFT's settings of the adapter, from the file's header or from the file that PEFT writes next to it.
 
     Raises:
-        ValueError: They are no JSON object, describe another method, or have an alpha that is no number.
+        ValueError: They are not a JSON object, describe another method, or contain an alpha that is not a number.
     """
     beside = file.parent / "adapter_config.json"
     if "lora_adapter_metadata" in metadata:
@@ -230,12 +230,12 @@ def _adapter_settings(metadata: Mapping[str, str], file: pathlib.Path) -> dict[s
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"{source}: alpha_pattern={patterns!r}; a mapping from layers to numbers is needed")
-    checked = {"use_rslora": bool(settings.get("use_rslora")), "alpha_pattern": {}}
+    checked: dict[str, Any] = {"use_rslora": bool(settings.get("use_rslora")), "alpha_pattern": {}}
     for pattern, alpha in patterns.items():
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{source}: alpha_pattern has {pattern!r}, which is no pattern: {error}") from error
+            raise ValueError(f"{source}: alpha_pattern has {pattern!r}, not a regular expression: {error}") from error
         checked["alpha_pattern"][pattern] = finite_number(alpha, f"{source}: alpha_pattern[{pattern!r}]")
     if settings.get("lora_alpha") is not None:
         checked["lora_alpha"] = finite_number(settings["lora_alpha"], f"{source}: lora_alpha")

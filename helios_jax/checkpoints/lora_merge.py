@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from helios_jax.checkpoints.components import find_component, raise_problems
 from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, Layout, ParamPath, published_entries
 from helios_jax.checkpoints.lora_argument import lora_scale
 from helios_jax.checkpoints.lora_files import LoraDelta, read_lora
+from helios_jax.checkpoints.weights import MAX_WEIGHT
 from helios_jax.config import TransformerConfig
 from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.typing import AnyArray, Array, Float, Path
@@ -61,7 +63,7 @@ def check_lora(path: Path, config: TransformerConfig) -> None:
 def merge_lora_file[M: ConfiguredModule](
     transformer: Network[M], path: Path, scale: float = 1.0, *, donate: bool = False
 ) -> Network[M]:
-    """Merges a LoRA file into a transformer, on its device(s), for good.
+    """Merges a LoRA file permanently into a transformer, on its device(s).
 
     Args:
         transformer: The transformer; its arrays stay valid, since running streams may use them.
@@ -76,7 +78,7 @@ def merge_lora_file[M: ConfiguredModule](
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The errors of ``read_lora``; a scale that is not finite; updates of tensors that this transformer
-            does not have, or has in another shape (all listed); weights that would not be finite.
+            does not have, or has in another shape (all listed); weights beyond ``MAX_WEIGHT``, or not finite.
     """
     scale = lora_scale(scale)
     changes = changes_of(path, read_lora(path), transformer.module, scale)
@@ -113,18 +115,18 @@ def merged_arrays(
     Args:
         arrays: Every parameter that is updated, without updates.
         changes: The updates.
-        source: Where they come from, for errors.
-        homes: Where each result is to be; by default where the array is.
-        donate: Give up ``arrays``.
+        source: Name of their origin, for errors.
+        homes: Sharding of each result; by default that of the array.
+        donate: Donate the buffers of ``arrays``.
 
     Returns:
         The updated parameters.
 
     Raises:
-        ValueError: A weight would not be finite.
+        ValueError: A weight would not be finite, or beyond ``MAX_WEIGHT``.
     """
     merged: dict[ParamPath, Array] = {}
-    finite: dict[str, Array] = {}
+    sound: dict[str, Array] = {}
     for parameter, updates in changes.items():
         home = arrays[parameter].sharding if homes is None else homes[parameter]
         # Parameters in host memory are moved to the device one at a time, and back after the merge. ``_add`` donates
@@ -135,16 +137,19 @@ def merged_arrays(
         for name, several in _by_tensor(updates).items():
             entry = several[0].entry
             factors = tuple(change.delta.factors for change in several)
-            with np.errstate(over="ignore"):  # What overflows is found in the sum.
+            with np.errstate(over="ignore"):  # Overflow is detected in the sum.
                 weights = tuple(np.float32(change.weight) for change in several)
-            array, finite[name] = _add(array, entry.layer, factors, weights, entry.layout, entry.columns)
+            array, sound[name] = _add(array, entry.layer, factors, weights, entry.layout, entry.columns)
         merged[parameter] = jax.device_put(array, home)
-    wrong = [name for name, is_finite in finite.items() if not is_finite]
-    raise_problems(f"with {source} merged, weights would not be finite; tensors:", {"that overflow": wrong})
+    wrong = [name for name, is_sound in sound.items() if not is_sound]
+    raise_problems(
+        f"with {source} merged, weights would not be finite, or beyond {MAX_WEIGHT:g}; is the scale right? Tensors:",
+        {"that overflow": wrong},
+    )
     return merged
 
 
-def with_arrays[M: ConfiguredModule](transformer: Network[M], arrays: Mapping[ParamPath, Array]) -> Network[M]:
+def with_arrays[N: Network[Any]](transformer: N, arrays: Mapping[ParamPath, Array]) -> N:
     """The transformer with some parameters replaced."""
     state = dict(nnx.to_flat_state(transformer.params))
     for parameter, array in arrays.items():
@@ -168,7 +173,7 @@ def _add(
     layout: Layout,
     columns: slice | None = None,
 ) -> tuple[Array, Array]:
-    """Adds updates to (a layer, columns of) a parameter in place; also returns whether the result is finite."""
+    """Adds updates to (a layer, columns of) a parameter in place; also returns whether the result can be a weight."""
     # One call per published tensor, so only one tensor's fp32 product exists at a time. A stack's layer is
     # traced: all layers of a stack share a program.
     place = (..., columns or slice(None)) if layer is None else (layer, ..., columns or slice(None))
@@ -177,7 +182,7 @@ def _add(
     for update, weight in zip(factors, weights, strict=True):
         total = total + weight * layout.to_ours(_product(*update))
     new = total.astype(old.dtype)
-    return parameter.at[place].set(new), jnp.isfinite(new).all()
+    return parameter.at[place].set(new), (jnp.abs(new) <= MAX_WEIGHT).all()
 
 
 def _product(up: AnyArray, down: AnyArray | None = None) -> Float[Array, "..."]:

@@ -1,9 +1,9 @@
 """The names that LoRA files give to tensors: which layer of the transformer, and which part of its update.
 
-A name is read from both ends. In front may stand the names of a wrapper, such as "diffusion_model." or
-"base_model.model."; at the end is the part of the update, such as ".lora_down.weight". Between them is the layer, with
-the name that diffusers or Wan2.1 gives to it. Kohya's trainers write the layer with "_" for every ".": names are
-compared in that form, so that every layer has one pattern whatever stands between its words.
+A name is parsed from both ends. It may begin with wrapper prefixes such as "diffusion_model." or "base_model.model.",
+and it ends with the part of the update, such as ".lora_down.weight". Between them is the layer's name in diffusers or
+Wan2.1. Kohya's trainers write the layer with "_" for every ".". Names are compared in that form, so one pattern per
+layer covers both separators.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import re
 
 _WRAPPERS = r"(?:(?:base_model|model|diffusion_model|transformer|unet|net|module|pipe|dit)\.)*"
 _FLAT_WRAPPERS = r"(?:lora_unet_+|lora_transformer_+|lycoris_+)?"
-"""What stands before a layer that is written with underscores; Wan-Fun has two after "unet"."""
+"""The prefix of a layer written with underscores; Wan-Fun has two after "unet"."""
 
 _ADAPTER = r"(?:\.[^.]+)?"
 """PEFT puts the adapter's name, often "default", between the factor and "weight"."""
@@ -82,7 +82,7 @@ _LAYERS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraName:
-    """What a tensor's name says.
+    """The parts of a tensor's name.
 
     Attributes:
         layer: The layer's name in the file, without wrappers.
@@ -94,7 +94,7 @@ class LoraName:
 
 
 def parse_name(name: str) -> LoraName | None:
-    """Layer and role of a tensor, or ``None`` if its name has no ending of a LoRA."""
+    """Layer and role of a tensor, or ``None`` if its name does not end like that of a LoRA tensor."""
     for role, pattern in _ROLES.items():
         if match := re.fullmatch(f"(.+?)(?:{pattern})", name):
             return LoraName(layer=re.sub(f"^{_WRAPPERS}", "", match[1]), role=role)
@@ -102,7 +102,7 @@ def parse_name(name: str) -> LoraName | None:
 
 
 def skipped_part(name: str) -> str | None:
-    """What a tensor updates that this model does not have and can do without; ``None`` for all other tensors."""
+    """The network or layers that a tensor updates and that this model does not need; ``None`` for other tensors."""
     for part, pattern in _SKIPPED.items():
         if re.fullmatch(pattern, re.sub(r"^(?:(?:base_model|model)\.)*", "", name)):
             return part
@@ -111,7 +111,7 @@ def skipped_part(name: str) -> str | None:
 
 
 def other_method(name: str) -> str | None:
-    """The method a tensor belongs to if that is not LoRA."""
+    """The method that a tensor belongs to, if it is not LoRA."""
     for method, pattern in _OTHER_METHODS.items():
         if re.fullmatch(f".+(?:{pattern})", name):
             return method

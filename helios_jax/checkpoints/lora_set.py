@@ -1,9 +1,9 @@
-"""The LoRA files that are merged into a transformer, each under a name, with all that is needed to remove them.
+"""The LoRA files merged into a transformer, by name, with everything needed to remove them again.
 
-The original of every parameter that a file touches is kept, in host memory if the transformer is on an accelerator.
-Whenever a file is added, removed or given another scale, the parameters that it touches are computed again from their
-originals and all files that are then in the set, in the order of their names, with one rounding. So the weights depend
-only on which files are in the set with which scales, and the last one that is removed leaves the original bits.
+The original of every parameter that a file changes is kept, in host memory if the transformer is on an accelerator.
+When a file is added, removed or rescaled, the parameters that it changes are recomputed from their originals and all
+files then in the set, in the order of their names, and rounded once. The weights therefore depend only on the files in
+the set and their scales, and removing the last file restores the original bits.
 """
 
 import collections
@@ -41,12 +41,12 @@ class LoadedLora:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LoraSet:
-    """The merged files and what the transformer was without them.
+    """The merged files and the original parameters.
 
     Attributes:
         loras: The files by name, in the order in which they were added.
-        originals: The parameters that they touch, without any of them.
-        merged: The same parameters as they are in the transformer, to notice when somebody else replaces them.
+        originals: The parameters that they change, before any of them was merged.
+        merged: The same parameters in the transformer, to detect when other code replaces them.
     """
 
     loras: Mapping[str, LoadedLora] = dataclasses.field(default_factory=dict)
@@ -69,7 +69,7 @@ class LoraSet:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The name is taken or no text; the scale is not finite; the errors of ``merge_lora_file``.
+            ValueError: The name is taken or not a text; the scale is not finite; the errors of ``merge_lora_file``.
         """
         scale = lora_scale(scale)
         path = find_lora_file(path)
@@ -89,7 +89,7 @@ class LoraSet:
         return self._change(transformer, {**self.loras, name: changed}, changed)
 
     def without[N: Network[Any]](self, transformer: N, name: str) -> tuple[N, "LoraSet"]:
-        """Removes a file; the weights are then what they would be if it had never been added, bit for bit.
+        """Removes a file; the weights are then bit for bit as if it had never been added.
 
         Raises:
             ValueError: It is not in the set.
@@ -106,7 +106,7 @@ class LoraSet:
     def _change[N: Network[Any]](
         self, transformer: N, loras: Mapping[str, LoadedLora], changed: LoadedLora
     ) -> tuple[N, "LoraSet"]:
-        """Computes the parameters that ``changed`` touches again, for a set with the files ``loras``."""
+        """Recomputes the parameters that ``changed`` affects, for a set with the files ``loras``."""
         state = dict(nnx.to_flat_state(transformer.params))
         if any(state[parameter][...] is not array for parameter, array in self.merged.items()):
             raise ValueError(
@@ -120,7 +120,7 @@ class LoraSet:
         for _, lora in sorted(loras.items()):
             for parameter, updates in changes_of(lora.path, lora.deltas, transformer.module, lora.scale).items():
                 holders.add(parameter)
-                # A scale of 0 leaves even the sign of a zero as it is.
+                # With a scale of 0 the update is left out, so that even the sign of a zero is kept.
                 if parameter in touched and lora.scale:
                     changes[parameter].extend(updates)
         source = " and ".join(str(lora.path) for lora in loras.values())

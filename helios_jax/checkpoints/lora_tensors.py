@@ -41,7 +41,7 @@ class LoraTensors:
         return tuple(self._handle.get_slice(name).get_shape())
 
     def read(self, name: str, *, integers: bool = False) -> np.ndarray:
-        """Reads a tensor, one of integers only if they are allowed.
+        """Reads a tensor; integer dtypes are refused unless they are allowed.
 
         Raises:
             ValueError: It has a dtype that such tensors do not have, or values that are not finite.
@@ -49,7 +49,7 @@ class LoraTensors:
         dtype = self._handle.get_slice(name).get_dtype()
         if dtype not in _FLOATS and not (integers and dtype in _INTEGERS):
             raise ValueError(f"{self.path}: tensor {name!r} has dtype {dtype}; one of {', '.join(_FLOATS)} is needed")
-        # safetensors knows no eight-bit floats of NumPy.
+        # safetensors cannot return eight-bit floats as NumPy arrays.
         tensor = self._read_bytes(name, _FLOATS[dtype]) if dtype.startswith("F8") else self._handle.get_tensor(name)
         wrong = tensor.size - np.count_nonzero(np.isfinite(tensor.astype(np.float32)))
         if wrong:

@@ -14,12 +14,12 @@ def check_new_folder(target: Path, source: FilePath | None = None) -> FilePath:
     """The folder's path if a checkpoint can be written there.
 
     Args:
-        target: The folder; ``~`` is expanded. Folders above it are made by ``new_folder``.
+        target: The folder; ``~`` is expanded. ``new_folder`` creates missing parent folders.
         source: The checkpoint that is read, which must stay as it is.
 
     Raises:
         FileExistsError: It exists and is not an empty folder.
-        NotADirectoryError: A file stands where a folder above it is needed.
+        NotADirectoryError: One of its parents is a file.
         ValueError: It is inside ``source``.
     """
     folder = user_path(target, "the target")
@@ -28,7 +28,7 @@ def check_new_folder(target: Path, source: FilePath | None = None) -> FilePath:
     for parent in folder.parents:
         if parent.exists():
             if not parent.is_dir():
-                raise NotADirectoryError(f"{folder} cannot be made: {parent} is a file")
+                raise NotADirectoryError(f"{folder} cannot be created: {parent} is a file")
             break
     if source is not None and folder.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{folder} is inside {source}, which is only read; choose a folder outside")
@@ -37,10 +37,10 @@ def check_new_folder(target: Path, source: FilePath | None = None) -> FilePath:
 
 @contextlib.contextmanager
 def new_folder(target: FilePath) -> Iterator[FilePath]:
-    """Gives a folder to write to, which gets the name ``target`` if the block succeeds, and is removed if it fails.
+    """Yields a folder to write to. It is renamed to ``target`` if the block succeeds, and removed if it fails.
 
-    Its name is that of ``target`` with ".unfinished" and the number of the process, so what a killed process leaves is
-    easy to tell.
+    Until then its name is that of ``target`` with ".unfinished" and the process id, so that leftovers of a killed
+    process are easy to recognise.
 
     Args:
         target: A folder that does not exist, or is empty; see ``check_new_folder``.

@@ -5,8 +5,8 @@ under a temporary name and renamed when complete, so an interrupted save cannot 
 
 Orbax's files have checksums for their indices but none for the weights themselves (Zarr's crc32c codec cannot be chosen
 through Orbax, and the compressor's own checksum is off), so ``digests.json`` next to them has a digest of every
-parameter. It is compared with what arrives on the devices, in the dtype that was stored; folders without it, from
-earlier versions, are loaded unchecked.
+parameter. The arrays are checked on the devices, in the stored dtype; folders of earlier versions, which lack the file,
+are loaded unchecked.
 """
 
 import contextlib
@@ -69,16 +69,16 @@ def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
     write_json(target / "config.json", module.config.to_diffusers())
     options = ocp.Context()
     options.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
-    # Files that loading can do without, and that could be damaged.
+    # Loading does not need these files, and they could be damaged.
     options.array.saving.array_metadata_store = None
     options.array.saving.enable_write_sharding_file = False
     parameters: Any = {_dotted(path): array[...] for path, array in nnx.to_flat_state(nnx.state(module, nnx.Param))}
-    # Before the weights: when they are there under their own name, the digests are there as well.
+    # Written before the weights, so that a folder with complete weights always has its digests.
     write_digests(target / _DIGESTS, digests_of(parameters))
     try:
-        with options:
+        with options, _quiet_loggers():
             ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
-    except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
+    except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
         raise
     except Exception as error:  # Of any type, such as ValueError on a full disk.
         raise OSError(f"{target / _WEIGHTS} cannot be written ({_reason(error)}); is the disk full?") from error
@@ -175,7 +175,7 @@ def _read(
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in a few words: TensorStore's texts have thousands of characters."""
+    """The cause in a few words: TensorStore's messages have thousands of characters."""
     if files := re.findall(r'local file \\?"([^"\\]+)', str(error)):
         return f"{files[-1]} cannot be read"
     if "reading array index" in str(error):
@@ -185,19 +185,27 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _damage_as_one_line(weights: pathlib.Path) -> Iterator[None]:
-    """Turns what Orbax raises on a damaged folder into one short ValueError, and keeps its log quiet."""
+    """Turns Orbax's errors about a damaged folder into one short ValueError, and silences its log."""
+    try:
+        with _quiet_loggers():
+            yield
+    except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
+        raise
+    except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
+        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({_reason(error)}); copy it again") from error
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Suppresses tracebacks that Orbax's threads log for errors that are raised anyway."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
-        raise
-    except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
-        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({_reason(error)}); copy it again") from error
     finally:
-        # Failed reads that nobody waited for report themselves when they are collected.
+        # Failed reads that were not awaited print an error when they are garbage-collected.
         gc.collect()
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
@@ -234,7 +242,7 @@ def stored_parameters(folder: pathlib.Path) -> Mapping[str, jax.ShapeDtypeStruct
 def _read_index(weights: pathlib.Path) -> None:
     """Reads TensorStore's index of all arrays, whose nodes have checksums.
 
-    Orbax opens all arrays at once and lets go of the others when one fails; each of those then prints a traceback.
+    Orbax opens all arrays at once and abandons the others when one fails; each of them then prints a traceback.
     """
     import tensorstore
 

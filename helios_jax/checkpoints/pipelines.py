@@ -11,6 +11,7 @@ import numpy as np
 from helios_jax.checkpoints.components import write_json
 from helios_jax.checkpoints.footprint import footprint
 from helios_jax.checkpoints.hub import local_folder
+from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.checkpoints.weights import Layout, check_layout, check_weights, load_weights, save_weights
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig
@@ -77,7 +78,7 @@ def load_parts(
 
 
 def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
-    """The tokenizer of a checkpoint, which must fit the text encoder's configuration.
+    """Loads the tokenizer of a checkpoint and checks it against the text encoder's configuration.
 
     Raises:
         FileNotFoundError: It is missing.
@@ -93,7 +94,7 @@ def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
 
 def compute_dtype(dtype: DType, name: str) -> np.dtype:
     """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
-    known = ("bfloat16", "float32", "float16")
+    known = ("bfloat16", "float32")
     try:
         found = jnp.dtype(dtype)
     except TypeError:
@@ -104,25 +105,23 @@ def compute_dtype(dtype: DType, name: str) -> np.dtype:
 
 
 def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
-    """Writes a checkpoint.
+    """Writes a checkpoint, whole or not at all: the folder appears when it is complete.
 
     Raises:
         ValueError: Unknown layout.
-        FileExistsError: The folder already holds a checkpoint.
+        FileExistsError: There is such a folder, and it is not empty.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     check_layout(layout)
-    target = FilePath(folder)
-    if (target / "model_index.json").exists():
-        raise FileExistsError(f"{target} already holds a checkpoint; choose another folder or remove it first")
-    save_weights(parts.transformer.module, target, "transformer", layout)
-    save_weights(parts.vae.module, target, "vae", layout)
-    if parts.text_encoder is not None:
-        save_weights(parts.text_encoder.encoder.module, target, "text_encoder", layout)
-        parts.text_encoder.tokenizer.save(target)
-    (target / "scheduler").mkdir(exist_ok=True)
-    write_json(target / "scheduler" / "scheduler_config.json", parts.scheduler.to_diffusers())
-    index = parts.config.to_diffusers(parts.scheduler)
-    if parts.text_encoder is None:
-        index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-    # Written last: a folder without it is an unfinished checkpoint.
-    write_json(target / "model_index.json", index)
+    with new_folder(check_new_folder(folder)) as target:
+        save_weights(parts.transformer.module, target, "transformer", layout)
+        save_weights(parts.vae.module, target, "vae", layout)
+        if parts.text_encoder is not None:
+            save_weights(parts.text_encoder.encoder.module, target, "text_encoder", layout)
+            parts.text_encoder.tokenizer.save(target)
+        (target / "scheduler").mkdir(exist_ok=True)
+        write_json(target / "scheduler" / "scheduler_config.json", parts.scheduler.to_diffusers())
+        index = parts.config.to_diffusers(parts.scheduler)
+        if parts.text_encoder is None:
+            index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+        write_json(target / "model_index.json", index)

@@ -24,6 +24,7 @@ from helios_jax.config import (
 )
 from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.typing import DType, Path
+from helios_jax.user_input import user_path
 
 Draw = Callable[[float, float, tuple[int, ...], DType], jax.Array]
 """(mean, std, shape, dtype) -> array."""
@@ -55,7 +56,7 @@ def write_random_checkpoint(
     """
     from helios_jax.models import HeliosTransformer, Umt5Encoder, WanVae
 
-    folder = FilePath(folder)
+    folder = user_path(folder, "folder")
     modules = {
         "transformer": (HeliosTransformer, transformer or TransformerConfig.tiny()),
         "vae": (WanVae, vae or VaeConfig.tiny()),

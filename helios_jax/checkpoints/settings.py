@@ -1,7 +1,6 @@
 """The settings of a checkpoint, read and checked without its weights.
 
-What the JSON files claim is compared with what is built: the class of each part, and sizes on which two parts must
-agree.
+The class of each part is checked, and so are sizes on which two parts must agree.
 """
 
 import dataclasses
@@ -49,7 +48,7 @@ def read_settings(
     token: str | bool | None = None,
     cache_dir: Path | None = None,
 ) -> PipelineSettings:
-    """Reads and checks the settings of a checkpoint, but no weights; from the hub, only the JSON files are downloaded.
+    """Reads and checks the settings of a checkpoint without its weights; from the hub, it downloads only JSON files.
 
     Args:
         path: See ``local_folder``, as for the other arguments.
@@ -70,6 +69,8 @@ def read_settings(
 
     def read_scheduler(json: Json) -> SchedulerConfig:
         listed = classes["scheduler"]
+        if not json:  # Every setting has a default, which would hide that the file was emptied.
+            raise ValueError(f"{folder}/scheduler/scheduler_config.json holds no settings; fetch it again")
         if listed is not None:
             json = {"_class_name": listed, **json}
             require(json, "_class_name", listed)
@@ -104,7 +105,7 @@ _ABSENT = [None, None]
 
 
 def _part_classes(index: Json) -> dict[str, str | None]:
-    """The class of each part in ``model_index.json``: ``""`` for a part that it declares absent, else ``None``."""
+    """The class of each part in ``model_index.json``; ``""`` if declared absent, ``None`` if not listed."""
     found: dict[str, str | None] = {}
     for part, classes in _CLASSES.items():
         entry = index.get(part)
@@ -135,7 +136,7 @@ def _has_text_encoder(folder: FilePath, classes: Mapping[str, str | None]) -> bo
 
 
 def _check_tokenizer_settings(file: FilePath) -> None:
-    """Checks the part of ``tokenizer_config.json`` that we rely on: the names of two tokens."""
+    """Checks the two token names in ``tokenizer_config.json`` that this library relies on."""
 
     def check(json: Json) -> None:
         for key, token in (("pad_token", "<pad>"), ("eos_token", "</s>")):
@@ -148,7 +149,7 @@ def _check_tokenizer_settings(file: FilePath) -> None:
 
 
 def check_agreement(settings: PipelineSettings) -> None:
-    """Raises ValueError where two parts do not fit together, or a part cannot do what sampling needs."""
+    """Raises ValueError if two parts do not fit together, or if a part lacks what sampling needs."""
     transformer, vae, scheduler, config = settings.transformer, settings.vae, settings.scheduler, settings.config
     channels = transformer.in_channels
     equal: list[tuple[str, Any, str, Any]] = [
@@ -179,7 +180,7 @@ def check_agreement(settings: PipelineSettings) -> None:
 
 
 def _refuse_training_run(folder: FilePath) -> None:
-    """Raises ValueError with the newest product if the folder is that of a training run."""
+    """Raises ValueError, naming the newest product, if the folder belongs to a training run."""
     products = [path for path in folder.glob("product/*") if path.name.isdigit()]
     if products:
         newest = max(products, key=lambda path: int(path.name))

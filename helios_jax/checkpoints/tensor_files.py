@@ -13,7 +13,7 @@ import numpy as np
 
 from helios_jax.checkpoints.components import read_json
 from helios_jax.config.fields import shown
-from helios_jax.user_input import plain_name
+from helios_jax.user_input import plain_name, user_path
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """Stored dtypes that a checkpoint may use."""
@@ -45,7 +45,7 @@ class TensorFolder:
         self._stack = contextlib.ExitStack()
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
-        path = Path(path)
+        path = user_path(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             if path.is_file():
@@ -54,7 +54,7 @@ class TensorFolder:
                 files, weight_map = _weight_files(path)
                 for file in files:
                     self._add(file, weight_map)
-                if missing := sorted(weight_map.keys() - self.tensors.keys() if weight_map else ()):
+                if weight_map and (missing := sorted(weight_map.keys() - self.tensors.keys())):
                     raise ValueError(
                         f"{path}: the index says that {missing[0]!r} is in {weight_map[missing[0]]}, and it is not"
                         + (f" (nor are {len(missing) - 1} other tensors where they should be)" if missing[1:] else "")
@@ -62,7 +62,7 @@ class TensorFolder:
             undo.pop_all()
 
     def _add(self, file: Path, weight_map: Mapping[str, str] | None) -> None:
-        """Adds the tensors of a file; with an index, a file that the index does not name only must not hold others'."""
+        """Adds the tensors of a file. A file that the index does not name must not hold tensors of other files."""
         handle = self._open(file)
         listed = weight_map is None or file.name in weight_map.values()
         if listed:
@@ -115,7 +115,7 @@ class TensorFolder:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The safetensors files of a folder, and the file of each tensor if an index says so; its files come first."""
+    """The safetensors files of a folder, those in the index first, and the file of each tensor in the index."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: a component's folder with config.json and safetensors is needed")
     files = sorted(folder.glob("*.safetensors"))
@@ -136,7 +136,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def _read_index(file: Path) -> dict[str, str]:
-    """The ``weight_map`` of an index: tensor -> name of its file, in the index's own folder."""
+    """The ``weight_map`` of an index: tensor -> name of its file, which is in the folder of the index."""
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{file}: weight_map={shown(weight_map)}; expected an object with the file of each tensor")
@@ -181,7 +181,7 @@ def write_tensors(
 
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one safetensors file, which appears when it is complete.
+    """Writes one safetensors file, which gets its name only when it is complete.
 
     Raises:
         OSError: It cannot be written, such as on a full disk.

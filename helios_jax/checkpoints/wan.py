@@ -66,7 +66,7 @@ def read_wan_config(folder: Path) -> TransformerConfig:
 
 
 def _read_config(json: Json) -> TransformerConfig:
-    """Helios' configuration from Wan's, which lacks Helios' settings; Wan's own must be those of text-to-video."""
+    """Derives Helios' configuration from Wan's, which must be that of a text-to-video model."""
     expected = "that of a text-to-video transformer of Wan2.1, a WanTransformer3DModel without image_dim"
     for key, wanted in (("_class_name", "WanTransformer3DModel"), ("image_dim", None)):
         if json.get(key) != wanted:
@@ -74,7 +74,7 @@ def _read_config(json: Json) -> TransformerConfig:
     head_dim = json.get("attention_head_dim", 128)
     if type(head_dim) is not int or not 6 <= head_dim <= 1024:
         raise SettingError("attention_head_dim", head_dim, "a whole number from 6 to 1024")
-    side = 2 * (head_dim // 6)  # The rotary channels follow from the head dimension.
+    side = 2 * (head_dim // 6)  # The head dimension determines the rotary channels.
     helios = {**json, "_class_name": "HeliosTransformer3DModel", "rope_dim": [head_dim - 2 * side, side, side]}
     return TransformerConfig.from_diffusers(helios)
 

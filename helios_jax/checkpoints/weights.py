@@ -16,7 +16,8 @@ from helios_jax.typing import DType, Path
 Layout = Literal["diffusers", "orbax"]
 
 MAX_WEIGHT = 1e6
-"""Largest magnitude of a weight; those of the published networks are below 1000."""
+"""Largest accepted magnitude of a weight: far above what training reaches, and far below the point where products
+overflow in bfloat16 and float32."""
 
 _MAX_CHECKED_BYTES = 2**30
 """Largest network whose values are checked."""
@@ -32,8 +33,8 @@ def load_weights(
 ) -> ConfiguredModule:
     """Loads one network in either layout; see ``load_diffusers`` for arguments and errors.
 
-    The weights of small networks, among them the VAE, are checked: one NaN in a decoder gives black frames. Large ones
-    would take too long; theirs show in the first chunk of latents, which sampling checks.
+    The weights of small networks, including the VAE, are checked: one NaN in a decoder gives black frames. Checking
+    large networks would take too long; their bad values appear in the first chunk of latents, which sampling checks.
     """
     own = component_folder(folder, component)
     load = load_orbax if layout_of(own) == "orbax" else load_diffusers
@@ -43,28 +44,28 @@ def load_weights(
 
 
 def check_values(network: ConfiguredModule, source: FilePath) -> None:
-    """Raises ValueError if a network of less than 1 GB has weights that are not finite, or beyond any that train."""
+    """Raises ValueError if a network below 1 GB has weights that are not finite or are implausibly large."""
     parameters = nnx.to_flat_state(nnx.state(network, nnx.Param))
     if sum(variable[...].nbytes for _, variable in parameters) > _MAX_CHECKED_BYTES:
         return
     for path, variable in parameters:
         for shard in variable[...].addressable_shards:
-            # NumPy on the host: a program for the device would take seconds to compile.
+            # NumPy on the host, because a device program would take seconds to compile.
             if shard.replica_id == 0 and not _largest(np.asarray(shard.data)) <= MAX_WEIGHT:
                 raise ValueError(
                     f"{source}: the parameter {'.'.join(map(str, path))} holds NaN, infinity or values beyond "
-                    f"{MAX_WEIGHT:g}; fetch its weights again"
+                    f"{MAX_WEIGHT:g}, in its file or as {variable[...].dtype}; fetch its weights again"
                 )
 
 
 def _largest(array: np.ndarray) -> float:
-    """The largest magnitude, NaN above all: without the sign, the bits of floats are in the order of their values."""
+    """The largest magnitude, where NaN is largest: without the sign bit, floats sort in the order of their bits."""
     bits = array.view(f"u{array.itemsize}") & (2 ** (8 * array.itemsize - 1) - 1)
     return float(bits.max(initial=0).view(array.dtype))
 
 
 def check_weights(folder: Path, component: str) -> None:
-    """Raises what ``load_weights`` would about configuration, names and shapes; reads no weights."""
+    """Raises the errors of ``load_weights`` about configuration, names and shapes; reads no weights."""
     own = component_folder(folder, component)
     if layout_of(own) == "diffusers":
         check_diffusers(own, component)

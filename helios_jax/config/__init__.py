@@ -5,8 +5,10 @@ Field names are ours; ``from_diffusers`` and ``to_diffusers`` translate the JSON
 effect on inference are ignored.
 """
 
-from helios_jax.config.networks import TextEncoderConfig, TransformerConfig, VaeConfig, patch_tokens
 from helios_jax.config.sampling import HistoryConfig, PipelineConfig, SchedulerConfig
+from helios_jax.config.text_encoder import TextEncoderConfig
+from helios_jax.config.transformer import TransformerConfig, patch_tokens
+from helios_jax.config.vae import VaeConfig
 
 __all__ = [
     "HistoryConfig",

@@ -1,7 +1,7 @@
-"""Checks of configurations: the annotations of a dataclass say what its fields may be.
+"""Checks of configurations: the annotations of a dataclass define which values its fields accept.
 
 An annotation is ``bool``, ``int``, ``float``, ``str``, a ``Literal``, a tuple of these, or one of them ``| None``.
-Numbers are finite, and ``Annotated[int, Range(1, 8)]`` limits them.
+Numbers must be finite; ``Annotated[int, Range(1, 8)]`` limits them.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ Json = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Smallest and largest value of a number, both allowed."""
+    """Smallest and largest value of a number, inclusive."""
 
     low: float
     high: float
 
 
 Width = Annotated[int, Range(1, 10**6)]
-"""Channels, heads or rows: anything that is a side of a parameter."""
+"""Channels, heads or rows: the size of one axis of a parameter."""
 
 Depth = Annotated[int, Range(1, 1024)]
 """Number of layers."""
@@ -36,7 +36,7 @@ Epsilon = Annotated[float, Range(1e-12, 1e-2)]
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used.
+    """A setting has a value that cannot be used.
 
     Attributes:
         key: Its name.
@@ -71,7 +71,7 @@ def read_fields[C](cls: type[C], json: Json, names: Mapping[str, str], **others:
         **others: Further fields.
 
     Raises:
-        SettingError: A value does not fit; the error has the published key.
+        SettingError: A value does not fit; the error names the published key.
     """
     annotations = _annotations(cls)
     found = {field: _conform(key, json[key], annotations[field]) for key, field in names.items() if key in json}
@@ -95,7 +95,7 @@ def require(json: Json, key: str, *allowed: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """``value`` as it is written in Python, shortened when it is long or deep."""
+    """``repr(value)``, shortened if it is long or deeply nested."""
     return _SHORT.repr(value)
 
 
@@ -131,9 +131,11 @@ def _converted(value: Any, annotation: Any) -> Any:
             return tuple(_converted(part, each) for part, each in zip(value, inner, strict=True))
         fits = False
     elif kind is int:
-        return whole_number(value, "value", at_least=limits and int(limits.low), at_most=limits and int(limits.high))
+        low, high = (None, None) if limits is None else (int(limits.low), int(limits.high))
+        return whole_number(value, "value", at_least=low, at_most=high)
     elif kind is float:
-        return finite_number(value, "value", at_least=limits and limits.low, at_most=limits and limits.high)
+        low, high = (None, None) if limits is None else (limits.low, limits.high)
+        return finite_number(value, "value", at_least=low, at_most=high)
     else:
         fits = isinstance(value, kind)
     if not fits:
@@ -150,7 +152,7 @@ def _split(annotation: Any) -> tuple[Any, Range | None]:
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    # The types are compared because Python's 1 == True == 1.0.
+    # Types are compared because 1 == True == 1.0 in Python.
     return any(type(value) is type(each) and value == each for each in allowed)
 
 

@@ -1,4 +1,4 @@
-"""A picture of several videos: each caption above a row of frames, and the numbers of the frames above all rows."""
+"""A picture of several videos: a row of frames under each caption, with frame numbers above the first row."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ def caption_sheet(videos: UInt8[np.ndarray, "B F H W 3"], captions: Sequence[str
 
 
 def _wrapped(text: str, width: float, length: Callable[[str], float]) -> list[str]:
-    """Lines of whole words that are at most ``width`` pixels long, as far as single words allow it."""
+    """Wraps text between words into lines of at most ``width`` pixels; a longer word gets its own line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

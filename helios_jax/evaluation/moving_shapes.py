@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import app
-from absl.flags import argparse_flags
 
+from helios_jax.arguments import Parser, path
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
@@ -137,7 +137,7 @@ def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Cl
 def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings: SampleSettings) -> Clips:
     """Samples one video for each caption, with all frames of its chunks."""
     # Streamed, because ``__call__`` would cut the video to 4k + 1 frames, and scenes have whole chunks.
-    # The published negative prompt is about photographs; guidance here leads away from the empty text.
+    # The published negative prompt is about photographs, so guidance here uses the empty text.
     chunks = pipe.stream(captions, "", settings=settings, seed=seed, lookahead=1)
     return np.concatenate([chunk.frames for chunk in chunks], axis=1)
 
@@ -217,9 +217,9 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", type=Path, required=True, help="trained checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser = Parser(prog="helios_jax.evaluation.moving_shapes", description=__doc__)
+    parser.add_argument("--pipeline", type=path("--pipeline"), required=True, help="trained checkpoint")
+    parser.add_argument("--out", type=path("--out"), required=True, help="folder to write")
     parser.add_argument("--videos", type=int, default=128)
     parser.add_argument("--batch", type=int, default=64, help="videos at a time")
     parser.add_argument("--steps", type=integers, default=(), help="per level, as 10,10,10")

@@ -25,18 +25,19 @@ class ContactSheet:
     ``close`` writes the PNG, and so does leaving the ``with`` block, even by an exception.
 
     Args:
-        path: The file, ending in ``.png``; it and its folder are created at once, and the file is removed again if
+        path: The file, ending in ``.png``. It and its folder are created immediately; the file is removed again if
             nothing is written.
         fps: Frames per second, for the labels.
         columns: Frames per chunk, evenly spaced from the first to the last.
         max_rows: Most rows kept, not counting the newest chunk's.
         tile_width: Width of the small frames in pixels; their height follows from the first chunk.
-        overwrite: Replace an existing file if this library wrote it; files of anyone else are never replaced.
+        overwrite: Replace an existing file if this library wrote it; other files are never replaced.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off, it was not written by this library, or another
             process is writing it.
-        ValueError: ``path`` does not end in ``.png``, ``fps`` is no frame rate, or ``columns`` or ``max_rows`` below 2.
+        ValueError: ``path`` does not end in ``.png``, ``fps`` is not a frame rate, or ``columns`` or ``max_rows`` is
+            below 2.
         OSError: The folder cannot be created or written to.
     """
 

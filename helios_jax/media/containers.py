@@ -1,12 +1,12 @@
-"""Whether a file holds all the bytes that its container announces: FFmpeg reads the rest without a word."""
+"""Whether a file holds all bytes that its container announces. FFmpeg reads truncated files without an error."""
 
 import pathlib
 
 
 def is_cut_off(path: pathlib.Path) -> bool:
-    """Whether the end of a Matroska, WebM or AVI file is missing; ``False`` for files that do not state their size.
+    """Whether a Matroska, WebM or AVI file is truncated; ``False`` if the file does not state its size.
 
-    In mp4, FFmpeg itself marks packets as damaged whose bytes are missing.
+    For mp4, FFmpeg itself marks packets with missing bytes as damaged.
     """
     with open(path, "rb") as file:
         start = file.read(4096)
@@ -38,7 +38,7 @@ def _matroska_end(start: bytes) -> int | None:
 
 
 def _element_size(data: bytes, position: int) -> tuple[int, int] | None:
-    """(where the content begins, its size) from the size at ``position``; ``None`` if it is unknown or missing."""
+    """Reads the size at ``position``: (start of the content, size), or ``None`` if it is unknown or missing."""
     if position >= len(data) or data[position] == 0:
         return None
     length = 9 - data[position].bit_length()

@@ -19,10 +19,11 @@ import numpy as np
 
 from helios_jax._warnings import warn_user
 from helios_jax.media.containers import is_cut_off
-from helios_jax.media.files import ClipError, damaged, existing_file, open_video
+from helios_jax.media.files import ClipError, damaged, open_video
 from helios_jax.media.orientation import display_matrix, upright
 from helios_jax.media.timeline import Timeline, read_timeline
 from helios_jax.typing import Int, Path, UInt8
+from helios_jax.user_input import existing_file
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 """Code points of ITU-T H.273."""
@@ -37,7 +38,7 @@ def read_frames(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Decodes frames ``start`` to ``stop`` of a video file; memory does not grow with their number.
 
-    Stored rotations by multiples of 90 degrees and reflections are applied, see ``media.orientation``.
+    Applies stored rotations by multiples of 90 degrees and reflections; see ``media.orientation``.
 
     Args:
         path: Anything that FFmpeg reads; its main video stream is used.
@@ -50,7 +51,7 @@ def read_frames(
     Raises:
         FileNotFoundError: The path does not exist.
         ClipError: It is not a video, it is damaged before ``stop``, or it is rotated by another angle; or ``fps`` is
-            given and the times of the frames are not known.
+            given and the frames have no timestamps.
     """
     path = existing_file(path, "video")
     if start < 0 or (stop is not None and stop < start):
@@ -64,7 +65,7 @@ def read_frames(
 
 
 def read_numbered(path: pathlib.Path, numbers: Int[np.ndarray, " F"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Decodes the frames with these numbers, which ascend; one may be wanted several times or not at all."""
+    """Decodes the frames with these numbers, which must not decrease; numbers may repeat."""
     if len(numbers) == 0:
         return
     copies = np.bincount(numbers - numbers[0]).tolist()
@@ -79,10 +80,10 @@ def count_frames(path: pathlib.Path) -> int:
 
 
 def resampled_numbers(path: pathlib.Path, timeline: Timeline, fps: float | Fraction | None) -> Int[np.ndarray, " F"]:
-    """Numbers of the stored frames to be shown; all if ``fps`` is ``None``.
+    """Numbers of the stored frames to take for a rate of ``fps``; all if ``fps`` is ``None``.
 
     Raises:
-        ClipError: The times of the frames are not known or make no sense.
+        ClipError: The timestamps are missing or inconsistent.
     """
     if fps is None or timeline.num_frames == 0:
         return np.arange(timeline.num_frames)
@@ -185,7 +186,7 @@ def _counted(frames: Iterator[Any], path: pathlib.Path, count: int) -> Iterator[
 
 
 def _rgb(frame: Any, path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
-    """A decoded frame as RGB, turned and mirrored as the file's display matrix says."""
+    """A decoded frame as RGB, rotated and mirrored according to the file's display matrix."""
     import av
 
     _warn_of_transfer(path, int(frame.color_trc))
@@ -201,7 +202,7 @@ def _rgb(frame: Any, path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
 
 @functools.lru_cache(maxsize=1024)
 def _warn_of_transfer(path: pathlib.Path, code: int) -> None:
-    """Warns, once for each file, of frames for HDR screens."""
+    """Warns once per file if its frames are HDR."""
     if code in _HDR_TRANSFERS:
         warn_user(
             f"{path} is stored for HDR screens ({_HDR_TRANSFERS[code]}) and is read without tone mapping, so its "

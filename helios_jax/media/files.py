@@ -5,34 +5,16 @@ import pathlib
 from collections.abc import Generator
 from typing import Any
 
-from helios_jax.typing import Path
-from helios_jax.user_input import user_path
-
 MAX_PIXELS = 1 << 27
-"""Largest frame that is decoded, 16384 x 8192: damaged headers announce sizes that no memory holds."""
+"""Largest frame that is decoded, 16384 x 8192: damaged headers announce sizes that do not fit into memory."""
 
 
 class ClipError(ValueError):
     """A clip that cannot be used; the message says why."""
 
 
-def existing_file(path: Path, kind: str) -> pathlib.Path:
-    """Returns ``path`` if it is a file.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        ValueError: It is a folder, or no path.
-    """
-    path = user_path(path, kind)
-    if not path.exists():
-        raise FileNotFoundError(f"the {kind} {path} does not exist (looked in {pathlib.Path.cwd()})")
-    if not path.is_file():
-        raise ValueError(f"the {kind} {path} is not a file; give the path of one {kind}")
-    return path
-
-
 def video_url(path: pathlib.Path) -> str:
-    """The path as FFmpeg takes it: without the prefix, a name such as "a:b.mp4" would be the protocol "a"."""
+    """The path with a prefix for FFmpeg, which would read "a:b.mp4" as the protocol "a"."""
     return f"file:{path}"
 
 
@@ -48,7 +30,7 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
     import av
 
     try:
-        # Playlists could name other files and addresses.
+        # Playlists are excluded because they could name other files and URLs.
         with av.open(video_url(path), options={"protocol_whitelist": "file"}) as container:
             stream = _main_stream(container, path)
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -61,7 +43,7 @@ def open_video(path: pathlib.Path) -> Generator[tuple[Any, Any]]:
 
 
 def damaged(path: pathlib.Path, intact: int, seconds: float | None = None) -> ClipError:
-    """The error for a file in which only the first ``intact`` frames, up to that time, can be decoded."""
+    """The error for a file of which only the first ``intact`` frames, up to ``seconds``, can be decoded."""
     when = "" if seconds is None else f" (up to {seconds:.2f} s)"
     remedy = f"use only those (max_frames={intact}), or re-encode it" if intact else "re-encode it"
     return ClipError(f"the video {path} is damaged or cut off: {intact} frames could be decoded{when}; {remedy}")

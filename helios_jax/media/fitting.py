@@ -1,4 +1,4 @@
-"""How an image or a video gets another aspect. No imports, so that command lines can show the choices at once."""
+"""How an image or a video is brought to another aspect ratio. Imports nothing heavy: command lines need the choices."""
 
 import typing
 from typing import Any, Literal
@@ -8,7 +8,7 @@ Fit = Literal["stretch", "crop", "pad"]
 
 
 def check_fit(fit: Any) -> Fit:
-    """``fit`` if it is a ``Fit``; ValueError otherwise."""
+    """Returns ``fit``; raises ValueError unless it is a ``Fit``."""
     if fit not in typing.get_args(Fit):
         raise ValueError(f"fit={fit!r} must be one of {', '.join(map(repr, typing.get_args(Fit)))}")
     return fit

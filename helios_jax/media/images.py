@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 
 from helios_jax._warnings import warn_user
-from helios_jax.media.files import existing_file
 from helios_jax.media.pixels import Frames, checked_pixels
 from helios_jax.typing import UInt8
+from helios_jax.user_input import existing_file
 
 ImageLike = Any
 """A path, a PIL image, or an RGB array [H, W, 3] of uint8 or of floats in [0, 1]."""
 
 MAX_IMAGE_PIXELS = 1 << 27
-"""Largest image that is read, 16384 x 8192; a small file can announce far more than memory holds."""
+"""Largest image that is read, 16384 x 8192; a small file can announce an image that does not fit into memory."""
 
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
-"""Formats that are read. Others of Pillow's start programs (EPS) or read other files (FPX, IM)."""
+"""Formats that are read. Pillow's readers of other formats start programs (EPS) or read other files (FPX, IM)."""
 
 
 def image_pixels(image: ImageLike) -> Frames:
     """One image as RGB [H, W, 3], uint8 or float32 in [0, 1].
 
-    Files and PIL images are turned as their EXIF orientation says. Transparent ones are composited on white. Grey
-    images with 16 bits are scaled to 8. The first picture of an animation is taken, with a warning.
+    The EXIF orientation of files and PIL images is applied. Transparent images are composited on white. 16-bit grey
+    images are scaled to 8 bits. Of an animation the first picture is used, with a warning.
 
     Raises:
         FileNotFoundError: The path does not exist.
@@ -41,7 +41,7 @@ def image_pixels(image: ImageLike) -> Frames:
     Image.init()
     try:
         with warnings.catch_warnings():
-            # MAX_IMAGE_PIXELS decides; what else Pillow warns of is broken metadata.
+            # MAX_IMAGE_PIXELS is checked below; Pillow's other warnings are about broken metadata.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
                 _check_size(opened, path)
@@ -54,7 +54,7 @@ def image_pixels(image: ImageLike) -> Frames:
         raise ValueError(f"cannot read the image {path}: it is not {kinds}; save it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         raise ValueError(f"the image {path} is too large: at most {MAX_IMAGE_PIXELS} pixels are read") from None
-    except Exception as error:  # Pillow's readers raise nearly every exception for one broken file or another.
+    except Exception as error:  # Pillow's readers raise exceptions of many types for broken files.
         reason = str(error) or type(error).__name__
         raise ValueError(f"cannot read the image {path}: {reason}; save it again as PNG or JPEG") from error
     if animated:
@@ -88,7 +88,7 @@ def _rgb(image: Any) -> UInt8[np.ndarray, "H W 3"]:
         )
     image = ImageOps.exif_transpose(image)
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        # La has no direct way to RGBA.
+        # Pillow cannot convert La to RGBA directly.
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))

@@ -1,12 +1,12 @@
 """Display matrices: how a video is turned or mirrored when it is shown.
 
-Phones store frames as the sensor delivers them, with a matrix (ISO/IEC 14496-12, 8.3.2) that maps the stored position
+Phones store frames as the sensor reads them, with a matrix (ISO/IEC 14496-12, 8.3.2) that maps the stored position
 (x, y) to the one on the screen,
 
     x' = a x + c y,   y' = b x + d y,   up to a shift,                                             (1)
 
-where y points down. Eight matrices map the pixel grid to itself: four rotations, and with a negative determinant, as
-front cameras write them, four reflections.
+where y points down. Eight matrices map the pixel grid to itself: four rotations, and four reflections, which have a
+negative determinant and are written by front cameras.
 """
 
 import math
@@ -29,7 +29,7 @@ def display_matrix(frame: Any) -> Matrix:
     """The matrix of a decoded frame; the identity if none is stored. Scales are ignored.
 
     Raises:
-        ValueError: It maps the pixel grid to another one.
+        ValueError: It does not map the pixel grid to itself.
     """
     stored = frame.side_data.get("DISPLAYMATRIX")
     if stored is None:

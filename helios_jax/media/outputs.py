@@ -1,14 +1,14 @@
-"""Claiming the file of an output before the work begins, so that no work is lost and no other file is replaced."""
+"""Claims output files before the work begins, so that no work is lost and no other file is replaced."""
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import tempfile
 from collections.abc import Generator
 
 from helios_jax.media.provenance import written_by_us
+from helios_jax.safe_files import is_at, try_lock
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
@@ -20,11 +20,11 @@ class Claim:
         path: The file; ``~`` is expanded and its folder is created.
         suffix: The ending that it must have, such as ".mp4"; upper case is accepted.
         start: The file's first content, which marks it as ours.
-        overwrite: Replace the file if this library wrote it. A file of anyone else is never replaced.
+        overwrite: Replace the file if this library wrote it. Other files are never replaced.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off, it is not one of ours, or another process writes it.
-        ValueError: The path does not have that ending, or is no name of a file.
+        ValueError: The path does not have that ending, or is not a valid path.
         OSError: The folder cannot be created or written to.
     """
 
@@ -45,21 +45,15 @@ class Claim:
             raise type(error)(f"cannot write {self.path}: {error.strerror}") from error
 
     def verify(self) -> None:
-        """Raises FileNotFoundError if another file, or none, is at the path by now: it is not to be written to."""
-        if not self._is_there():
+        """Raises FileNotFoundError unless the claimed file is still at the path."""
+        if not is_at(self._descriptor, self.path):
             raise FileNotFoundError(f"{self.path} was moved, removed or replaced while it was written")
 
-    def _is_there(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
-        except OSError:
-            return False
-
     def release(self, *, remove: bool = False) -> None:
-        """Gives the file up, and removes it if that is asked for; a second call does nothing."""
+        """Releases the file, and with ``remove`` deletes it; a second call does nothing."""
         if self._descriptor < 0:
             return
-        if remove and self._is_there():
+        if remove and is_at(self._descriptor, self.path):
             self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
@@ -73,7 +67,7 @@ class Claim:
 def replacement(path: pathlib.Path) -> Generator[pathlib.Path]:
     """A new file in the folder of ``path``, which replaces ``path`` in one step when the ``with`` block ends normally.
 
-    After an error it is removed and ``path`` stays as it is. The name of the new file is taken by no other.
+    After an error it is removed and ``path`` is unchanged. The name of the new file is unique.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".helios_jax-", suffix=".part")
     copy = pathlib.Path(name)
@@ -111,7 +105,7 @@ def _create(path: pathlib.Path) -> int:
 
 
 def _remove(path: pathlib.Path, overwrite: bool) -> None:
-    """Removes a file of ours that is to be replaced. Other names of the same file, such as hard links, keep it."""
+    """Removes a file of ours before it is replaced. Hard links to it keep their content."""
     if not overwrite:
         raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True")
     if not written_by_us(path):
@@ -122,7 +116,7 @@ def _remove(path: pathlib.Path, overwrite: bool) -> None:
         try:
             _lock(descriptor, path)
             # Only the process that holds the lock removes the file, and only if no other replaced it before.
-            if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            if not is_at(descriptor, path):
                 raise FileExistsError(f"{path} was replaced by another process just now; choose another path")
             path.unlink()
         finally:
@@ -134,12 +128,8 @@ def _remove(path: pathlib.Path, overwrite: bool) -> None:
 
 
 def _lock(descriptor: int, path: pathlib.Path) -> None:
-    """Locks the file; the system releases the lock when the process ends, however it ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise FileExistsError(
-                f"{path} is being written by another process or by a writer that was not closed; choose another path"
-            ) from None
-        # Some network file systems know no locks; there, only creation is exclusive.
+    """Locks the file. Raises FileExistsError if another has the lock."""
+    if not try_lock(descriptor):
+        raise FileExistsError(
+            f"{path} is being written by another process or by a writer that was not closed; choose another path"
+        )

@@ -1,10 +1,10 @@
-"""Marks by which this library recognises its own files, so that it never replaces a file that someone else wrote.
+"""Marks that identify files written by this library, so that it never replaces other files.
 
     mp4     a ``uuid`` box (ISO/IEC 14496-12, 11.1): after ``ftyp`` while a video grows, at the end of a finished one
     PNG     a private chunk that PNG editors must drop when they change the picture (PNG specification, 14.2)
     JSON    an object with the version of this library at the key "helios_jax"
 
-Tools that edit or convert a file write it anew without the mark, so the result is not taken for ours.
+Tools that edit or convert a file do not copy the mark, so their results do not count as ours.
 """
 
 import json
@@ -21,7 +21,7 @@ _MARK = struct.pack(">I4s16s16s", 40, b"uuid", _UUID, f"helios_jax {__version__}
 _MARK_START = struct.pack(">I4s16s", 40, b"uuid", _UUID)
 
 MP4_START = struct.pack(">I4s4sI4s4s4s", 28, b"ftyp", b"iso5", 512, b"iso5", b"iso6", b"mp41") + _MARK
-"""The first bytes of a video that grows: the file type, for fragments with positions of their own, and our mark."""
+"""The first bytes of a growing video: the file type for fragmented mp4, and our mark."""
 
 MP4_END = _MARK
 """The last bytes of a finished video."""
@@ -36,8 +36,8 @@ _JSON_LIMIT = 16 << 20
 def written_by_us(path: Path) -> bool:
     """Whether this library wrote the mp4, PNG or JSON file at ``path``, by its mark; a few bytes are read.
 
-    Videos that are still growing or were interrupted count, and so do sheets that are not drawn yet. A missing file, an
-    empty one, a folder and everything that cannot be read do not.
+    True also for videos that are growing or were interrupted, and for contact sheets that are not drawn yet. False for
+    a file that is missing, empty or unreadable, and for a folder.
     """
     path = pathlib.Path(path)
     try:
@@ -57,7 +57,7 @@ def written_by_us(path: Path) -> bool:
 
 
 def empty_png() -> bytes:
-    """A black PNG of one pixel with our mark, which holds a place until a picture is drawn."""
+    """A black PNG of one pixel with our mark, a placeholder until the picture is drawn."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
         (PNG_CHUNK, b"helios_jax"),

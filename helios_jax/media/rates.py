@@ -6,10 +6,10 @@ from fractions import Fraction
 from typing import Any
 
 MIN_RATE, MAX_RATE = Fraction(1, 10), Fraction(1000)
-"""Frames per second that videos can have here."""
+"""Lowest and highest supported number of frames per second."""
 
 _NTSC_ERROR = 0.006
-"""How far decimal notations of N * 1000 / 1001 are from it, such as 29.97 and 23.98."""
+"""Largest distance of a decimal notation such as 29.97 or 23.98 from N * 1000 / 1001."""
 
 
 def frame_rate(fps: Any, what: str = "fps") -> Fraction:
@@ -20,7 +20,7 @@ def frame_rate(fps: Any, what: str = "fps") -> Fraction:
     up to 1001.
 
     Raises:
-        ValueError: It is no number from 0.1 to 1000.
+        ValueError: It is not a number from 0.1 to 1000.
     """
     if isinstance(fps, numbers.Rational) and not isinstance(fps, bool):
         rate = Fraction(fps)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from helios_jax.media.decoding import count_frames, read_frames, read_numbered, resampled_numbers
-from helios_jax.media.files import ClipError, damaged, existing_file
+from helios_jax.media.files import ClipError, damaged
 from helios_jax.media.fitting import Fit
 from helios_jax.media.images import ImageLike, image_pixels
 from helios_jax.media.pixels import Frames, checked_pixels, to_signed
 from helios_jax.media.resizing import Target
 from helios_jax.media.timeline import read_timeline
 from helios_jax.typing import Float, Int, UInt8
+from helios_jax.user_input import existing_file
 
 VideoLike = Any
 """A path, a list of what ``ImageLike`` allows, or an array [F, H, W, 3] of uint8 or of floats in [0, 1]."""

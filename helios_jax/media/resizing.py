@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 
 
 Filter = Literal["lanczos", "bilinear"]
-"""A filter of PIL's; both are widened when they shrink, so they do not alias."""
+"""A filter of PIL; both widen their support when shrinking, which prevents aliasing."""
 
 
 def resize(
@@ -53,7 +53,7 @@ def resize(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """The size that frames are brought to, and how.
+    """The size that frames are resized to, and how.
 
     Attributes:
         height: Pixel rows.
@@ -73,7 +73,7 @@ class Target:
     def __call__(
         self, frame: Frames, crop: tuple[int, int, int, int] | None = None
     ) -> UInt8[np.ndarray, "H2 W2 3"] | Float[np.ndarray, "H2 W2 3"]:
-        """The frame, or the part ``crop`` = (x0, x1, y0, y1) of it, in the wanted size; dtypes as for ``resize``."""
+        """The frame, or its part ``crop`` = (x0, x1, y0, y1), in the target size; dtypes as for ``resize``."""
         x0, x1, y0, y1 = crop or (0, frame.shape[1], 0, frame.shape[0])
         size = (self.height, self.width)
         if self.fit == "crop":

@@ -11,7 +11,7 @@ from helios_jax.media.video_writer import VideoWriter
 from helios_jax.typing import Path
 
 _FRAMES_PER_WRITE = 240
-"""Encoded frames are held in memory until a write ends; each write begins with a key frame."""
+"""Frames per write. Encoded frames are held in memory until a write ends; each write begins with a key frame."""
 
 
 def save_video(
@@ -27,7 +27,7 @@ def save_video(
             of 256 levels; height and width must be even.
         fps: Frames per second; 29.97 is 30000/1001.
         crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
-        overwrite: Replace an existing file if this library wrote it; files of anyone else are never replaced.
+        overwrite: Replace an existing file if this library wrote it; other files are never replaced.
 
     Returns:
         The path of the file.

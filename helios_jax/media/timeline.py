@@ -13,9 +13,10 @@ from fractions import Fraction
 import numpy as np
 
 from helios_jax.media.containers import is_cut_off
-from helios_jax.media.files import existing_file, open_video
+from helios_jax.media.files import open_video
 from helios_jax.media.rates import frame_rate
 from helios_jax.typing import Float, Int, Path
+from helios_jax.user_input import existing_file
 
 _KEYS_TRIED = 3
 
@@ -36,7 +37,7 @@ class Timeline:
         keys: Presentation times of frames that can be decoded without earlier frames, ascending.
         end: When the last frame disappears.
         tick: Seconds per unit of these times.
-        rate: Frames per second by the header, which files without times go by; ``None`` if it is not stated.
+        rate: Frames per second according to the header, used if there are no timestamps; ``None`` if not stated.
     """
 
     num_frames: int
@@ -70,10 +71,10 @@ class Timeline:
         return number if number < len(self.times) and self.times[number] == time else None
 
     def part(self, start: int, stop: int) -> "Timeline":
-        """The frames ``start`` to ``stop`` as a film of their own; their times stay as they are.
+        """The timeline of the frames ``start`` to ``stop``; their timestamps do not change.
 
         Raises:
-            ValueError: There are no such frames.
+            ValueError: The range is empty or exceeds the film.
         """
         if not 0 <= start <= stop <= self.num_frames:
             raise ValueError(f"frames {start} to {stop} of a film of {self.num_frames}")
@@ -90,7 +91,7 @@ class Timeline:
         A steady rate within 0.2 % of ``fps`` is kept as it is: 23.976 counts as 24.
 
         Raises:
-            ValueError: ``fps`` is no frame rate, or the times of the frames are not known or make no sense.
+            ValueError: ``fps`` is not a frame rate, or the timestamps are missing or inconsistent.
         """
         rate = float(frame_rate(fps))
         seconds, duration = self._seconds()
@@ -107,7 +108,7 @@ class Timeline:
         later = np.searchsorted(seconds, wanted).clip(1, max(1, len(seconds) - 1))
         earlier = later - 1
         later = later.clip(max=len(seconds) - 1)
-        # A microsecond more than rounding errors: equal distances are common, at 60 to 24 frames per second for one.
+        # A tolerance above rounding errors, because ties are common, for example from 60 to 24 frames per second.
         return np.where(wanted - seconds[earlier] <= seconds[later] - wanted + 1e-6, earlier, later)
 
     def _seconds(self) -> tuple[Float[np.ndarray, " F"], float]:

@@ -51,7 +51,7 @@ class VideoWriter:
             removed again if nothing is written.
         fps: Frames per second, see ``media.rates.frame_rate``: 29.97 is 30000/1001.
         crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
-        overwrite: Replace an existing file if this library wrote it; files of anyone else are never replaced.
+        overwrite: Replace an existing file if this library wrote it; other files are never replaced.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off, it was not written by this library, or another
@@ -103,7 +103,7 @@ class VideoWriter:
     def close(self, *, seekable: bool = True) -> None:
         """Finishes the file; ``seekable`` moves its index to the front, for which the file is copied once.
 
-        If there is no room for the copy, a warning says so and the file stays as it is, with all its frames.
+        If the disk has no space for the copy, this method warns and leaves the file as it is, with all its frames.
         """
         if self._closed:
             return
@@ -122,8 +122,8 @@ class VideoWriter:
 
     def _append(self, data: bytes) -> None:
         """Appends whole fragments and waits until they are on disk; removes what an error left of them."""
-        # The file is opened anew and written to in one go. A player sees whole fragments only, and after fsync they
-        # survive a power failure as well.
+        # The file is reopened and written in one call, so players only ever see whole fragments. After fsync the
+        # fragments survive a power failure.
         self._claim.verify()
         with open(self.path, "r+b", buffering=0) as file:
             try:
@@ -147,8 +147,8 @@ class VideoWriter:
         except (OSError, av.error.FFmpegError) as error:
             warn_user(
                 f"{self.path} is complete but was left as a fragmented mp4, in which some players cannot seek: "
-                f"{error.strerror or error}; when that is put right, make_seekable of helios_jax.media.video_writer "
-                "finishes it"
+                f"{error.strerror or error}; fix that, then call helios_jax.media.video_writer.make_seekable "
+                "to finish it"
             )
 
 
@@ -216,7 +216,7 @@ def make_seekable(path: Path) -> None:
 
     Raises:
         ValueError: The file was not written by ``VideoWriter``: in other files, sound and other tracks would be lost.
-        OSError: There is no room for the copy.
+        OSError: The disk has no space for the copy.
     """
     import av
 

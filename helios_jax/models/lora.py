@@ -101,7 +101,7 @@ def merge_lora[M: nnx.Module](module: M) -> M:
 
 
 def merged_kernel(layer: AdaptableLayer, index: int | None = None) -> Float[Array, "*shape"]:
-    """The kernel of a layer with its adapter folded in, in the kernel's dtype; the layer is not modified.
+    """The kernel of a layer with its adapter merged in, in the kernel's dtype; the layer is not modified.
 
     Args:
         layer: A layer with an adapter.

@@ -43,7 +43,7 @@ class Network[M: ConfiguredModule]:
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
-        # jax also builds trees whose leaves are anything else, such as shardings.
+        # JAX also builds such trees with leaves that are not arrays, such as shardings.
         count = sum(getattr(leaf, "size", 0) for leaf in leaves)
         return f"Network({type(self.module).__name__}, {count_in_words(count)} parameters)"
 

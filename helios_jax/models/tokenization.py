@@ -9,7 +9,6 @@ import functools
 import html
 import importlib.util
 import json
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from helios_jax.config import TextEncoderConfig
 from helios_jax.models.network import Network
 from helios_jax.models.text_encoder import Umt5Encoder
 from helios_jax.typing import Array, Bool, Float, Int, Path, Sequence
+from helios_jax.user_input import user_path
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,7 +61,7 @@ class Tokenizer:
         eos_token_id: Token appended to every text.
     """
 
-    pieces: "tokenizers.Tokenizer" = dataclasses.field(repr=False)  # it would print its vocabulary
+    pieces: "tokenizers.Tokenizer" = dataclasses.field(repr=False)  # its repr contains the vocabulary
     pad_token_id: int
     eos_token_id: int
 
@@ -78,7 +78,7 @@ class Tokenizer:
         """
         import tokenizers
 
-        folder = pathlib.Path(folder)
+        folder = user_path(folder, "folder")
         if (folder / "tokenizer").is_dir():
             folder = folder / "tokenizer"
         path = folder / "tokenizer.json"
@@ -93,7 +93,7 @@ class Tokenizer:
             raise FileNotFoundError(f"no tokenizer.json in {folder}: {hint}")
         try:
             pieces = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises no narrower class
+        except Exception as error:  # the package raises no more specific class
             raise ValueError(f"{path} is damaged, or not a tokenizer ({error}); fetch it again") from error
         # The file may carry the settings of its last use; ours are applied in __call__.
         pieces.no_truncation()
@@ -113,7 +113,7 @@ class Tokenizer:
         Raises:
             FileExistsError: It already holds a tokenizer.
         """
-        target = pathlib.Path(folder) / "tokenizer"
+        target = user_path(folder, "folder") / "tokenizer"
         if (target / "tokenizer.json").exists():
             raise FileExistsError(f"{target} already holds a tokenizer; choose another folder or remove it first")
         target.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ class Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
-    """Raises ValueError unless every token has an embedding and both agree about padding and the end of texts."""
+    """Raises ValueError unless every token has an embedding and both use the same padding and end-of-text tokens."""
     tokens = tokenizer.pieces.get_vocab()
     last = max(tokens, key=lambda token: tokens[token])
     if tokens[last] >= config.vocab_size:

@@ -186,7 +186,7 @@ class WanVae(ConfiguredModule):
     def decode_unclipped(
         self, latents: Float[Array, "B T h w C"], slice_frames: int | None = None
     ) -> Float[Array, "B F H W P"]:
-        """``decode`` before values are clipped to [-1, 1], which would hide infinite ones."""
+        """``decode`` without clipping values to [-1, 1], which would hide infinite ones."""
         _require_channels(latents, self.config.z_dim, "latents")
         features = self.post_quant_conv.over(latents.astype(self.dtype))
         return in_slices(self.decoder, features, slice_frames)

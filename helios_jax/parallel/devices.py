@@ -1,4 +1,4 @@
-"""Devices in words: their names and memory, and errors about too little of it."""
+"""Names and memory of devices for messages, and readable out-of-memory errors."""
 
 import contextlib
 from collections.abc import Generator, Sequence
@@ -29,19 +29,25 @@ def memory_limit(device: jax.Device) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def bytes_in_words(size: int) -> str:
+    """A number of bytes with four digits: "28.62 GB", "253.8 MB", "12 B"."""
+    power = min(3, max(0, (len(str(size)) - 1) // 3))
+    return f"{size / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
 @contextlib.contextmanager
 def explains_memory_errors(task: str, advice: str) -> Generator[None]:
-    """Turns XLA's errors about too little memory, pages of allocations, into MemoryError with what to try.
+    """Turns XLA's out-of-memory errors, which list pages of allocations, into a MemoryError with advice.
 
     Args:
         task: What was being done, such as "sampling 384x640".
-        advice: What needs less memory.
+        advice: How to use less memory.
     """
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        if str(error).startswith("out of memory while"):  # explained already
+        if str(error).startswith("out of memory while"):  # already explained
             raise
         raise MemoryError(f"out of memory while {task} on {describe_devices()}: {advice}") from error

@@ -63,11 +63,11 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
 
 
 def readable[T](tree: T) -> T:
-    """``tree`` with arrays that every process can read, by ``np.asarray`` for example.
+    """``tree`` with arrays that every process can read, for example with ``np.asarray``.
 
-    A process reads what its own devices hold, so arrays that are split over the devices of several processes are
-    gathered on each device. That is collective: every process must call this, in the same order. Other arrays are
-    returned as they are.
+    A process can read only what its own devices hold, so arrays that are sharded over several processes are gathered on
+    each device. That is a collective operation: every process must call this, in the same order. Other arrays are
+    returned unchanged.
     """
 
     def gather(array: Any) -> Any:

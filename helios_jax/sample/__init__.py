@@ -1,11 +1,11 @@
 """The command ``helios-sample``: video from text, from an image, or continuing a clip; see ``helios-sample --help``.
 
 flags      the arguments
-jobs       the videos that they ask for
+jobs       the videos to make
 outputs    the files of a video: their names, and whether they may be written
-check      what can be known to fail before weights are loaded
+check      checks before weights are loaded
 records    how a video was made, as JSON
-claims     one process makes a video
+claims     locks: only one process makes a video
 live       prompts typed while a video is made
 command    the work itself
 """

@@ -1,4 +1,4 @@
-"""What can be known to fail before weights are downloaded or loaded: from the settings of the checkpoint alone."""
+"""Checks before weights are downloaded or loaded, from the settings of the checkpoint alone."""
 
 import argparse
 import dataclasses
@@ -9,9 +9,9 @@ from helios_jax.checkpoints.lora_merge import check_lora
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
-from helios_jax.sample.jobs import Job
+from helios_jax.sample.jobs import Job, in_line
 from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
-from helios_jax.sample.records import differences, finished_record, record_of
+from helios_jax.sample.records import content_digest, differences, finished_record, record_of
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs
 from helios_jax.sampling.settings import SampleSettings
@@ -24,8 +24,8 @@ class CheckedJob:
     Attributes:
         job: The video.
         settings: How to sample, with the length that its prompts ask for.
-        record: Its record, as far as it is known before the work.
-        earlier: The state of the finished record at the check, see ``record_changed``.
+        record: Its record, as far as it is known before sampling.
+        earlier: The state of the finished record at the time of the check, see ``record_changed``.
     """
 
     job: Job
@@ -43,20 +43,20 @@ class CheckedJob:
         return _state(self.job.outputs.record) != self.earlier
 
     def make_room(self) -> None:
-        """Removes what an earlier run finished, or sets aside what it left unfinished; only files of ours."""
+        """Removes a finished video of an earlier run, or renames an unfinished one; other files are not touched."""
         outputs = self.job.outputs
         check_outputs(outputs)
         if finished_record(self.job) is not None:
             remove_earlier(outputs)
-        elif outputs.video.exists():
-            aside = set_aside(outputs)
-            print(f"{outputs.video.name} was left by an interrupted run and is now {aside.video.name}", flush=True)
+        else:
+            for left, now in set_aside(outputs):
+                print(f"{left.name} was left by an interrupted run and is now {now.name}", flush=True)
 
     def finished(self) -> bool:
-        """Whether an earlier run, or another process meanwhile, has made this very video.
+        """Whether an earlier run, or another process in the meantime, has made this video.
 
         Raises:
-            ValueError: It has made another one.
+            ValueError: A video with other settings has its name.
         """
         record = finished_record(self.job)
         if record is None:
@@ -71,7 +71,7 @@ class CheckedJob:
 
 
 def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSettings, list[CheckedJob]]:
-    """Checks the videos against the checkpoint, of which only the settings are read.
+    """Checks the videos against the checkpoint; reads only its settings.
 
     Returns:
         The settings of the checkpoint and the videos, finished or not.
@@ -88,8 +88,9 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     )
     for file, _ in args.lora:
         check_lora(file, model.transformer)
-    if not jobs:  # only to compile
+    if not jobs:  # compile only
         _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
+    content = content_digest(model.folder) if jobs else None
     seen: set[tuple[Path | None, ...]] = set()
     checked = []
     for job in jobs:
@@ -97,13 +98,13 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         inputs = SampleInputs(
             prompt=job.prompt,
             negative_prompt=job.negative_prompt,
-            # Many videos may begin with one image: it is read once.
+            # Many videos may begin with the same image, which is read once.
             image=None if (job.image, None) in seen else job.image,
             video=None if (None, job.video) in seen else job.video,
         )
         request = _resolve(defaults, inputs, settings, job.source)
         seen |= {(job.image, None), (None, job.video)}
-        record = record_of(args, job, request, settings, model)
+        record = record_of(args, job, request, settings, model, content=content)
         checked.append(CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record)))
     return model, checked
 
@@ -112,7 +113,7 @@ def check_device(args: argparse.Namespace, model: PipelineSettings) -> str:
     """Checks that the weights fit into the memory of the device.
 
     Returns:
-        The device, its memory, and what the weights take of it.
+        A description of the device, its memory and the size of the weights.
 
     Raises:
         ValueError: They do not, or a large model would run on a CPU and the user did not ask for that.
@@ -128,7 +129,7 @@ def check_device(args: argparse.Namespace, model: PipelineSettings) -> str:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Changes when a file is replaced; ``None``: there is none."""
+    """A value that changes when the file is replaced; ``None`` if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -137,7 +138,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def _with_length(job: Job, defaults: RequestDefaults) -> SampleSettings:
-    """The settings of a job; a schedule of prompts has a length of its own."""
+    """The settings of a job; a schedule of prompts determines the length."""
     if job.settings.num_frames is None and isinstance(job.prompt, PromptSchedule):
         frames = job.prompt.num_chunks * defaults.vae.pixel_frames(HistoryConfig().chunk_frames)
         return dataclasses.replace(job.settings, num_frames=frames)
@@ -148,7 +149,4 @@ def _resolve(defaults: RequestDefaults, inputs: SampleInputs, settings: SampleSe
     try:
         return defaults.resolve(inputs, settings, has_text_encoder=True)
     except (ValueError, OSError) as error:
-        if source.startswith("--"):
-            raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{source}: {error}") from error  # the line of a prompt file
+        raise in_line(error, source) from error

@@ -1,37 +1,36 @@
-"""One process makes a video: a lock on the file that becomes the video's record.
+"""Claims: only one process makes a video. The claim is a lock on the file that becomes the video's record.
 
 The file ``fox.unfinished.json`` is created when work on fox.mp4 begins, and locked. The system gives up the lock when
 the process ends, however it ends, so a killed run blocks nobody. When the video is finished, the record is written into
-the space that the file has and the file is renamed ``fox.helios.json``; both work on a full disk.
+the space that the file already occupies, and the file is renamed ``fox.helios.json``; both work on a full disk.
 """
 
-import errno
-import fcntl
 import json
 import os
 import socket
 from typing import Any
 
 from helios_jax.media.provenance import written_by_us
+from helios_jax.safe_files import is_at, try_lock
 from helios_jax.sample.outputs import Outputs
 
 _SPARE = 4096
-"""Bytes that a finished record may have more than the first one."""
+"""Bytes reserved for what the finished record adds to the first one."""
 
 
 class Busy(FileExistsError):
-    """Another process makes this video."""
+    """Another process is making this video."""
 
 
 class Claim:
-    """The right to make a video; a context manager that gives it back.
+    """The right to make a video; a context manager, which releases it.
 
     Args:
         outputs: The files of the video; their folder is created.
         record: How the video will be made.
 
     Raises:
-        Busy: Another process has it.
+        Busy: Another process holds it.
         FileExistsError: A file that this program did not write has the name of the claim.
         OSError: The folder cannot be written to, or the disk is full.
     """
@@ -58,7 +57,7 @@ class Claim:
         self._close()
 
     def release(self) -> None:
-        """Gives the claim back and removes its file; after ``finish`` it does nothing."""
+        """Releases the claim and removes its file; after ``finish`` it does nothing."""
         if self._descriptor >= 0:
             self.outputs.claim.unlink(missing_ok=True)
             self._close()
@@ -74,7 +73,7 @@ class Claim:
         self._descriptor = -1
 
     def _write(self, record: dict[str, Any], spare: int) -> None:
-        """Writes in place, which needs no new space, and cuts the file to its length."""
+        """Writes in place, which needs no new disk space, and truncates the file."""
         data = json.dumps(record, indent=2).encode() + b" " * spare + b"\n"
         written = 0
         while written < len(data):
@@ -89,15 +88,10 @@ def _locked(outputs: Outputs) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"{outputs.video} is being made by another process{_owner(outputs)}") from None
-            except OSError as error:  # some network file systems know no locks
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                    raise
-            # Between opening and locking, its owner may have finished and renamed it, or removed it.
-            if _is_at(descriptor, path):
+            if not try_lock(descriptor):
+                raise Busy(f"{outputs.video} is being made by another process{_owner(outputs)}")
+            # Between opening and locking, the previous owner may have renamed or removed the file.
+            if is_at(descriptor, path):
                 if os.fstat(descriptor).st_size and not written_by_us(path):
                     raise FileExistsError(f"{path} was not written by helios-sample, so it is not replaced; move it")
                 return descriptor
@@ -107,17 +101,8 @@ def _locked(outputs: Outputs) -> int:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: os.PathLike[str]) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
 def _owner(outputs: Outputs) -> str:
-    """Who has the claim, as far as its file says."""
+    """The owner of the claim, if its file names one."""
     try:
         owner = json.loads(outputs.claim.read_text())["unfinished"]
         return f" (pid {owner['pid']} on {owner['host']})"

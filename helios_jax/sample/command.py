@@ -1,4 +1,4 @@
-"""The work of ``helios-sample``: check, load, and make one video after the other."""
+"""The work of ``helios-sample``: checks, loads the checkpoint, and makes one video after the other."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from helios_jax.cli import Check, run_interruptible, run_program
 from helios_jax.sample.flags import parse, settings_of
-from helios_jax.sample.jobs import plan_jobs
+from helios_jax.sample.jobs import check_inputs, plan_jobs
 from helios_jax.sample.live import TypedPrompts
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
     jobs = plan_jobs(args)
+    check_inputs(args, jobs)
     from helios_jax.sample.check import check_device, check_jobs
 
     model, checked = check_jobs(args, jobs)
@@ -57,7 +58,13 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
             conditioning = "image" if args.image else "video" if args.video else None
             seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
+        print("the first chunk compiles programs that are not cached yet", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):
+            if args.prompt_file is not None:
+                number = left.index(job) + 1
+                print(
+                    f"video {number} of {len(left)}, {job.job.outputs.video.name}: seed {job.settings.seed}", flush=True
+                )
             sample(pipe, job, claim, args, check_interrupted)
 
 
@@ -82,7 +89,7 @@ def _load(args: argparse.Namespace) -> "HeliosPipeline":
 
 
 def _claimed(jobs: "list[CheckedJob]", args: argparse.Namespace) -> "Generator[tuple[CheckedJob, Claim]]":
-    """The videos that no other process makes or has made meanwhile, each claimed until the next one is asked for."""
+    """The videos that no other process is making or has made, each claimed until the next is requested."""
     from helios_jax.sample.claims import Busy, Claim
 
     for job in jobs:
@@ -114,9 +121,8 @@ def sample(
     outputs = job.job.outputs
     start = time.monotonic()
     with Progress(enabled=sys.stderr.isatty()) as progress:
-        if job.job.seed_drawn or args.prompt_file is not None:
+        if job.job.seed_drawn and args.prompt_file is None:
             progress.write(f"{outputs.video.name}: seed {job.settings.seed}")
-        progress.write(f"{outputs.video.name}: the first chunk compiles programs that are not cached yet")
         stream = pipe.stream(
             job.job.prompt,
             job.negative_prompt,
@@ -149,9 +155,10 @@ def _write_chunks(
 
     outputs = job.job.outputs
     typed = TypedPrompts.from_standard_input() if args.stream else None
-    # The end of a pipe means that no prompts follow; it ends a video only if nothing else does. Ctrl-D always does.
+    # The end of a pipe means that no prompts follow; it ends the video only if the video has no length. Ctrl-D
+    # always ends it.
     ends_with_input = args.num_frames is None or (sys.stdin is not None and sys.stdin.isatty())
-    shown = 0  # the chunk in which the newest prompt is shown in full
+    shown = 0  # the first chunk that shows the newest prompt unblended
     end = stream.request.num_frames
     with VideoWriter(outputs.video, fps=args.fps) as video, ContactSheet(outputs.sheet, fps=args.fps) as sheet:
         for chunk in stream:

@@ -32,7 +32,7 @@ Video from text, from an image, or continuing a clip.
 
 With fox.mp4, a contact sheet (fox.sheet.png) and a record of all settings (fox.helios.json) are written. Files that
 this program did not write are never replaced. Frames are on disk as soon as their chunk is finished, so an interrupted
-run leaves a playable file. What cannot work is reported before weights are loaded.
+run leaves a playable file. Invalid input is reported before weights are loaded.
 
 A prompt file gives one video per line (.txt) or per id (.csv with the columns id, prompt and, for several successive
 prompts in one video, prompt_index; the columns negative_prompt, image, video and seed override the flags, with paths
@@ -111,7 +111,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def settings_of(args: argparse.Namespace, *, seed: int) -> SampleSettings:
-    """The sample settings among the arguments, flags that have the name of a field, with the seed of one video."""
+    """The sample settings from flags that have the name of a field, with the seed of one video."""
     names = vars(DEFAULTS).keys() & vars(args).keys() - {"seed"}
     return SampleSettings(seed=seed, **{name: getattr(args, name) for name in names})
 
@@ -122,7 +122,7 @@ def _steps(text: str) -> int | tuple[int, ...] | None:
 
 
 def _fps(text: str) -> int | float | Fraction:
-    """A rate that a video file can have: a whole number, a decimal number or a ratio."""
+    """Parses the rate of a video file: a whole number, a decimal number or a ratio."""
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{0,9}|/[1-9][0-9]{0,5})?", text.strip()):
         raise argparse.ArgumentTypeError(f"--fps={shortened(text)} must be a number such as 24, 29.97 or 30000/1001")
     rate = Fraction(text.strip())

@@ -8,10 +8,13 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helios_jax.checkpoints.lora_argument import find_lora_file
+from helios_jax.checkpoints.sources import folder_of
 from helios_jax.sample.flags import DEFAULTS, settings_of
 from helios_jax.sample.outputs import Outputs, check_apart, check_distinct, check_outputs
 from helios_jax.sampling.prompt_files import PromptedVideo, read_prompt_file
 from helios_jax.sampling.settings import MAX_SEED, SampleSettings
+from helios_jax.user_input import existing_file
 
 if TYPE_CHECKING:
     from helios_jax.sampling.prompts import PromptSchedule
@@ -43,7 +46,7 @@ class Job:
 
 
 def plan_jobs(args: argparse.Namespace) -> list[Job]:
-    """The videos that the arguments ask for, finished or not; checks all that needs no model.
+    """The videos that the arguments ask for, finished or not. Checks everything that does not need the model.
 
     Raises:
         ValueError: The arguments contradict each other, the prompt file cannot be used, or outputs collide.
@@ -57,6 +60,33 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     for job in jobs:
         check_outputs(job.outputs)
     return jobs
+
+
+def check_inputs(args: argparse.Namespace, jobs: list[Job]) -> None:
+    """Checks that everything that is read is there, before anything heavy is imported to read it.
+
+    Raises:
+        ValueError: A path is that of something else.
+        FileNotFoundError: There is nothing.
+    """
+    folder_of(args.model)
+    for file, _ in args.lora:
+        find_lora_file(file)
+    for job in jobs:
+        try:
+            for kind in ("image", "video"):
+                if (path := getattr(job, kind)) is not None:
+                    existing_file(path, kind)
+        except (ValueError, OSError) as error:
+            raise in_line(error, job.source) from error
+
+
+def in_line(error: ValueError | OSError, source: str) -> ValueError | OSError:
+    """The error with the line of the prompt file that asks for the video, if one does."""
+    if source.startswith("--"):
+        return error
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    return kind(f"{source}: {error}")
 
 
 def _one_job(args: argparse.Namespace) -> list[Job]:
@@ -128,7 +158,7 @@ def _job_of_file(args: argparse.Namespace, video: PromptedVideo) -> Job:
 
 
 def _prompt(args: argparse.Namespace, prompts: tuple[str, ...], source: str) -> "str | PromptSchedule":
-    """One text as it is, several as a schedule."""
+    """A single text, or a schedule if there are several."""
     if len(prompts) == 1:
         return prompts[0]
     from helios_jax.sampling.prompts import PromptSchedule
@@ -140,12 +170,12 @@ def _prompt(args: argparse.Namespace, prompts: tuple[str, ...], source: str) -> 
 
 
 def _seed(seed: int) -> tuple[int, bool]:
-    """The seed, drawn if it is -1, and whether it was."""
+    """The seed, drawn if it is -1, and whether it was drawn."""
     return (secrets.randbelow(2**32), True) if seed < 0 else (seed, False)
 
 
 def _inputs(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Path]:
-    """Every file that is read, by what names it."""
+    """Every file that is read, by the flag or line that names it."""
     found: dict[str, Path] = {f"--lora (number {i})": file for i, (file, _) in enumerate(args.lora, 1)}
     found["--model"] = Path(os.path.expanduser(args.model))
     if args.prompt_file is not None:

@@ -11,14 +11,14 @@ class TypedPrompts:
     """The lines of an input, read in the background.
 
     Args:
-        source: The input; ``None``: there is none, so it is at its end.
+        source: The input; ``None`` counts as an input that has ended.
     """
 
     def __init__(self, source: Iterable[str] | None) -> None:
         self._source = source
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._at_end = threading.Event()
-        # A thread, since reading from a terminal blocks; a daemon, so it does not keep the process alive.
+        # A thread, because reading from a terminal blocks; a daemon, so that it does not keep the process alive.
         threading.Thread(target=self._read, daemon=True).start()
 
     @classmethod
@@ -30,7 +30,7 @@ class TypedPrompts:
 
     @property
     def ended(self) -> bool:
-        """Whether the input is at its end and every line has been returned."""
+        """Whether the input has ended and every line has been returned."""
         return self._at_end.is_set() and self._lines.empty()
 
     def new(self) -> list[str]:

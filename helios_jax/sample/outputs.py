@@ -1,4 +1,4 @@
-"""The files of a video: the one place that decides their names and whether they may be written.
+"""The files of a video: decides their names and whether they may be written.
 
 ``fox.mp4`` comes with ``fox.sheet.png``, its contact sheet, and ``fox.helios.json``, the record that marks it as
 finished; while it is made, ``fox.unfinished.json`` is there too. Files that this program did not write are never
@@ -42,7 +42,7 @@ class Outputs:
 
     @property
     def earlier_record(self) -> Path:
-        """The record as versions up to 0.1 named it; it is read and never written."""
+        """The record under the name of versions up to 0.1, which is read but never written."""
         return self._named(".json")
 
     @property
@@ -56,7 +56,7 @@ class Outputs:
         return next(outputs for outputs in names if not any(map(os.path.lexists, outputs.all)))
 
     def interrupted(self, number: int) -> "Outputs":
-        """The files of an interrupted run by their number."""
+        """The files of an interrupted run, with a number in their names."""
         return Outputs(video=self._named(f".interrupted{number}{self.video.suffix}"))
 
     def _named(self, ending: str) -> Path:
@@ -64,7 +64,7 @@ class Outputs:
 
 
 def check_outputs(outputs: Outputs) -> None:
-    """Checks that the files can be written and are not someone else's; changes nothing.
+    """Checks that the files can be written and replace no file of another program; changes nothing.
 
     Raises:
         ValueError: A name is too long.
@@ -82,7 +82,7 @@ def check_outputs(outputs: Outputs) -> None:
         )
     _check_folder(video)
     for path in outputs.all:
-        if os.path.lexists(path) and not _is_ours(path):
+        if os.path.lexists(path) and not _is_ours(path, outputs):
             kind = "is a folder" if path.is_dir() else "was not written by helios-sample"
             raise FileExistsError(
                 f"{path} {kind}, so it is not replaced, with or without --overwrite; choose another --out or move it"
@@ -100,15 +100,16 @@ def _check_folder(video: Path) -> None:
         raise PermissionError(f"cannot write {video}: no permission to write in {folder}")
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether this program wrote a file that exists."""
+def _is_ours(path: Path, outputs: Outputs) -> bool:
+    """Whether this program wrote a file that exists, which is one of ``outputs``."""
     from helios_jax.media.provenance import written_by_us
 
     if path.is_symlink() and not path.exists():
         return False
-    # A process that is killed between the creation of its claim and its first line leaves an empty one.
-    if path.name.endswith(".unfinished.json") and path.is_file() and not path.stat().st_size:
-        return True
+    # A process that is killed between the creation of a file and its first byte leaves an empty one. The claim is
+    # created first, and tells that a video or a sheet without a byte is not someone else's.
+    if path.is_file() and not path.stat().st_size:
+        return path == outputs.claim or (path != outputs.record and written_by_us(outputs.claim))
     return written_by_us(path)
 
 
@@ -116,7 +117,7 @@ def check_distinct(named: Iterable[tuple[str, Outputs]]) -> None:
     """Checks that no two videos share a file, on file systems that ignore case as well.
 
     Args:
-        named: Where each video comes from, for the message, and its files.
+        named: The origin of each video, for the message, and its files.
 
     Raises:
         ValueError: Two do.
@@ -155,20 +156,29 @@ def check_apart(inputs: Mapping[str, Path], outputs: Iterable[Outputs]) -> None:
             raise ValueError(f"{flag}={path} is the same file as the output {found}; choose another --out")
 
 
-def set_aside(outputs: Outputs) -> Outputs:
-    """Renames the video and the sheet of an interrupted run, so that a rerun does not overwrite them."""
+def set_aside(outputs: Outputs) -> list[tuple[Path, Path]]:
+    """Renames the video and the sheet of an interrupted run, so that a rerun does not overwrite them.
+
+    Returns:
+        The old and the new path of each file that was renamed. A video without a byte is removed.
+    """
     aside = outputs.aside()
+    renamed = []
     for path, target in ((outputs.video, aside.video), (outputs.sheet, aside.sheet)):
-        if os.path.lexists(path) and _is_ours(path):
-            path.rename(target)
-    return aside
+        if not os.path.lexists(path) or not _is_ours(path, outputs):
+            continue
+        if path.stat().st_size:
+            renamed.append((path, path.rename(target)))
+        else:
+            path.unlink()
+    return renamed
 
 
 def remove_earlier(outputs: Outputs) -> None:
-    """Removes the files of a finished run, of which a new one is wanted; the record first, which says that it is.
+    """Removes the files of a finished run before it is repeated; first the record, which marks the run as finished.
 
-    Removing is safer than writing over: another name of the file, a hard link or the target of a link, stays as it is.
+    Removing is safer than overwriting: hard links to the file and the target of a symbolic link keep their content.
     """
     for path in (outputs.record, outputs.sheet, outputs.video):
-        if os.path.lexists(path) and _is_ours(path):
+        if os.path.lexists(path) and _is_ours(path, outputs):
             path.unlink()

@@ -1,7 +1,7 @@
-"""How a video was made, as JSON next to it, and what differs when it is asked for again.
+"""Records: how a video was made, as JSON next to it, and comparison with a new request for the same video.
 
-A record holds every setting after its default was filled in, so that the video can be made again, and facts about the
-run. Files that were read are recorded with a digest: a rerun notices when one has changed.
+A record holds every setting, with defaults filled in, so that the video can be made again, and facts about the run.
+Input files are recorded with a digest, so that a rerun detects changed files.
 """
 
 import argparse
@@ -25,17 +25,26 @@ if TYPE_CHECKING:
     from helios_jax.sampling.request import Request
 
 FACTS = ("helios_jax", "seconds", "device", "versions", "sha256", "unfinished", "num_frames")
-"""Keys that say nothing about the content of the video, or say it elsewhere."""
+"""Keys that are not compared: they do not affect the content of the video, or repeat other keys."""
+
+_PIECES, _PIECE = 64, 16384
+"""How many pieces of a file ``content_digest`` reads, and their bytes."""
 
 ESSENTIAL = ("prompt", "seed", "steps", "height", "width", "frames")
 """Keys without which a record cannot be compared."""
 
 
 def record_of(
-    args: argparse.Namespace, job: Job, request: "Request", settings: SampleSettings, model: "PipelineSettings"
+    args: argparse.Namespace,
+    job: Job,
+    request: "Request",
+    settings: SampleSettings,
+    model: "PipelineSettings",
+    *,
+    content: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a video that is to be made."""
-    snapshot = model.folder.parent.name == "snapshots"  # the cache of the hub: models--owner--name/snapshots/commit
+    """The record of a video that is to be made; ``content`` is the ``content_digest`` of the model."""
+    snapshot = _is_snapshot(model.folder)
     given = {"image": job.image, "video": job.video}
     record = {
         "helios_jax": __version__,
@@ -43,6 +52,7 @@ def record_of(
         "negative_prompt": _negative_prompt(job) if request.guided else None,
         "model": args.model if snapshot else os.path.realpath(model.folder),
         "revision": model.folder.name if snapshot else args.revision,
+        **({} if content is None else {"model_content": content}),
         "lora": [[os.path.abspath(file), scale] for file, scale in args.lora],
         **{name: None if path is None else os.path.abspath(path) for name, path in given.items()},
         **vars(settings),
@@ -74,8 +84,35 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(folder: Path) -> str | None:
+    """A digest of a checkpoint on disk, which tells whether it was edited or replaced; ``None`` for one of the hub.
+
+    Files beyond 1 MB count by their size and 64 pieces, so that 40 GB take no time: weights that were trained further
+    differ everywhere.
+    """
+    if _is_snapshot(folder):
+        return None
+    digest = hashlib.sha256()
+    files = [folder / "model_index.json"]
+    for part in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
+        files += sorted(path for path in (folder / part).rglob("*") if path.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with open(path, "rb") as file:
+            for number in range(_PIECES):
+                file.seek(number * max(size // _PIECES, _PIECE))
+                digest.update(file.read(_PIECE))
+    return digest.hexdigest()[:16]
+
+
+def _is_snapshot(folder: Path) -> bool:
+    """Whether a folder belongs to the cache of the hub: models--owner--name/snapshots/commit."""
+    return folder.parent.name == "snapshots"
+
+
 def facts_of_run(seconds: float) -> dict[str, Any]:
-    """What a finished record says about the run."""
+    """Facts about the run for a finished record."""
     import flax
     import jax
     import jaxlib
@@ -102,7 +139,7 @@ def finished_record(job: Job) -> dict[str, Any] | None:
             continue
         if missing := [key for key in ESSENTIAL if key not in record]:
             raise ValueError(
-                f"{path} lacks {missing}, so nobody knows how {job.outputs.video.name} was made; pass --overwrite to "
+                f"{path} lacks {missing}, so the settings of {job.outputs.video.name} are unknown; pass --overwrite to "
                 "make it again, or choose another --out"
             )
         return record
@@ -110,7 +147,7 @@ def finished_record(job: Job) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record of ours; ``None`` if the file is missing or something else."""
+    """A record of this program; ``None`` if the file is missing or is not one."""
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -119,14 +156,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], *, seed_drawn: bool) -> list[str]:
-    """What differs between the record of a finished video and that of the same video asked for again.
+    """Differences between the record of a finished video and the record of a new request for it.
 
-    Only what both records say is compared: versions before 0.2 recorded less.
+    Only keys of both records are compared, because versions before 0.2 recorded less.
 
     Args:
         then: The record of the finished video.
-        now: The other.
-        seed_drawn: The seed of the other was drawn, so any will do.
+        now: The record of the new request.
+        seed_drawn: The seed of the new request was drawn, so any seed is accepted.
     """
     before, after = _comparable(then), _comparable(now)
     keys = [key for key in after if key in before and key not in FACTS and not (key == "seed" and seed_drawn)]
@@ -139,7 +176,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], *, seed_drawn: bool) 
 
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with one form for what can be said in several ways."""
+    """The record in a normal form, since some settings can be written in several ways."""
     found = dict(record)
     prompt = found["prompt"]
     if isinstance(prompt, dict) and len(prompt.get("prompts", ())) == 1:  # earlier versions wrote a schedule of one

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 MAX_TEXT = 120
-"""Characters of any other value that are shown."""
+"""Longest representation of a value that is not an array, in characters."""
 
 
 def brief(value: Any) -> str:
-    """One short line: an array as ``float32 [1, 9, 48, 80, 16]``, other values as their representation, cut."""
+    """One short line: an array as ``float32 [1, 9, 48, 80, 16]``, other values as their truncated ``repr``."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{dtype} {list(shape)}"

@@ -1,7 +1,7 @@
-"""Finite values: each part of a chunk is checked on the device, and the verdicts are fetched with its frames.
+"""Checks that values are finite: on the device, for each part of a chunk; the results are fetched with its frames.
 
-A check is one reduction over a few hundred thousand numbers and one bool to copy; nothing waits for it. What is found
-is the first part that is not finite, in the order of the computation: later ones follow from it.
+A check is one reduction over a few hundred thousand numbers and a copy of one bool, and nothing waits for it. The error
+names the first part that is not finite in the order of the computation, because later parts depend on it.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def all_finite(values: Any) -> Bool[Array, ""]:
 
 
 def require_finite(chunk: int, verdicts: Iterable[tuple[str | int, bool]]) -> None:
-    """Raises FloatingPointError, with the chunk and the part, if a part of a chunk is not finite."""
+    """Raises FloatingPointError, naming the chunk and the part, if a part of a chunk is not finite."""
     for part, finite in verdicts:
         if not finite and isinstance(part, int):
             raise FloatingPointError(f"chunk {chunk}, level {part}: {_LEVEL_ADVICE}")

@@ -1,4 +1,4 @@
-"""What a video is made from, and checks of prompts and embeddings before any work starts."""
+"""The inputs of a video, and checks of prompts and embeddings before any work starts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,12 +11,11 @@ import numpy as np
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.prompts import PromptSchedule
-from helios_jax.sampling.settings import yes_or_no
 from helios_jax.typing import AnyArray
-from helios_jax.user_input import whole_number
+from helios_jax.user_input import whole_number, yes_or_no
 
 MAX_LOOKAHEAD = 8
-"""Most chunks that wait on the device; each holds its frames there."""
+"""Most chunks dispatched ahead; each keeps its frames on the device."""
 
 Prompt = str | Sequence[str] | PromptSchedule
 
@@ -68,8 +67,8 @@ class SampleInputs:
         Args:
             width: Dimension of embeddings.
             has_text_encoder: Whether texts can be encoded.
-            guided_tokens: In a guided call, the length that texts are padded to; otherwise ``None``, and the negative
-                prompt, which is not used, is not looked at.
+            guided_tokens: In a guided call, the length that texts are padded to; otherwise ``None``: the negative
+                prompt is not used and not checked.
 
         Raises:
             ValueError: They cannot be used; the message says what was given and what is needed.
@@ -96,7 +95,7 @@ def check_texts(texts: Any, name: str, batch: int | None = None) -> Sequence[str
     """One text as a list, or a sequence of texts, one for each of ``batch`` videos.
 
     Raises:
-        ValueError: It is something else, or holds half of a surrogate pair, which no tokenizer can encode.
+        ValueError: It is something else, or contains a lone surrogate, which tokenizers cannot encode.
     """
     listed = [texts] if isinstance(texts, str) else texts
     if not isinstance(listed, Sequence | np.ndarray) or not all(isinstance(text, str) for text in listed):
@@ -114,7 +113,7 @@ def check_texts(texts: Any, name: str, batch: int | None = None) -> Sequence[str
 
 
 def check_embeds(embeds: Any, name: str, *, batch: int, width: int) -> None:
-    """Checks embeddings from elsewhere, on the host: shape, dtype, and that all values are finite.
+    """Checks embeddings that the caller passes, on the host: shape, dtype, and that all values are finite.
 
     Raises:
         ValueError: They cannot be used.

@@ -60,10 +60,10 @@ class KeyNoise:
         """The noise of a seed. Seeds below 2^32 give ``jax.random.key(seed)``, larger ones use all their 64 bits.
 
         Raises:
-            ValueError: The seed is no whole number from 0 to 2^64 - 1.
+            ValueError: The seed is not a whole number from 0 to 2^64 - 1.
         """
         seed = whole_number(seed, "seed", at_least=0, at_most=MAX_SEED)
-        # ``jax.random.key`` drops the upper half of a seed unless 64-bit types are enabled; the key has room for it.
+        # ``jax.random.key`` drops the upper half of a seed unless 64-bit types are enabled; the key itself has 64 bits.
         upper, lower = divmod(seed, 2**32)
         key = jax.random.key(np.uint32(lower))
         words = np.array(jax.random.key_data(key))

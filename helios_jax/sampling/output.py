@@ -46,13 +46,13 @@ class SampleOutput:
                 "fox.mp4" becomes "fox-0.mp4", "fox-1.mp4", ...
             fps: Frames per second, such as 24, which the models were trained on, or 29.97.
             crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
-            overwrite: Replace existing files if this library wrote them; files of anyone else are never replaced.
+            overwrite: Replace existing files if this library wrote them; other files are never replaced.
 
         Returns:
             The files, one for each video.
 
         Raises:
-            FileExistsError: One of them exists and may not be replaced; nothing has been written then.
+            FileExistsError: One of them exists and may not be replaced; in that case nothing is written.
             ValueError: Another ending, or ``fps`` or ``crf`` out of range.
         """
         target = user_path(path)
@@ -70,7 +70,7 @@ class SampleOutput:
         ]
 
     def _repr_html_(self) -> str | None:
-        """The videos as players, or ``None``, which makes notebooks show ``repr``, when they are too large."""
+        """HTML players for the videos, or ``None`` if they are too large; notebooks then show the ``repr``."""
         if self.frames[..., 0].size > MAX_EMBEDDED_PIXELS:
             return None
         players = []

@@ -127,10 +127,12 @@ class HeliosPipeline:
         return cls(**vars(parts))
 
     def save(self, folder: Path, layout: Layout = "diffusers") -> None:
-        """Writes the checkpoint; ``from_pretrained`` reads both layouts.
+        """Writes the checkpoint, whole or not at all; ``from_pretrained`` reads both layouts.
 
         Raises:
-            FileExistsError: The folder already holds a checkpoint.
+            ValueError: Unknown layout.
+            FileExistsError: There is such a folder, and it is not empty.
+            OSError: The folder cannot be written to, or the disk is full.
         """
         parts = PipelineParts(
             config=self.config,
@@ -142,30 +144,30 @@ class HeliosPipeline:
         save_parts(parts, folder, layout)
 
     def load_lora(self, path: Path, name: str | None = None, scale: float = 1.0) -> "HeliosPipeline":
-        """Merges a LoRA file into the transformer, next to those that are loaded already; returns the pipeline.
+        """Merges a LoRA file into the transformer, in addition to loaded ones; returns the pipeline.
 
-        The weights depend only on which files are loaded with which scales: each weight is the original one plus the
-        sum of all updates, rounded once. ``unload_lora`` therefore restores the weights bit for bit, in any order. For
-        this the originals of all parameters that a file touches are kept in host memory, up to 28 GB for a file that
-        updates every layer of the 14B model in bfloat16, and the files' own updates. Streams that are running keep
-        the weights that they started with. ``save`` writes the weights with all loaded files merged.
+        The weights depend only on which files are loaded and on their scales: each weight is the original one plus the
+        sum of all updates, rounded once. ``unload_lora`` therefore restores the weights bit for bit, in any order. To
+        make this possible, host memory holds the files' updates and the originals of all parameters that they change,
+        up to 28 GB for a file that updates every layer of the 14B model in bfloat16. Running streams keep the weights
+        that they started with. ``save`` writes the weights with all loaded files merged.
 
         Args:
             path: A safetensors file with the names of diffusers, PEFT, Wan2.1 or Kohya's trainers (see
                 ``helios_jax.checkpoints.lora_files``), or a folder that holds one.
-            name: Name for ``set_lora`` and ``unload_lora``; by default that of the file without its ending.
-            scale: Strength; negative or zero as well.
+            name: Name for ``set_lora`` and ``unload_lora``; by default that of the file without its extension.
+            scale: Strength; may be negative or zero.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The name is taken, or is a number (write ``scale=0.8``); the scale is not finite; the file
-                cannot be merged into this transformer. The pipeline is then as it was.
+                cannot be merged into this transformer. The pipeline is then unchanged.
         """
         self.transformer, self._loras = self._loras.with_file(self.transformer, path, name, scale)
         return self
 
     def set_lora(self, name: str, scale: float) -> "HeliosPipeline":
-        """Gives a loaded LoRA another strength; returns the pipeline.
+        """Changes the strength of a loaded LoRA; returns the pipeline.
 
         Raises:
             ValueError: No LoRA of this name is loaded, or the scale is not finite.
@@ -188,9 +190,9 @@ class HeliosPipeline:
         return dict(self._loras.loras)
 
     def close(self) -> None:
-        """Lets go of the networks, whose device memory is free as soon as no stream or other pipeline uses them.
+        """Releases the networks; their device memory is freed as soon as no stream or other pipeline uses them.
 
-        Afterwards every use raises ValueError.
+        Any later use of the pipeline raises ValueError.
         """
         for name in _NETWORKS:
             vars(self).pop(name, None)
@@ -208,7 +210,7 @@ class HeliosPipeline:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def describe(self) -> str:
-        """The devices, and the parameters, dtypes and bytes of every network, one a line."""
+        """Describes the devices and the parameters, dtype and bytes of every network, one per line."""
         networks: dict[str, Network[Any]] = {"transformer": self.transformer, "vae": self.vae}
         if self.text_encoder is not None:
             networks["text_encoder"] = self.text_encoder.encoder

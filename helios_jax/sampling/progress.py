@@ -27,7 +27,7 @@ class Progress:
             from tqdm.auto import tqdm
 
             self._num_chunks = stream.request.num_chunks
-            # The first step of every level waits for its program, which may be compiled for minutes.
+            # The first step of every level waits for its program, which can take minutes to compile.
             self._bar = tqdm(total=stream.num_steps, unit="step", desc="compiling", file=sys.stderr)
 
     def write(self, line: str) -> None:

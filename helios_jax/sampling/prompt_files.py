@@ -8,8 +8,8 @@ file has a header and these columns, of which ``id`` and ``prompt`` are required
     refined_prompt    a text that replaces the one in ``prompt`` where it is not empty
     prompt_index      the order of the prompts of one id, for videos with several prompts: 0, 1, 2, ...
     negative_prompt, image, video, seed
-                      what the flags of these names say, for this video; empty: as the flags say. Paths are relative to
-                      the file. Of several rows of one id, one has to give them.
+                      override the flags of these names for this video; empty: the flag's value. Paths are relative to
+                      the file. If an id has several rows, only one of them has to give these values.
 
 This module imports nothing heavy.
 """
@@ -32,7 +32,7 @@ OPTIONS = ("negative_prompt", "image", "video", "seed")
 COLUMNS = (*REQUIRED, "refined_prompt", "prompt_index", *OPTIONS)
 
 MAX_BYTES = 64 << 20
-"""Largest prompt file: far more than texts need, so a larger file is another file by mistake."""
+"""Largest prompt file. It is far above what texts need; a larger file was probably given by mistake."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> tuple[PromptedVideo, ...]:
         raise ValueError(f"{path} holds no prompts")
     seen: dict[str, PromptedVideo] = {}
     for video in videos:
-        # Some file systems take these names for one.
+        # Some file systems treat these names as equal.
         key = unicodedata.normalize("NFC", video.name).casefold()
         if other := seen.get(key):
             raise ValueError(
@@ -184,7 +184,7 @@ def _index(text: str, where: str) -> int:
 
 
 def _rows(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows after the header with the lines on which they begin; columns that mean nothing here are dropped."""
+    """The rows after the header with their first lines; unknown columns are dropped."""
     records = _records(path, text)
     _, header = next(records, (1, []))
     columns = [name.strip() for name in header]
@@ -210,12 +210,12 @@ def _check_columns(path: pathlib.Path, columns: list[str]) -> None:
         if hint := did_you_mean(name.lower().replace(" ", "_"), COLUMNS):
             raise ValueError(f"{path}, line 1: unknown column {name!r}{hint}")
     if unknown:
-        warn_user(f"{path}: the columns {unknown[:12]} are not used; those that are: {', '.join(COLUMNS)}")
+        warn_user(f"{path}: the columns {unknown[:12]} are ignored; known columns: {', '.join(COLUMNS)}")
 
 
 def _records(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a csv text with the lines on which they begin; blank ones are skipped."""
-    # The limit holds for all readers of the process. Its default is shorter than prompts can be.
+    """The records of a csv text with their first lines; blank records are skipped."""
+    # This limit applies to all csv readers of the process. Its default is shorter than prompts can be.
     limit = csv.field_size_limit(MAX_BYTES)
     begin, records = 1, []
     try:
@@ -226,8 +226,8 @@ def _records(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]:
                 records.append((begin, fields))
                 if reader.line_num > begin:
                     warn_user(
-                        f"{path}: the row that begins in line {begin} has a text that goes on to line "
-                        f"{reader.line_num}; if that is not meant, a quote is not closed"
+                        f"{path}: the row that begins in line {begin} has a text that continues to line "
+                        f"{reader.line_num}; if that is not intended, close the quote"
                     )
             begin = reader.line_num + 1
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""A pipeline in words: what it is, where it lies and how much memory it takes."""
+"""Describes a pipeline: the kind of model, its devices and its memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from helios_jax.config import PipelineConfig
 from helios_jax.models.network import Network, count_in_words
-from helios_jax.parallel.devices import describe_devices, devices_of
+from helios_jax.parallel.devices import bytes_in_words, describe_devices, devices_of
 
 
 def kind_of(config: PipelineConfig) -> str:
-    """The published model that a checkpoint is like: Base, Mid or Distilled."""
+    """The kind of published model: Base, Mid or Distilled."""
     if config.is_distilled:
         return "Distilled"
     return "Mid" if config.is_pyramid else "Base"
@@ -38,13 +38,13 @@ def device_report(config: PipelineConfig, networks: Mapping[str, Network[Any]]) 
         total += size
         lines.append(
             f"  {name}: {count_in_words(parameters_of(network))} parameters, {jnp.dtype(network.dtype).name}, "
-            f"{_gigabytes(size)}"
+            f"{bytes_in_words(size)}"
         )
     each = " on each device" if len(devices) > 1 else ""
-    lines.append(f"  together: {_gigabytes(total)}{each}")
+    lines.append(f"  together: {bytes_in_words(total)}{each}")
     stats = (devices[0].memory_stats() or {}) if devices else {}
     if "bytes_in_use" in stats and "bytes_limit" in stats:
-        in_use, limit = _gigabytes(stats["bytes_in_use"]), _gigabytes(stats["bytes_limit"])
+        in_use, limit = bytes_in_words(stats["bytes_in_use"]), bytes_in_words(stats["bytes_limit"])
         lines.append(f"  memory of {devices[0].device_kind}: {in_use} of {limit} in use")
     return "\n".join(lines)
 
@@ -55,7 +55,3 @@ def _bytes_by_device(network: Network[Any]) -> dict[jax.Device, int]:
         for shard in leaf.addressable_shards:
             found[shard.device] = found.get(shard.device, 0) + shard.data.nbytes
     return found
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from helios_jax._warnings import warn_user
-from helios_jax.checkpoints.pipelines import PipelineSettings
+from helios_jax.checkpoints.settings import PipelineSettings
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
 from helios_jax.media.reading import ClipEnds, load_ends, load_image
@@ -64,7 +64,7 @@ class Request:
 class RequestDefaults:
     """The configurations that determine defaults and limits; ``of`` takes them from a checkpoint without its weights.
 
-        checkpoint = read_settings("BestWishYsh/Helios-Distilled")  # helios_jax.checkpoints.pipelines
+        checkpoint = read_settings("BestWishYsh/Helios-Distilled")  # helios_jax.checkpoints.settings
         RequestDefaults.of(checkpoint).resolve(SampleInputs(prompt="A red fox."), SampleSettings(height=320))
 
     Attributes:

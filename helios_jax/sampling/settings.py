@@ -14,7 +14,7 @@ from typing import Any
 
 from helios_jax.media.fitting import Fit, check_fit
 from helios_jax.media.rates import frame_rate
-from helios_jax.user_input import did_you_mean, finite_number, whole_number
+from helios_jax.user_input import did_you_mean, finite_number, whole_number, yes_or_no
 
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
@@ -111,17 +111,6 @@ class SampleSettings:
             object.__setattr__(self, name, value)
 
 
-def yes_or_no(value: Any, what: str) -> bool:
-    """``value`` as a bool, if it is a bool of Python or NumPy.
-
-    Raises:
-        ValueError: It is not, for example the text "false", which Python would count as true.
-    """
-    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
-        raise ValueError(f"{what}={value!r} must be True or False")
-    return bool(value)
-
-
 def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
     """Step counts from a list, the form that flags and configuration files have: (10,) -> 10, () -> ``None``."""
     if len(steps) > 1:
@@ -130,13 +119,13 @@ def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
 
 
 def takes_settings[F: Callable](function: F) -> F:
-    """Lets a function that lists the fields of ``SampleSettings`` take them one by one, in ``settings``, or both.
+    """Lets a function accept the fields of ``SampleSettings`` as keywords, as ``settings``, or both.
 
     The function's signature lists every field with its default, so that editors complete them and type checkers check
     them. Fields that are passed override those of ``settings``; the function's body gets the result as ``settings``
     and reads nothing else, since a default in the signature does not tell whether the field was passed.
 
-    The decorated function raises TypeError for a keyword that it does not have, with the nearest that it has.
+    The decorated function raises TypeError for an unknown keyword and suggests the nearest known one.
     """
     names = inspect.signature(function).parameters.keys()
     fields = [field.name for field in dataclasses.fields(SampleSettings)]
@@ -159,7 +148,7 @@ def _optional(check: Callable[..., Any], value: Any, what: str, **bounds: Any) -
 
 
 def _steps(steps: Any) -> int | tuple[int, ...] | None:
-    """Types and upper bound only: how many numbers are needed depends on the model."""
+    """Checks types and the upper bound only; how many numbers are needed depends on the model."""
     if steps is None or isinstance(steps, int) or getattr(steps, "ndim", 1) == 0:
         return _optional(whole_number, steps, "steps", at_most=MAX_STEPS)
     if isinstance(steps, str | bytes | dict | set) or not hasattr(steps, "__iter__"):

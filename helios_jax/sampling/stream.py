@@ -8,23 +8,20 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.context import History
-from helios_jax.models.blocks import TextContext
 from helios_jax.models.network import Network
-from helios_jax.models.tokenization import needed_keys
 from helios_jax.models.vae import WanVae
 from helios_jax.parallel.devices import explains_memory_errors
 from helios_jax.parallel.mesh import on_mesh_of, readable
 from helios_jax.sampling.brief import brief_fields
-from helios_jax.sampling.chunk import ChunkSampler, StepInfo, project_text, remember, rope_table
+from helios_jax.sampling.chunk import ChunkSampler, StepInfo, remember, rope_table
 from helios_jax.sampling.decoding import decode_and_check
-from helios_jax.sampling.decoding import decode_chunk as decode_chunk
-from helios_jax.sampling.finite import CONTEXT, FRAMES, TEXT, Verdict, all_finite, require_finite
+from helios_jax.sampling.finite import CONTEXT, FRAMES, Verdict, all_finite, require_finite
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
+from helios_jax.sampling.projected_text import ProjectedText
 from helios_jax.sampling.prompt_state import PromptState
 from helios_jax.sampling.prompts import MAX_BLEND_CHUNKS
 from helios_jax.sampling.request import Request
@@ -119,10 +116,9 @@ class Stream:
         # One thread at a time in ``next``. Reentrant, so that a callback that calls ``next`` gets an error, not a wait.
         self._turn = threading.RLock()
         self._busy = False
-        self._text_turn = threading.Lock()
         self._sampler = sampler
         self._vae = vae
-        self._text = text
+        self._text = ProjectedText(text, sampler.transformer)
         self._history = jax.device_put(history, sampler.placement)
         self._noise = noise
         self._integer_timesteps = integer_timesteps
@@ -130,11 +126,6 @@ class Stream:
         self._on_step = on_step or (lambda _: None)
         self._on_chunk = on_chunk or (lambda _: None)
         self._on_close = on_close or (lambda: None)
-        self._embeds: Array | None = None  # of the chunk that is sampled
-        self._next_text = 0  # the first chunk with embeddings not yet taken from the timeline
-        self._projected: TextContext | None = None
-        self._projected_from: Array | None = None
-        self._text_verdicts: list[Verdict] = []
         conditioned = request.image is not None or request.video is not None
         self._context_verdicts: list[Verdict] = [(CONTEXT, all_finite(self._history))] if conditioned else []
         full = history.frames.shape[2:4]
@@ -146,7 +137,7 @@ class Stream:
 
     def __repr__(self) -> str:
         request = self.request
-        chunks = "no end" if request.num_chunks is None else f"of {request.num_chunks} chunks"
+        chunks = "chunks, no end" if request.num_chunks is None else f"of {request.num_chunks} chunks"
         state = ", closed" if self._closed else ""
         return f"Stream({self.index} {chunks}, {request.height}x{request.width}, batch {request.batch}{state})"
 
@@ -177,7 +168,7 @@ class Stream:
         return chunk
 
     def close(self) -> None:
-        """Ends the stream and lets go of what it holds on the device; ``next`` raises StopIteration from then on.
+        """Ends the stream and releases its device memory; afterwards ``next`` raises StopIteration.
 
         A chunk in progress in another thread, or in the callback that calls this, is finished and delivered first.
         """
@@ -190,9 +181,9 @@ class Stream:
         """Drops every reference to arrays on the device."""
         self._pending.clear()
         self._ready = None
-        for name in ("sampler", "vae", "text", "history", "noise", "embeds", "projected", "projected_from", "ropes"):
+        for name in ("sampler", "vae", "text", "history", "noise", "ropes"):
             vars(self).pop(f"_{name}", None)
-        self._text_verdicts, self._context_verdicts = [], []
+        self._context_verdicts = []
         self._on_close()
 
     def _next_chunk(self) -> Chunk | None:
@@ -201,10 +192,10 @@ class Stream:
             return None
         chunk = self._ready
         assert chunk is not None, "it has arrived"
-        if self._pending and self._pending[0].index == chunk.index:  # otherwise an interrupted call has removed it
+        if self._pending and self._pending[0].index == chunk.index:  # unless an interrupted call has removed it
             self._pending.popleft()
         if chunk.index == 0:
-            # Before the caller gets the first chunk: otherwise the device would idle until the next call.
+            # Done before the caller gets the first chunk; otherwise the device would idle until the next call.
             self._fill_queue(self._lookahead)
         if self._announced < chunk.index:
             self._announced = chunk.index
@@ -250,8 +241,8 @@ class Stream:
         started = time.perf_counter()
         index = self.index
         # Sampling calls ``on_step`` and takes nearly all of the time, so this is where exceptions arrive. It changes
-        # only the timeline of the stream, which ``_project_text`` keeps in step, so the chunk can be sampled again.
-        text = self._project_text()
+        # only the timeline of the prompts, which ``of_chunk`` keeps in step, so the chunk can be sampled again.
+        text = self._text.of_chunk(index)
         latents, levels = self._sampler.sample(
             index,
             self._plans if index else self._first_plans,
@@ -262,8 +253,8 @@ class Stream:
             on_step=self._on_step,
         )
         pixels, finite = decode_and_check(self._vae, latents, slice_frames=self._slice_frames)
-        # In the order of the computation. The context of later chunks is made of latents that have been checked.
-        verdicts = [*self._text_verdicts, *(() if index else self._context_verdicts), *levels, (FRAMES, finite)]
+        # In the order of the computation. Later chunks need no check of their context: it consists of checked latents.
+        verdicts = [*self._text.verdicts, *(() if index else self._context_verdicts), *levels, (FRAMES, finite)]
         pixels = readable(pixels)
         # ``remember`` donates the old history. It and the index change together, with no callback in between.
         self._history = remember(self._history, latents, self._anchors(index))
@@ -307,9 +298,7 @@ class Stream:
         if self._closed or sampler is None or text is None:
             raise ValueError("the stream has ended: its prompt cannot be changed")
         with on_mesh_of(sampler.transformer.params), self._explained_errors():
-            embeds = text.encode(prompt)
-        with self._text_turn:
-            text.timeline.set(embeds, blend_chunks)
+            text.set(prompt, blend_chunks)
 
     def _plan(self, *, amplify: bool) -> tuple[LevelPlan, ...]:
         return plan_chunk(
@@ -321,24 +310,6 @@ class Stream:
             integer_timesteps=self._integer_timesteps,
             amplify=amplify,
         )
-
-    def _project_text(self) -> TextContext:
-        """Text keys and values of this chunk, projected again only when the embeddings change."""
-        # The timeline advances once per chunk. When a chunk was interrupted and is sampled again, its embeddings have
-        # been taken already, and taking the next ones would skip a chunk of a schedule or of a blend.
-        if self._next_text <= self.index:
-            with self._text_turn:
-                self._embeds = self._text.timeline.next()
-            self._next_text = self.index + 1
-        # Compared by identity: while nothing changes, the timeline returns the same array.
-        if self._projected is None or self._projected_from is not self._embeds:
-            assert self._embeds is not None, "chunks are numbered from 0"
-            negative = self._text.negative
-            both = self._embeds if negative is None else jnp.concatenate([self._embeds, negative])
-            self._text_verdicts = [(TEXT, all_finite(both))]
-            self._projected = project_text(self._sampler.transformer, both, needed_keys(both))
-            self._projected_from = self._embeds
-        return self._projected
 
     def _anchors(self, index: int) -> bool:
         """Whether the chunk's first frame becomes the anchor: chunk 0 of T2V, chunk 1 when it is to be skipped."""

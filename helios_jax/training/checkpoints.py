@@ -4,8 +4,8 @@
     <workdir>/checkpoints/<step>/progress/   the step, the position in the data, digests of all arrays
 
 Frozen parameters are omitted: they equal the weights that training starts from (``run_folder``). A checkpoint gets its
-name only when it is complete, so a killed run or a full disk leaves the earlier checkpoints intact. What is read is
-compared with the digests, so damage on the disk is found; checkpoints of before there were digests are not compared.
+name only when it is complete, so a killed run or a full disk leaves the earlier checkpoints intact. Restored arrays are
+compared with their digests, which detects damage on disk; older checkpoints without digests are not compared.
 
 Checkpoints in the older layout without players (<step>/trainable, optimizer, ema and progress) can still be read.
 """
@@ -68,7 +68,7 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).resolve()
         self._failed = False
         self.skipped: dict[str, int] = {}
-        """From the checkpoint that was restored: how many updates of each player had just been skipped in a row."""
+        """How many updates of each player had been skipped in a row when the restored checkpoint was written."""
         # Orbax logs the traceback of every background thread that fails; the error itself comes back from wait().
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
@@ -109,7 +109,7 @@ class Checkpoints:
         if step not in self.steps:
             arrays = by_path(items)
             if bad := not_finite(arrays):
-                raise FloatingPointError(f"{bad} is not finite after step {step}, which is therefore not saved")
+                raise FloatingPointError(f"{bad} is not finite after step {step}; this step is not saved")
             progress = {
                 "step": step,
                 "data": json.dumps(_of_all_processes(json.dumps(data.get_state()))),
@@ -153,10 +153,11 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 failure = _reason(error)
             if failure:
-                # Orbax leaves tasks behind, which report their own failures when they are collected: here, unheard.
+                # Orbax leaves pending tasks that print their errors when they are garbage-collected. They are collected
+                # here, where the output is silenced.
                 gc.collect()
         if failure:
-            raise ValueError(f"{folder} is damaged or of another run ({failure}). {remedy}")
+            raise ValueError(f"{folder} is damaged or belongs to another run ({failure}). {remedy}")
         if problem := _damage(items, progress, step):
             raise ValueError(f"{folder} is damaged: {problem}. {remedy}")
         data.set_state(json.loads(_of_this_process(json.loads(progress["data"]))))
@@ -221,7 +222,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what Orbax, TensorStore and asyncio print about an error that is raised anyway."""
+    """Silences output of Orbax, TensorStore and asyncio about errors that are raised anyway."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -237,7 +238,7 @@ def quiet() -> Iterator[None]:
 
 
 def _damage(items: Items, progress: Mapping[str, Any], step: int) -> str:
-    """What differs from what was written; empty if nothing does."""
+    """Describes how the restored data differs from what was written; empty if it does not."""
     if "digests" not in progress:
         return ""
     if progress.get("digest") != _digest(progress) or int(progress["step"]) != step:
@@ -255,13 +256,13 @@ def _damage(items: Items, progress: Mapping[str, Any], step: int) -> str:
 
 
 def _digest(progress: Mapping[str, Any]) -> str:
-    """The digest of everything else in ``progress``."""
+    """The digest of the other entries of ``progress``."""
     rest = {name: str(value) for name, value in sorted(progress.items()) if name != "digest"}
     return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
 
 
 def _reason(error: BaseException, length: int = 200) -> str:
-    """The first line of the error at the root of others."""
+    """The first line of the error that caused the others."""
     while (root := error.__cause__ or error.__context__) is not None:
         error = root
     line = (str(error).strip().splitlines() or [""])[0]

@@ -287,7 +287,7 @@ def _present(x: Float[Array, "B T H W C"], config: Corruption, segments: Segment
 
 
 def check_probabilities(settings: Any, *names: str) -> None:
-    """Raises ValueError naming the first of these fields that is no probability."""
+    """Raises ValueError, naming the first of these fields that is not a probability."""
     for name in names:
         finite_number(getattr(settings, name), name, at_least=0, at_most=1)
 

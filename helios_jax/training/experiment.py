@@ -166,8 +166,8 @@ class Experiment:
         validation: Periodic validation; ``None``: none.
         on_nan: What to do when loss, gradient or update is not finite: "skip" the update, or "stop". Parameters stay
             unchanged in either case.
-        max_skipped: Updates skipped in a row after which the run stops. A bad record or an unlucky draw spoils a step
-            or two. Even if every other batch were bad, 20 in a row would come once in two million steps.
+        max_skipped: Updates skipped in a row after which the run stops. A bad record or an unlucky draw affects only
+            a step or two. Even if every other batch were bad, 20 in a row would occur once in two million steps.
         log_every: Steps between two lines of the log; each line has the means over these steps.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: How many of the newest checkpoints are kept.
@@ -201,7 +201,7 @@ class Experiment:
         for name in (*positive, "max_skipped"):
             whole_number(getattr(self, name), name, at_least=1, at_most=MOST_STEPS)
         whole_number(self.keep_every, "keep_every", at_least=0)
-        # JAX would keep the low 32 bits of a larger seed, and draw the same for two seeds.
+        # JAX would keep only the low 32 bits of a larger seed, so two seeds could give the same draws.
         whole_number(self.seed, "seed", at_least=0, at_most=2**32 - 1)
         if self.validation is not None:
             whole_number(self.validation.every, "validation.every", at_least=1)
@@ -242,5 +242,5 @@ MAY_CHANGE = (
     # The former name of the setting ``remat``: runs that saved it under this name can still be resumed.
     "method.remat",
 )
-"""Settings that a resumed run may change, because they do not decide what is trained. (With a cosine schedule that has
-no length of its own ``steps`` does, see ``run_folder``.)"""
+"""Settings that a resumed run may change, because they do not affect what is trained. (``steps`` does if a cosine
+schedule has no length; see ``run_folder``.)"""

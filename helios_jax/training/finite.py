@@ -1,4 +1,4 @@
-"""Checks on the devices that numbers are finite."""
+"""Checks, on the devices, that numbers are finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def not_finite(arrays: Mapping[str, Any]) -> str:
     Args:
         arrays: Arrays on the devices, by path. Every process that shares them must call.
     """
-    # All are dispatched before the first is fetched.
+    # All checks are dispatched before the first result is fetched.
     found = jax.device_get({path: _all_finite(array) for path, array in arrays.items()})
     bad = [path for path, finite in found.items() if not finite]
     return bad[0] + (f" and {len(bad) - 1} others" if len(bad) > 1 else "") if bad else ""

@@ -12,8 +12,8 @@ its past is dropped, with u1 to u3 uniform and n uniform over 0 ... floor(buffer
 The kept frames are then corrupted (``helios_jax.training.corruption``). The network reads them through the same
 ``History.tiers`` as in sampling.
 
-Every sample decides for itself. In the published training one draw decided for all samples of a GPU, of which there
-were one or two, and all ranks were seeded alike: ``decide="batch"``.
+Decisions are drawn for each sample. In the published training one draw decided for all samples of a GPU, one or two,
+and all ranks had the same seed; ``decide="batch"`` reproduces this.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from helios_jax.training.corruption import (
 from helios_jax.typing import Array, Float, Key, Sequence
 
 Decide = Literal["sample", "batch"]
-"""What a decision is taken for: each sample, or all samples of a step together."""
+"""Whether decisions are drawn for each sample or once for all samples of a step."""
 
 
 @jax.tree_util.register_dataclass
@@ -144,7 +144,7 @@ class Injection:
     def published(cls, decide: Decide = "sample") -> "Injection":
         """Probabilities and kinds of the released Base and Mid: drops of 0.4 / 0 / 0.4, noise alone.
 
-        Decisions are taken for each sample, which is not published; ``decide="batch"`` takes them as published.
+        Decisions are drawn for each sample, unlike in the published training; see ``decide="batch"``.
         """
         drop, corruption = ContextDrop.published(), Corruption.published()
         return cls(drop=drop, corruption=corruption, saturation=None, decide=decide)
@@ -157,8 +157,8 @@ class Injection:
         Args:
             key: The sample's key.
             shape: Shape [T, H, W, C] of its history.
-            first_key: The key of the first sample of the step, which ``decide="batch"`` takes decisions from; ``None``:
-                ``key``.
+            first_key: The key of the first sample of the step, from which ``decide="batch"`` draws decisions;
+                ``None``: ``key``.
         """
         own = self._draw(key, shape)
         if self.decide == "sample" or first_key is None:

@@ -41,7 +41,7 @@ class Log:
         self._clock: float | None = None  # starts when the first step, which compiles, is done
         self._timed = 0  # steps of the window on the clock
         self._wait = 0.0  # seconds that the next step waited for its data
-        self._waited = 0.0  # the sum over the window
+        self._waited = 0.0  # sum over the window
         self.skipped: dict[str, int] = dict(skipped or {})
         """How many updates of each player were skipped in a row, up to the last step that was flushed."""
         self.flops: float | None = None
@@ -96,24 +96,24 @@ class Log:
         self._wait += time.perf_counter() - start
 
     def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
-        """Writes the images and videos among ``files`` where the metrics are looked at."""
+        """Passes images and videos among ``files`` to the metric writers."""
         self._writer.show(step, files)
 
     def _warn(self, step: int, player: str, values: Mapping[str, float]) -> None:
-        """Reports a skipped update; raises FloatingPointError if it must not or cannot go on."""
+        """Reports a skipped update; raises FloatingPointError if the run must stop."""
         names = {"loss": "loss", "gradient_norm": "gradient norm", "update_norm": "norm of the update"}
         found = {text: values[player + name] for name, text in names.items() if player + name in values}
         bad = ", ".join(f"{text} {value:g}" for text, value in found.items() if not math.isfinite(value))
         problem = f"{_label(player)}{bad}: not finite at step {step}"
         advice = "a lower learning rate or more warm-up may help"
         if self._experiment.on_nan == "stop":
-            raise FloatingPointError(f"{problem}; {advice}, --config.on_nan=skip leaves such updates out")
+            raise FloatingPointError(f"{problem}; {advice}, --config.on_nan=skip skips such updates")
         # A run that is shorter than the limit would end without a single update.
         limit = min(self._experiment.max_skipped, self._experiment.steps)
         if self.skipped[player] >= limit:
             raise FloatingPointError(
-                f"{problem}; {self.skipped[player]} updates in a row were left out (max_skipped={limit}), so nothing "
-                f"is learned any more: {advice}; the checkpoints are from before that"
+                f"{problem}; {self.skipped[player]} updates in a row were skipped (max_skipped={limit}), so the run "
+                f"stops: {advice}; the checkpoints were written before that"
             )
         report(f"{problem}: update left out")
 

@@ -1,4 +1,4 @@
-"""Metrics of a step, and writers that record them: as JSON lines here, for TensorBoard in ``tensorboard``."""
+"""Metrics of a step, and a writer that records them as JSON lines. The writer for TensorBoard is in ``tensorboard``."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 @runtime_checkable
 class MetricWriter(Protocol):
-    """Records scalars, and what validation shows, by step."""
+    """Records scalars, and the images and videos of validation, by step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records values of one step."""
@@ -58,7 +58,7 @@ class JsonLines:
             rest = rest[self._file.write(rest) :]
 
     def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
-        """Records nothing: the files themselves are in the folder of the run."""
+        """Records nothing, because the files are already in the folder of the run."""
 
     def close(self) -> None:
         """See ``MetricWriter``."""
@@ -98,7 +98,7 @@ class Writers:
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """Reads what ``JsonLines`` wrote: step -> values. Lines that a kill cut short or that are damaged are left out."""
+    """Reads what ``JsonLines`` wrote: step -> values. Damaged and incomplete lines are skipped."""
     records: dict[int, dict[str, float]] = {}
     for line in pathlib.Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):

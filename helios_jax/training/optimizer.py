@@ -6,7 +6,7 @@
 
 Equation (3) is PyTorch's AdamW: the decay is multiplied by the learning rate. The learning rate of update
 t = 0, 1, ... is the peak times min(1, t / warm-up) and, with the cosine schedule, times (1 + cos(pi x)) / 2, where x
-runs from 0 at the end of the warm-up to 1 at the end of the schedule. Updates that are skipped do not count in t.
+runs from 0 at the end of the warm-up to 1 at the end of the schedule. Skipped updates do not count towards t.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class AdamW:
         learning_rate: Peak learning rate.
         schedule: The learning rate after the warm-up.
         schedule_steps: Updates until the cosine ends, warm-up included; 0: the steps of the run, which a resumed run
-            cannot change then.
+            then cannot change.
         warmup_steps: Steps over which the learning rate grows linearly from 0.
         betas: b1 and b2 of (2).
         eps: Added to the root of the second moment in (3).

@@ -89,7 +89,7 @@ def declared_types(settings: type) -> dict[str, Any]:
 
 
 def alternatives(declared: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type is its only alternative."""
+    """The members of a union; for any other type, the type itself."""
     union = typing.get_origin(declared) in (typing.Union, types.UnionType)
     return typing.get_args(declared) if union else (declared,)
 
@@ -136,10 +136,10 @@ def _flag_type(declared: Any, value: Any) -> Any:
 
 
 def _fitted(value: Any, declared: Any) -> tuple[bool, Any]:
-    """Whether a value has one of the types that a field declares, and the value in that type.
+    """Whether a value has one of the declared types of a field, and the value converted to that type.
 
-    Whole numbers count as floats and lists as tuples; numbers must be finite. The settings check everything else
-    themselves.
+    Whole numbers count as floats and lists as tuples; numbers must be finite. All other checks are made by
+    the settings themselves.
     """
     for kind in alternatives(declared):
         if _is_a(value, kind):
@@ -154,7 +154,7 @@ def _fitted(value: Any, declared: Any) -> tuple[bool, Any]:
 
 
 def _placed(name: str, message: str, fields: Iterable[str]) -> str:
-    """An error of settings with their dotted name; many begin with the name of the field, or of the group and field."""
+    """Adds the dotted name to an error; many errors begin with the name of the field, or of the group and field."""
     if not name:
         return message
     parent, _, group = name.rpartition(".")
@@ -164,7 +164,7 @@ def _placed(name: str, message: str, fields: Iterable[str]) -> str:
 
 
 def _limits(value: Any) -> str:
-    """What numbers must be in addition to their type, where that may be the reason why a value does not fit."""
+    """Further requirements on a number, if the value may violate them."""
     if isinstance(value, float) and not math.isfinite(value):
         return " and finite"
     return " of at most 64 bits" if isinstance(value, int) and abs(value) > _MAX_INT else ""

@@ -49,7 +49,7 @@ def check_pattern(pattern: Any, what: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(f"{what}: {pattern!r} is no regular expression ({error}); '.*' stands for anything") from error
+        raise ValueError(f"{what}: {pattern!r} is not a regular expression ({error}); '.*' matches anything") from error
 
 
 def values_by_pattern(rules: Rules, paths: Iterable[str], default: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""SIGTERM: noted from the start of the command, obeyed between two steps.
+"""SIGTERM: recorded from the start of the command, acted on between two steps.
 
-A handler that saved could catch the state half replaced, and at different steps in different processes.
+A handler that saved at once could find a half-updated state, at different steps in different processes.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ PREEMPTED = 75
 
 @dataclasses.dataclass
 class Sigterm:
-    """A handler that notes the signal.
+    """A signal handler that records SIGTERM.
 
     Attributes:
-        received: Whether it came.
+        received: Whether the signal has arrived.
     """
 
     received: bool = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Notes the signal."""
+        """Records the signal."""
         self.received = True
 
     def stops_after(self, step: int) -> bool:
@@ -36,14 +36,14 @@ class Sigterm:
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            # JAX's coordinator handles the signal, and agrees with all processes on a step that none has passed.
+            # JAX's coordinator handles the signal and chooses a step for all processes that none of them has passed.
             return multihost_utils.reached_preemption_sync_point(step)
         return self.received
 
 
 @contextlib.contextmanager
 def noted_sigterm() -> Iterator[Sigterm]:
-    """Notes SIGTERM instead of ending the process; inside another such block, yields that block's note."""
+    """Records SIGTERM instead of ending the process. A nested block yields the handler of the outer one."""
     before = signal.getsignal(signal.SIGTERM)
     if isinstance(before, Sigterm):
         yield before
@@ -61,6 +61,6 @@ def noted_sigterm() -> Iterator[Sigterm]:
 
 
 def _of_several_processes() -> bool:
-    # JAX is not imported for this: the command notes the signal before that.
+    # Does not import JAX, because the command installs the handler before that.
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

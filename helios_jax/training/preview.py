@@ -1,4 +1,4 @@
-"""What a run would do, without starting it: settings, weights, data, parameters and memory.
+"""Checks a run without starting it: settings, weights, data, parameters and memory.
 
 Nothing is written, nothing is downloaded, and no accelerator is touched.
 """
@@ -33,11 +33,11 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What was found.
+    """The result of the checks.
 
     Attributes:
         lines: The report.
-        problems: Why the run could not start; empty if nothing is known against it.
+        problems: Reasons why the run cannot start; empty if none were found.
     """
 
     lines: tuple[str, ...]
@@ -181,7 +181,7 @@ def _parameters(experiment: Experiment) -> Iterator[str]:
 
 
 def abstract_networks(experiment: Experiment) -> Any:
-    """The networks of a run with shapes in place of arrays; ``None`` where its weights cannot be looked at."""
+    """The networks of a run with shapes in place of arrays; ``None`` if its weights are not on this machine."""
     start = experiment.start
     if isinstance(start, Random):
         mesh = MeshShape().build()

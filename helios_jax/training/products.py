@@ -32,9 +32,9 @@ class Pipeline:
         parts: Folder or hub id of the checkpoint with the tokenizer and the networks that are not trained.
         config: Kind of pipeline.
         scheduler: Settings of its sampler.
-        dtype: Precision of transformer and text encoder: that of trained networks in the product, and that in which
-            validation runs the others. A network that is not trained is copied in the precision it is stored in.
-        vae_dtype: Likewise for the VAE.
+        dtype: Precision of transformer and text encoder: of trained networks in the product, and of the other networks
+            in validation. The product copies a network that is not trained in its stored precision.
+        vae_dtype: The same for the VAE.
     """
 
     parts: str
@@ -76,8 +76,8 @@ class Pipeline:
     def export(self, networks: Networks, folder: pathlib.Path) -> None:
         """See ``Product``. Adapters of the transformer are also saved separately, as ``folder/lora.safetensors``.
 
-        On the device this needs memory for one layer of one kernel at a time in addition to ``networks``
-        (``training.release``); networks that were not trained do not pass through it.
+        In addition to ``networks``, this needs device memory for one layer of one kernel at a time
+        (``training.release``). Networks that were not trained are not loaded onto the device.
 
         Raises:
             FloatingPointError: A value is not finite; the folder then has no ``model_index.json``, which marks a
@@ -96,7 +96,7 @@ class Pipeline:
             return
         (folder / "scheduler").mkdir(exist_ok=True)
         write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler.to_diffusers())
-        # Written last: a folder without it is an unfinished checkpoint.
+        # Written last, because a folder without it counts as an unfinished checkpoint.
         write_json(folder / "model_index.json", self.config.to_diffusers(self.scheduler))
 
 

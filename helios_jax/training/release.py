@@ -1,7 +1,8 @@
 """Writes the networks of a product: trained ones one tensor at a time, the others by copying their files.
 
-A network in training fills the device. Its release therefore never exists as a whole, neither there nor on the host:
-each published tensor is computed from its parameter and adapter, cast, checked and fetched when its file is written.
+A network in training fills the device. The released network is therefore never held as a whole, neither on the device
+nor on the host: each published tensor is computed from its parameter and adapter, cast, checked and fetched when its
+file is written.
 
 Where several processes share the arrays, all of them call these functions: each tensor is gathered on the devices and
 fetched by the first process, which alone reads and writes files.
@@ -41,7 +42,7 @@ def save_released(name: str, network: ConfiguredModule, folder: pathlib.Path, dt
         network: The network, with arrays on devices or on the host; it is not changed.
         folder: The checkpoint.
         dtype: Precision to release it in; parameters that are published only in fp32 stay fp32.
-        config: A configuration of the same sizes to release it with; ``None``: its own.
+        config: Configuration with the same sizes to write to ``config.json``; ``None``: that of ``network``.
 
     Raises:
         FloatingPointError: A value is not finite.
@@ -100,7 +101,7 @@ def copy_part(checkpoint: pathlib.Path, name: str, folder: pathlib.Path) -> None
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             save_diffusers(load_weights(source, name), folder, name)
         return
-    with TensorFolder(source) as weights:  # opening them checks that they are complete
+    with TensorFolder(source) as weights:  # opening the files checks that they are complete
         files = {info.file for info in weights.tensors.values()}
     target = new_component_folder(folder, name)
     for file in [*sorted(files), *source.glob("*.safetensors.index.json"), source / "config.json"]:

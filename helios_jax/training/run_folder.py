@@ -1,9 +1,9 @@
-"""What a run remembers of its beginning, in two files of its folder.
+"""The settings and weights that a run began with, in two files of its folder.
 
     <workdir>/config.json    the settings
     <workdir>/start.json     digests of the frozen weights, which checkpoints omit
 
-Both are compared when the run is resumed. They are replaced whole, and only if they change.
+Both are compared when the run is resumed. They are written atomically, and only if they change.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from helios_jax.safe_files import replace_text
+from helios_jax.safe_files import read_object, replace_text
 from helios_jax.typing import Path
 
 _RENAMED = {"Checkpoint": "FromCheckpoint"}
@@ -47,10 +47,10 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
     if not file.exists():
         return
     remedy = (
-        "It holds the settings that the run began with. Restore it from a copy; or remove it, and the next start "
+        "it holds the settings that the run began with. Restore it from a copy; or remove it, and the next start "
         "writes it again without comparing"
     )
-    old, new = _comparable(_read(file, remedy)), _comparable(json.loads(json.dumps(settings)))
+    old, new = _comparable(read_object(file, remedy)), _comparable(json.loads(json.dumps(settings)))
     old = {name: _RENAMED.get(value, value) if name.split(".")[-1] == "class" else value for name, value in old.items()}
     old = _of_today(old, new)
     differing = [
@@ -61,7 +61,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
     ]
     if differing:
         advice = next((_advice(name, old.get(name)) for name in differing if _advice(name, old.get(name))), "")
-        problem = f"{workdir} was begun with other settings; undo the changes or take a new folder{advice}"
+        problem = f"{workdir} was begun with other settings; undo the changes or use a new folder{advice}"
         texts = [f"{name}: {_text(old, name)} then, {_text(new, name)} now" for name in differing[:_SHOWN]]
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         half = (len(texts) + 1) // 2
@@ -87,15 +87,15 @@ def check_frozen(workdir: Path, digests: Mapping[str, str]) -> None:
     file = _start_file(workdir)
     if not file.exists():
         return
-    remedy = "It holds digests of the weights that the run began with; remove it to resume without comparing them"
-    begun = _read(file, remedy).get("frozen")
+    remedy = "it holds digests of the weights that the run began with; remove it to resume without comparing them"
+    begun = read_object(file, remedy).get("frozen")
     if not isinstance(begun, dict):
-        raise ValueError(f"{file} is damaged (no digests in it). {remedy}")
+        raise ValueError(f"{file} is damaged (no digests in it); {remedy}")
     changed = [path for path in sorted(begun.keys() | digests.keys()) if begun.get(path) != digests.get(path)]
     if changed:
         raise ValueError(
             f"the weights that {workdir} started from have changed since: {len(changed)} of {len(digests)} frozen "
-            f"parameters differ, the first is {changed[0]}. Put back the weights that it began with, or take a new "
+            f"parameters differ, the first is {changed[0]}. Put back the weights that it began with, or use a new "
             "folder"
         )
 
@@ -122,21 +122,10 @@ def _write(file: pathlib.Path, content: Mapping[str, Any]) -> None:
         replace_text(file, text)
 
 
-def _read(file: pathlib.Path, remedy: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError, with the remedy, for anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{file} is damaged ({error}). {remedy}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged (it is no JSON object). {remedy}")
-    return content
-
-
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings by dotted name, in which every schedule states its own length.
 
-    A cosine without a length of its own ends at the last step, so another number of steps is another schedule.
+    A cosine whose length is not set ends at the last step, so changing the number of steps changes the schedule.
     """
     settings = copy.deepcopy(settings)
 
@@ -154,9 +143,9 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Old settings by the names that they have today.
+    """Old settings under their current names.
 
-    Context drop and corruption once had a switch each for deciding once per batch; now the injection has one setting.
+    Context drop and corruption once had a switch each for deciding once per batch; the injection now has one setting.
     """
     renamed = {}
     for name, value in old.items():

@@ -1,7 +1,7 @@
 """Flags for the settings of an experiment: ``--config.optimizer.learning_rate=1e-4``.
 
-``ml_collections.config_flags`` parses the values. What it reports in its own terms is checked here first: names that do
-not exist, groups that are given a value, and groups that are none (``--config.lora.rank=64`` adds a LoRA).
+``ml_collections.config_flags`` parses the values. Cases for which its errors would be unclear are handled here first:
+names that do not exist, values for groups, and groups that are ``None`` (``--config.lora.rank=64`` adds a LoRA).
 """
 
 import ast
@@ -29,7 +29,7 @@ def parse_settings(mirror: Any, argv: Sequence[str], values: flags.FlagValues) -
         values: The other flags.
 
     Returns:
-        The frozen settings, and the words that are no flags.
+        The frozen settings, and the words that are not flags.
 
     Raises:
         ValueError: A setting does not exist, or its value has the wrong type or is refused.
@@ -62,7 +62,11 @@ def leaves(mirror: Any, name: str = NAME) -> Iterator[str]:
 
 
 def _checked(mirror: Any, word: str, parts: Sequence[str], value: str | None) -> str:
-    """The word, or "" where it is done. Raises ValueError if there is no such setting; adds groups that are none."""
+    """Checks one flag and adds groups that are ``None``. Returns the flag, or "" if nothing is left to parse.
+
+    Raises:
+        ValueError: There is no such setting, or it cannot take a value.
+    """
     holder, path = mirror, NAME
     for part in parts[:-1]:
         _check_name(mirror, holder, path, part)
@@ -91,12 +95,12 @@ def _checked(mirror: Any, word: str, parts: Sequence[str], value: str | None) ->
 
 
 def _check_tuple(path: str, value: str) -> None:
-    """Texts without quotes would become one text with brackets in it."""
+    """Raises ValueError for text without quotes, which would become one text that contains the brackets."""
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:
         raise ValueError(
-            f"{path}: {value} is no tuple. Put texts in quotes, and the whole flag too: --{path}=\"('a', 'b')\""
+            f"{path}: {value} is not a tuple. Put texts in quotes, and the whole flag too: --{path}=\"('a', 'b')\""
         ) from error
 
 
@@ -111,25 +115,25 @@ def _check_name(mirror: Any, holder: Any, path: str, part: str) -> None:
 
 
 def _elsewhere(mirror: Any, name: str) -> str:
-    """A hint where in the settings a name exists that was not found where it was written."""
+    """A hint at other places in the settings where the name exists."""
     found = [path for path in leaves(mirror) if path.rpartition(".")[2] == name]
     return f"; did you mean --{' or --'.join(found)}?" if found else ""
 
 
 def _added(holder: Any, name: str, path: str) -> Any:
-    """The default mirror of a group that is none."""
+    """The default mirror of a group that is ``None``."""
     declared = declared_types(type(holder).mirrors)[name]
     kinds = [kind for kind in alternatives(declared) if dataclasses.is_dataclass(kind)]
     if len(kinds) != 1:
         raise ValueError(
             f"{path} is none in this experiment, and flags cannot choose its kind ({readable(declared)}); "
-            "choose one in an experiment file of your own"
+            "choose one in your own experiment file"
         )
     return default_mirror(kinds[0])
 
 
 def _explained(mirror: Any, message: str) -> str:
-    """A parser's error in the words of ``frozen``."""
+    """Rewrites a parser's error like those of ``frozen``."""
     match = re.match(rf"flag --({NAME}\.[\w.]+)=(.*?): ", message, re.DOTALL)
     if match is None:
         return message.strip().splitlines()[-1]

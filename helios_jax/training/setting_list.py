@@ -13,7 +13,7 @@ _WIDTH = 110
 
 
 def describe(settings: Any, name: str = "config") -> Iterator[str]:
-    """Lines that explain every setting; groups that are none are listed with what they would have.
+    """Lines that explain every setting; groups that are ``None`` are listed with the settings they could have.
 
     Args:
         settings: Frozen settings.

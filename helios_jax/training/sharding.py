@@ -82,7 +82,7 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises ValueError unless every microbatch can be divided evenly over the axes data and fsdp.
 
-    XLA would pad a microbatch of fewer samples than devices, and compute and communicate everything several times.
+    XLA would pad a microbatch with fewer samples than devices, and repeat computation and communication.
     """
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     parts, samples = data * fsdp, batch_size // accumulation

@@ -100,7 +100,7 @@ class Source:
 
 
 class InMemory(Sequence[Any]):
-    """All records of a sequence, read at once. Reading a damaged one raises its error again, as the sequence does.
+    """All records of a sequence, read into memory. Reading a damaged record raises its error, as in the sequence.
 
     Args:
         records: The sequence, with a method ``where``.

@@ -144,7 +144,7 @@ def network_configs(start: Any) -> dict[str, Any] | None:
 
 
 def check_precision(dtype: str, name: str) -> None:
-    """Raises ValueError naming the choices."""
+    """Raises ValueError, naming the choices, for any other dtype."""
     if dtype not in get_args(Precision):
         raise ValueError(f"{name}={dtype!r} must be 'bfloat16' or 'float32'")
 

@@ -100,7 +100,7 @@ def _beginning(updaters: Mapping[str, Updater]) -> Callable[[Mapping[str, Params
 
 
 def released_state(state: TrainState) -> TrainState:
-    """The state with nothing but ``Player.averaged``; the other arrays are deleted, to make room for the export."""
+    """The state with only ``Player.averaged``; the other arrays are deleted to free memory for the export."""
     players = {}
     for name, player in state.players.items():
         unused = [player.optimizer, player.trainable if player.ema else {}]

@@ -1,7 +1,7 @@
 """Event files for TensorBoard: scalars, and images and videos of the validation.
 
-TensorBoard shows animated GIFs among its images. A video becomes one of at most 8 frames a second and 320 pixels a
-side, since event files are read whole.
+TensorBoard shows animated GIFs among its images. Videos become GIFs of at most 8 frames per second and 320 pixels per
+side, because TensorBoard reads whole event files.
 """
 
 import io

@@ -79,7 +79,7 @@ class TimestepSampling:
                 raise ValueError(f"{field} {getattr(self, field)!r} must be one of {', '.join(get_args(choices))}")
         finite_number(self.logit_mean, "logit_mean")
         finite_number(self.logit_std, "logit_std", at_least=0)
-        # Beyond these limits u of equation (4) leaves [0, 1] or does not fall with w.
+        # Outside these limits u of equation (4) leaves [0, 1] or does not decrease with w.
         finite_number(self.mode_scale, "mode_scale", at_least=-1, at_most=2 / (math.pi - 2))
         whole_number(self.num_train_timesteps, "num_train_timesteps", at_least=1)
 

@@ -58,7 +58,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     workdir = user_path(workdir, "workdir").resolve()
     for folder in (workdir, *(workdir / name for name in ("checkpoints", "product", "validation"))):
         if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is a file; a run needs a folder of its own there")
+            raise NotADirectoryError(f"{folder} is a file; choose another folder or move it away")
     settings = as_json(experiment)
     check_settings(workdir, settings, may_change=MAY_CHANGE)
     mesh = experiment.mesh.build()
@@ -98,21 +98,21 @@ class _Run:
             elif self._stopped(sigterm) or self._train(running, checkpoints, first, sigterm):
                 return PREEMPTED
             checkpoints.wait()
-        # The product may need as much memory as there is: the merged weights, and networks that were not trained.
+        # The product may need all of the memory, for merged weights and networks that were not trained.
         running.release()
         export(experiment, running.networks(), folder)
         return 0
 
     def _begin(self, checkpoints: Checkpoints) -> Running:
-        """Loads networks and state, and compares them with the beginning of the run."""
+        """Loads networks and state; in a resumed run, compares them with those that it began with."""
         restore = functools.partial(checkpoints.restore, data=self._data) if checkpoints.steps else None
         running = procedure_of(self._experiment).start(self._experiment, self._mesh, restore)
         frozen = running.frozen()
         if bad := not_finite(frozen if restore else frozen | by_path(running.items())):
-            raise FloatingPointError(f"the weights to start from are not finite: {bad}; training cannot mend that")
+            raise FloatingPointError(f"the weights to start from are not finite: {bad}; training cannot repair them")
         found = digests_of(frozen)
         check_frozen(self._workdir, found)
-        # Written only now: a run that could not begin must not fix its settings.
+        # Written only now, so that a run that cannot begin leaves no settings to compare with.
         write_frozen(self._workdir, found)
         write_settings(self._workdir, self._settings)
         return running
@@ -133,7 +133,7 @@ class _Run:
                 log.add(done, running.step(batch, done))
                 stop = sigterm.stops_after(done)
                 if stop or done % experiment.checkpoint_every == 0 or done == experiment.steps:
-                    # The log first: it raises here if the run has to stop, before such a state is saved.
+                    # The log is flushed first: it raises if the run has to stop, before the bad state is saved.
                     log.flush()
                     checkpoints.save(running.items(), self._data, step=done, skipped=log.skipped, wait=stop)
                 if stop:
@@ -149,8 +149,8 @@ class _Run:
     def _stopped(self, sigterm: Sigterm) -> bool:
         """Whether a SIGTERM came before the first step, when there is nothing to save."""
         if jax.process_count() > 1 or not sigterm.received:
-            return False  # several processes agree on a step to stop after, see ``Sigterm.stops_after``
-        report("stopping on SIGTERM before the first step: nothing is lost; the same command starts again")
+            return False  # with several processes ``Sigterm.stops_after`` chooses a common step
+        report("stopping on SIGTERM before the first step: nothing is lost; run the same command to start again")
         return True
 
 
@@ -201,13 +201,13 @@ def _only_run(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
-    new = not workdir.exists()
+    new = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with claimed(workdir / ".lock", f"{workdir} is being trained"):
             yield
     finally:
         # A run that could not begin leaves no folder.
-        if new:
-            with contextlib.suppress(OSError):
-                workdir.rmdir()
+        with contextlib.suppress(OSError):
+            for folder in new:
+                folder.rmdir()

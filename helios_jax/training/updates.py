@@ -95,7 +95,7 @@ class Updater:
         # A NaN in one gradient would spread to all parameters, moments and averages, for good. The choice is made on
         # the device, by a select rather than a branch: the host does not wait, and the memory is donated either way.
         # The log reports the skip by the player's name, and stops the run if it has to.
-        # The update can be bad on its own: a moment that was damaged, or one that overflowed.
+        # The update alone can be bad, if a moment is damaged or has overflowed.
         size = optax.tree.norm(updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(size)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, player)

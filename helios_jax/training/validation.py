@@ -1,7 +1,7 @@
 """Validation during training: sampled videos, or clips next to their reconstruction by the VAE.
 
-Both write mp4 files and contact sheets (PNG). In a run of several processes every process takes part in the
-computation, because each holds a part of the networks, and the first one writes the files.
+Both write mp4 files and contact sheets (PNG). In a run with several processes all of them take part in the
+computation, because each holds a part of the networks; the first one writes the files.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class Samples:
         if not isinstance(product, Pipeline):
             raise ValueError(f"videos are sampled by a pipeline, and the product is a {type(product).__name__}")
         pipeline = product.join(networks, mesh)
-        # A stream checks the settings when it is created. Otherwise the first validation would end the run.
+        # Creating a stream checks the settings. Without this, bad settings would end the run at the first validation.
         pipeline.stream(self.prompts[0], self.negative_prompt, settings=self.settings)
         encoder = pipeline.text_encoder
         assert encoder is not None, "join() gives one"

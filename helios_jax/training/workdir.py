@@ -17,7 +17,7 @@ def checked_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     """The folder, with ``~`` expanded. Nothing is created.
 
     Raises:
-        ValueError: It is no path, or holds files that do not belong to a run, or the config.json of something else.
+        ValueError: It is not a path, or holds files that do not belong to a run, or a config.json of another program.
         NotADirectoryError: It is a file, or lies in one.
         PermissionError: It cannot be written.
     """
@@ -30,7 +30,7 @@ def checked_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     settings = path / "config.json"
     if settings.exists():
         if not _is_of_a_run(settings):
-            raise ValueError(f"{settings} is not that of a run; give a new or empty folder")
+            raise ValueError(f"{settings} does not belong to a run; give a new or empty folder")
     elif path.is_dir():
         foreign = [name for name in sorted(os.listdir(path)) if not _belongs(name)]
         if foreign:
@@ -45,7 +45,7 @@ def checked_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
 def _is_of_a_run(settings: pathlib.Path) -> bool:
     try:
         content = json.loads(settings.read_text())
-    except ValueError:  # Cut or damaged: the trainer says what to do.
+    except ValueError:  # Damaged; the trainer reports that with advice.
         return True
     return isinstance(content, dict) and content.get("class") == "Experiment"
 

@@ -65,7 +65,9 @@ def test_a_folder_is_used_as_it_is(downloads, tmp_path):
     assert downloads == []
 
 
-@pytest.mark.parametrize("path", ["nowhere", "./models/helios", "a/b/c", "/models/helios"])
+@pytest.mark.parametrize(
+    "path", ["nowhere", "./models/helios", "a/b/c", "/models/helios", "./model_", "../model", "a/b.", "-a/b"]
+)
 def test_what_cannot_be_an_id_is_not_looked_up(downloads, path):
     with pytest.raises(FileNotFoundError, match=f"{path} is neither a folder nor a hub id such as 'BestWishYsh/"):
         local_folder(path)

@@ -276,7 +276,7 @@ def test_files_that_are_no_files(tmp_path):
         ('{"lora_alpha": "8"}', "lora_alpha='8' must be a finite number"),
         ('{"lora_alpha": NaN}', "must be a finite number"),
         ('{"alpha_pattern": [1]}', "a mapping from layers to numbers is needed"),
-        ('{"alpha_pattern": {"(": 1}}', "which is no pattern"),
+        ('{"alpha_pattern": {"(": 1}}', "not a regular expression"),
         ('{"alpha_pattern": {"proj_out": null}}', "alpha_pattern['proj_out']=None must be a finite number"),
         ('{"peft_type": "LOKR"}', "the adapter is a LOKR, which cannot be merged"),
         ('{"use_dora": true}', "the adapter is a DoRA, which cannot be merged"),

@@ -49,7 +49,7 @@ def planned(file: pathlib.Path, out: pathlib.Path) -> list[Job]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*(are not used|goes on to line)")
+@pytest.mark.filterwarnings("ignore:.*(are ignored|continues to line)")
 @pytest.mark.parametrize("seed", range(200))
 def test_damaged_files_are_refused_or_read_right(tmp_path, seed):
     file, out = tmp_path / "prompts.csv", tmp_path / "out"

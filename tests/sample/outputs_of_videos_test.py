@@ -86,10 +86,25 @@ def test_unfinished_work_is_set_aside_under_free_names(tmp_path):
     (tmp_path / "fox.interrupted1.sheet.png").write_text("mine")
     made = make_ours(tmp_path / "fox.mp4")
     video, sheet = made.video.read_bytes(), made.sheet.read_bytes()
-    aside = set_aside(made)
-    assert aside.video.name == "fox.interrupted2.mp4"
-    assert (aside.video.read_bytes(), aside.sheet.read_bytes()) == (video, sheet)
+    renamed = set_aside(made)
+    assert [(old, new.name) for old, new in renamed] == [
+        (made.video, "fox.interrupted2.mp4"),
+        (made.sheet, "fox.interrupted2.sheet.png"),
+    ]
+    assert [new.read_bytes() for _, new in renamed] == [video, sheet]
     assert (tmp_path / "fox.interrupted1.sheet.png").read_text() == "mine"
+
+
+def test_an_empty_video_is_ours_if_its_claim_is(tmp_path):
+    """What a process leaves that is killed before the first byte of the video."""
+    made = outputs(tmp_path / "fox.mp4")
+    made.video.touch()
+    with pytest.raises(FileExistsError, match="was not written by helios-sample"):
+        check_outputs(made)
+    made.claim.write_text('{"helios_jax": "0.2"}')
+    check_outputs(made)
+    assert set_aside(made) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.unfinished.json"]
 
 
 def test_files_of_others_are_neither_removed_nor_renamed(tmp_path):

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
 
 from helios_jax.sample.flags import parse
 from helios_jax.sample.jobs import Job, plan_jobs
-from helios_jax.sample.records import differences, finished_record
+from helios_jax.sample.records import content_digest, differences, finished_record
 
 NOW = {
     "helios_jax": "0.2",
@@ -142,3 +144,24 @@ def test_the_row_of_a_video_overrides_the_flags(tmp_path):
     assert (a.image, a.video, a.negative_prompt) == (None, pathlib.Path("clip.mp4"), "dark")
     assert (b.image, b.video, b.negative_prompt) == (tmp_path / "own.png", None, "fog")
     assert dataclasses.replace(a.settings, seed=0) == dataclasses.replace(b.settings, seed=0)
+
+
+def test_the_content_of_a_checkpoint(tmp_path):
+    """An edited setting, one byte of small weights and weights trained further are noticed, a copy is the same."""
+    folder = tmp_path / "model"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "transformer" / "config.json").write_text('{"eps": 1e-6}')
+    weights = np.random.default_rng(0).bytes(300_000)
+    (folder / "transformer" / "x.safetensors").write_bytes(weights)
+    first = content_digest(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert content_digest(tmp_path / "copy") == first
+    (folder / "transformer" / "x.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert content_digest(folder) not in (first, None)
+    (folder / "transformer" / "x.safetensors").write_bytes(weights)
+    assert content_digest(folder) == first
+    (folder / "transformer" / "config.json").write_text('{"eps": 1e-5}')
+    assert content_digest(folder) != first
+    (tmp_path / "snapshots").mkdir()
+    assert content_digest(folder.rename(tmp_path / "snapshots" / "abc")) is None

@@ -66,14 +66,14 @@ def test_long_fields_are_read_and_the_limit_of_other_readers_stays(tmp_path):
 
 
 def test_a_text_with_line_breaks_is_read_with_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="line 2 has a text that goes on to line 3"):
+    with pytest.warns(UserWarning, match="line 2 has a text that continues to line 3"):
         videos = read(tmp_path, 'id,prompt\n1,"sun\nrain"\n2,snow\n')
     assert texts(videos) == {"1": ("sun\nrain",), "2": ("snow",)}
     assert videos[1].line == 4
 
 
 def test_columns_without_a_meaning_are_named_once(tmp_path):
-    with pytest.warns(UserWarning, match=r"the columns \['duration'\] are not used") as warned:
+    with pytest.warns(UserWarning, match=r"the columns \['duration'\] are ignored") as warned:
         assert texts(read(tmp_path, "id,prompt,duration\n1,a,5\n2,b,6\n")) == {"1": ("a",), "2": ("b",)}
     assert len(warned) == 1
 

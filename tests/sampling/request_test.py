@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import helios_jax as hx
-from helios_jax.checkpoints.pipelines import read_settings
 from helios_jax.checkpoints.random import write_random_checkpoint
+from helios_jax.checkpoints.settings import read_settings
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.sampling.conditioning import Conditioner
 from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs

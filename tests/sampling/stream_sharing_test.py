@@ -194,8 +194,8 @@ def test_description(distilled):
         sum(leaf.nbytes for leaf in jax.tree.leaves(network.params))
         for network in (distilled.transformer, distilled.vae)
     ]
-    assert lines[1] == f"  transformer: 188k parameters, float32, {sizes[0] / 1e6:.2f} MB"
-    assert lines[2].endswith(f"{sizes[1] / 1e6:.2f} MB")
+    assert lines[1] == f"  transformer: 188k parameters, float32, {sizes[0] / 1e3:.4g} kB"
+    assert lines[2].endswith(f"{sizes[1] / 1e3:.4g} kB")
 
 
 def test_too_little_memory_is_explained(distilled, monkeypatch):

@@ -164,7 +164,7 @@ def test_an_unfinished_checkpoint_is_ignored(tmp_path):
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_items(), advanced(1), step=1)
-        with pytest.raises(ValueError, match="damaged or of another run"):
+        with pytest.raises(ValueError, match="damaged or belongs to another run"):
             restore(checkpoints, advanced(0), size=9)
 
 

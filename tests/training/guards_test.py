@@ -75,7 +75,7 @@ def metrics(skipped, player=""):
 
 
 def test_updates_that_are_skipped_in_a_row_stop_the_run(tmp_path):
-    message = r"^norm of the update nan: not finite at step 5; 3 updates in a row were left out \(max_skipped=3\)"
+    message = r"^norm of the update nan: not finite at step 5; 3 updates in a row were skipped \(max_skipped=3\)"
     with Log(toy_experiment(max_skipped=3, steps=100), tmp_path) as log:
         for step, skipped in enumerate([1, 1, 0, 1, 1]):
             log.add(step, metrics(skipped))
@@ -100,7 +100,7 @@ def test_a_run_that_learns_nothing_fails_however_short_it_is(tmp_path):
 
     experiment = toy_experiment(method=NeverFinite(), steps=6, checkpoint_every=4, **SMALL)
     for _ in range(2):  # the second one resumes from step 4
-        with pytest.raises(FloatingPointError, match="at step 6; 6 updates in a row were left out"):
+        with pytest.raises(FloatingPointError, match="at step 6; 6 updates in a row were skipped"):
             train(experiment, tmp_path)
         assert not (tmp_path / "product").exists()
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
@@ -191,7 +191,7 @@ def test_a_workdir_may_begin_with_a_tilde_and_must_be_a_folder(tmp_path, monkeyp
     assert train(toy_experiment(steps=1, **SMALL), "~/run") == 0
     assert (tmp_path / "run" / "product" / "1" / "params.npz").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="file is a file; a run needs a folder of its own"):
+    with pytest.raises(NotADirectoryError, match="file is a file; choose another folder"):
         train(toy_experiment(), tmp_path / "file")
 
 

@@ -117,7 +117,7 @@ def test_overrides_reach_the_frozen_settings(tmp_path):
         ),
         ("--config.steps.x=1", r"^config\.steps has no parts: it is 10000; set --config\.steps=VALUE$"),
         ("--config.trainable=((1,2),)", r"^config\.trainable must be tuple\[tuple\[str, float\], \.\.\.\]"),
-        ("--config.data.folders=(a,b)", r"^config\.data\.folders: \(a,b\) is no tuple\. Put texts in quotes"),
+        ("--config.data.folders=(a,b)", r"^config\.data\.folders: \(a,b\) is not a tuple\. Put texts in quotes"),
         ("--config.method.ratios[0]=3", "single elements cannot be set"),
         ("--config.data.in_memory=maybe", r"^config\.data\.in_memory must be bool, got 'maybe'$"),
         ("--config.seed=99999999999999999999", r"^config\.seed must be int of at most 64 bits"),

@@ -149,7 +149,7 @@ def test_folders_that_are_no_run_are_refused(tmp_path):
 @pytest.mark.parametrize("text", ['{"_class_name": "HeliosPipeline"}', "[]", '{"class": "Lora"}'])
 def test_settings_of_another_program_are_no_run(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is not that of a run"):
+    with pytest.raises(ValueError, match=r"config\.json does not belong to a run"):
         checked_workdir(tmp_path)
 
 

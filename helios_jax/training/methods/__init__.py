@@ -11,8 +11,8 @@ By convention a method's ``loss`` is composed of two functions, so that tests ca
 
 ``draw`` uses one key per sample. A sample's draws therefore depend on its own key alone: not on the number of devices,
 the order of the batch or the other samples. Losses are means over samples, so that the losses of equal microbatches
-average to the loss of the whole batch. A method that decides something once for all samples of a step
-(``SharesDecisions``) takes these decisions from the key of the step's first sample.
+average to the loss of the whole batch. A method that makes decisions once for all samples of a step
+(``SharesDecisions``) draws them from the key of the step's first sample.
 
 To add a method, write a frozen dataclass with ``loss`` in a file here, and an experiment file that uses it. Training
 that does not follow one loss for one player is a ``procedure.Procedure``; an experiment takes it in the same field.
@@ -55,10 +55,10 @@ class Method(Protocol):
 
 @runtime_checkable
 class SharesDecisions(Protocol):
-    """A ``Method`` that can take decisions once for all samples of a step.
+    """A ``Method`` that can make decisions once for all samples of a step.
 
-    A step may be computed in several microbatches, and each has a first sample of its own. The first sample of the step
-    is therefore passed to all of them.
+    A step may be computed in several microbatches, each with a different first sample. The key of the step's first
+    sample is therefore passed to all of them.
     """
 
     def microbatch_loss(
@@ -69,7 +69,7 @@ class SharesDecisions(Protocol):
         execution: Execution,
         first_key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
-        """As ``Method.loss``, for a part of a batch.
+        """Like ``Method.loss``, for a part of a batch.
 
         Args:
             networks: See ``Method.loss``.

@@ -91,7 +91,7 @@ class Base:
         keys: Key[Array, " B"],
         first_key: Key[Array, ""] | None = None,
     ) -> BaseDraws:
-        """All draws for a batch, of which only the shapes matter.
+        """All draws for a batch; only the shapes of the batch are used.
 
         Args:
             networks: Not used.

@@ -16,8 +16,8 @@ The published training packs the samples of a chunk into one sequence with block
 context; here the context is embedded once, and each level is one call of the network. The maths is the same.
 
 The network's timestep input is t, unrounded as in the published training; published pyramid sampling truncates it to an
-integer, and so does ``integer_timesteps``. Everything except the network is computed in fp32 from float64 tables, where
-the published training rounds start and end points to bf16.
+integer, as ``integer_timesteps`` does here. Everything except the network is computed in fp32 from float64 tables,
+where the published training rounds start and end points to bf16.
 """
 
 import dataclasses
@@ -159,7 +159,7 @@ class Pyramid:
         keys: Key[Array, " B"],
         first_key: Key[Array, ""] | None = None,
     ) -> PyramidDraws:
-        """All draws for a batch, of which only the shapes matter.
+        """All draws for a batch; only the shapes of the batch are used.
 
         Args:
             networks: Not used.
