@@ -61,7 +61,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
     ]
     if differing:
         advice = next((_advice(name, old.get(name)) for name in differing if _advice(name, old.get(name))), "")
-        problem = f"{workdir} was begun with other settings; undo the changes or take a new folder{advice}"
+        problem = f"{workdir} was begun with other settings; undo the changes or use a new folder{advice}"
         texts = [f"{name}: {_text(old, name)} then, {_text(new, name)} now" for name in differing[:_SHOWN]]
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         half = (len(texts) + 1) // 2

@@ -58,7 +58,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     workdir = user_path(workdir, "workdir").resolve()
     for folder in (workdir, *(workdir / name for name in ("checkpoints", "product", "validation"))):
         if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is a file; a run needs a folder of its own there")
+            raise NotADirectoryError(f"{folder} is a file; choose another folder or move it away")
     settings = as_json(experiment)
     check_settings(workdir, settings, may_change=MAY_CHANGE)
     mesh = experiment.mesh.build()
