@@ -76,7 +76,7 @@ def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
     # Before the weights: when they are there under their own name, the digests are there as well.
     write_digests(target / _DIGESTS, digests_of(parameters))
     try:
-        with options:
+        with options, _without_log():
             ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
     except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
         raise
@@ -186,16 +186,25 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _damage_as_one_line(weights: pathlib.Path) -> Iterator[None]:
     """Turns what Orbax raises on a damaged folder into one short ValueError, and keeps its log quiet."""
+    with _without_log():
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
+            raise
+        except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
+            reason = _reason(error)
+            raise ValueError(f"{weights} is not a complete Orbax checkpoint ({reason}); copy it again") from error
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Keeps Orbax's threads from logging errors, with their tracebacks, that are raised as well."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # Of the device, such as too little memory.
-        raise
-    except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
-        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({_reason(error)}); copy it again") from error
     finally:
         # Failed reads that nobody waited for report themselves when they are collected.
         gc.collect()
