@@ -160,7 +160,8 @@ def main(argv: Sequence[str]) -> int:
         from helios_jax.training.trainer import train
 
         if arguments.distributed:
-            jax.distributed.initialize(**arguments.cluster)
+            # After an error in one process the others wait for it in a collective; JAX ends them after this time.
+            jax.distributed.initialize(**arguments.cluster, shutdown_timeout_seconds=60)
         use_compilation_caches(arguments.cache)
         return train(arguments.experiment, arguments.workdir)
 

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,12 +18,15 @@ from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entr
 from helios_jax.checkpoints.tensor_files import save_tensors
 from helios_jax.models.lora import adapted_layers, strip_lora
 from helios_jax.models.network import ConfiguredModule
+from helios_jax.parallel.mesh import readable
 from helios_jax.typing import Array, Path
 from helios_jax.user_input import user_path
 
 
 def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
     """Writes the adapters of a transformer as a LoRA file that diffusers and ``merge_lora_file`` read.
+
+    Where several processes share the arrays, all of them call this, and the first one writes.
 
     Args:
         transformer: A transformer with adapters.
@@ -38,7 +42,7 @@ def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
     path = user_path(path, "lora")
     if path.suffix != ".safetensors":
         raise ValueError(f"a LoRA file must end in .safetensors, got {path}")
-    if path.exists():
+    if jax.process_index() == 0 and path.exists():
         raise FileExistsError(f"{path} exists; choose another file or remove it first")
     layers = adapted_layers(transformer)
     if not layers:
@@ -51,13 +55,15 @@ def save_adapters(transformer: ConfiguredModule, path: Path) -> pathlib.Path:
         layer = layers.get("/".join(map(str, owner)))
         if layer is None or parameter != "kernel":
             continue
-        a = np.asarray(_factor_of(entry, layer.lora_a[...], parts_axis=-2))
-        b = np.asarray(_factor_of(entry, layer.lora_b[...], parts_axis=0))
+        a = np.asarray(readable(_factor_of(entry, layer.lora_a[...], parts_axis=-2)))
+        b = np.asarray(readable(_factor_of(entry, layer.lora_b[...], parts_axis=0)))
         name = name.removesuffix(".weight")
         ranks[name], alphas[name] = a.shape[-1], layer.lora_scale * a.shape[-1]
         tensors[f"transformer.{name}.lora_A.weight"] = entry.layout.to_published(a)
         pointwise = b.T.reshape(*b.T.shape, *[1] * (a.ndim - 2))
         tensors[f"transformer.{name}.lora_B.weight"] = np.ascontiguousarray(pointwise)
+    if jax.process_index() > 0:
+        return path
     settings = {f"transformer.{key}": value for key, value in _peft_settings(ranks, alphas).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors, {"lora_adapter_metadata": json.dumps(settings, indent=2)})

@@ -1,5 +1,6 @@
 """Whole checkpoints: all parts of a pipeline, in either layout."""
 
+import contextlib
 import dataclasses
 from pathlib import Path as FilePath
 from typing import Any
@@ -95,13 +96,11 @@ def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
 def compute_dtype(dtype: DType, name: str) -> np.dtype:
     """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
     known = ("bfloat16", "float32")
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if dtype is None or found not in map(jnp.dtype, known):
-        raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
-    return found
+    # NumPy takes None for float64.
+    with contextlib.suppress(TypeError):
+        if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
+            return found
+    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
 
 
 def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:

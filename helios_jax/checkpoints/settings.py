@@ -87,7 +87,7 @@ def read_settings(
         scheduler=scheduler,
         **networks,
     )
-    _check_agreement(settings)
+    check_agreement(settings)
     return settings
 
 
@@ -148,7 +148,7 @@ def _check_tokenizer_settings(file: FilePath) -> None:
         read_settings_file(file, check)
 
 
-def _check_agreement(settings: PipelineSettings) -> None:
+def check_agreement(settings: PipelineSettings) -> None:
     """Raises ValueError if two parts do not fit together, or if a part lacks what sampling needs."""
     transformer, vae, scheduler, config = settings.transformer, settings.vae, settings.scheduler, settings.config
     channels = transformer.in_channels

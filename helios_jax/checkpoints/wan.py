@@ -43,7 +43,7 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
         ValueError: Not a text-to-video transformer of Wan2.1, or an error of ``load_diffusers``.
     """
     folder = component_folder(folder, "transformer")
-    config = read_settings_file(folder / "config.json", _read_config)
+    config = read_wan_config(folder)
     bare = dataclasses.replace(config, has_multi_term_memory_patch=False)
     wan: Any = load_diffusers(folder, "transformer", dtype=dtype, mesh=mesh, config=bare)
 
@@ -53,6 +53,16 @@ def load_wan(folder: Path, *, dtype: DType | None = None, mesh: jax.sharding.Mes
         arrays[patcher, "bias"] = jnp.copy(wan.patch_embedding.bias[...])
     helios: Any = with_parameters(find_component("transformer").abstract(config, wan.dtype), arrays)
     return helios
+
+
+def read_wan_config(folder: Path) -> TransformerConfig:
+    """The configuration of the network that ``load_wan`` makes; no weights are read.
+
+    Raises:
+        FileNotFoundError: Folder or configuration are missing.
+        ValueError: The network is not one that Helios can start from.
+    """
+    return read_settings_file(component_folder(folder, "transformer") / "config.json", _read_config)
 
 
 def _read_config(json: Json) -> TransformerConfig:

@@ -132,9 +132,11 @@ class VideoWriter:
                 while rest:
                     rest = rest[file.write(rest) or 0 :]
                 os.fsync(file.fileno())
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(OSError):
                     file.truncate(self._num_bytes)
+                if isinstance(error, OSError):
+                    raise type(error)(error.errno, error.strerror, str(self.path)) from error
                 raise
         self._num_bytes += len(data)
 

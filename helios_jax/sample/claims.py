@@ -76,10 +76,13 @@ class Claim:
         """Writes in place, which needs no new disk space, and truncates the file."""
         data = json.dumps(record, indent=2).encode() + b" " * spare + b"\n"
         written = 0
-        while written < len(data):
-            written += os.pwrite(self._descriptor, data[written:], written)
-        os.ftruncate(self._descriptor, len(data))
-        os.fsync(self._descriptor)
+        try:
+            while written < len(data):
+                written += os.pwrite(self._descriptor, data[written:], written)
+            os.ftruncate(self._descriptor, len(data))
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(self.outputs.claim)) from error
 
 
 def _locked(outputs: Outputs) -> int:

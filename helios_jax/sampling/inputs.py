@@ -53,7 +53,7 @@ class SampleInputs:
         if self.prompt is None:
             if self.prompt_embeds is None:
                 raise ValueError("give prompt or prompt_embeds; for a video without text use prompt=''")
-            shape = np.shape(self.prompt_embeds)
+            shape = _shape_of(self.prompt_embeds)
             if len(shape) != 3 or shape[0] == 0:
                 raise ValueError(f"prompt_embeds has shape {shape}; [batch, tokens, width] is needed")
             return shape[0]
@@ -110,6 +110,13 @@ def check_texts(texts: Any, name: str, batch: int | None = None) -> Sequence[str
     if batch is not None and not isinstance(texts, str) and len(listed) != batch:
         raise ValueError(f"{name} has {len(listed)} texts for a batch of {batch}; give one for each, or one str")
     return list(listed)
+
+
+def _shape_of(embeds: Any) -> tuple[int, ...]:
+    try:
+        return np.shape(embeds)
+    except ValueError as error:  # nested lists of different lengths
+        raise ValueError(f"prompt_embeds is not an array: {error}") from error
 
 
 def check_embeds(embeds: Any, name: str, *, batch: int, width: int) -> None:

@@ -209,8 +209,8 @@ class Checkpoints:
             last = f"that of step {self.steps[-1]} is complete" if self.steps else "there is none yet"
             free = shutil.disk_usage(self.folder).free / 2**30
             raise OSError(
-                f"a checkpoint could not be written to {self.folder}, where {free:.1f} GiB are free ({error}); of the "
-                f"earlier ones {last}. Make room and run the same command again"
+                f"a checkpoint could not be written to {self.folder}, where {free:.1f} GiB are free; of the earlier "
+                f"ones {last}. Make room and run the same command again ({_reason(error)})"
             ) from error
 
     def __enter__(self) -> "Checkpoints":

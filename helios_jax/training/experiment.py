@@ -69,7 +69,25 @@ class Product(Protocol):
     """The form that trained networks are saved in."""
 
     def export(self, networks: Any, folder: pathlib.Path) -> None:
-        """Merges adapters and saves the networks to ``folder``, which is new and empty."""
+        """Merges adapters and saves the networks to ``folder``, which is new and empty.
+
+        Every process calls this. Arrays may be spread over their devices (``parallel.mesh.readable`` gathers one), and
+        only the first process may write.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsFiles(Protocol):
+    """A product that needs files in addition to the trained networks."""
+
+    def check(self, start: Start) -> None:
+        """Checks that they are there, before anything is trained.
+
+        Raises:
+            FileNotFoundError: Something is missing.
+            ValueError: Something is damaged.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from helios_jax.typing import Array, Float, Path
@@ -40,15 +40,22 @@ class JsonLines:
     def __init__(self, folder: Path) -> None:
         self.path = pathlib.Path(folder) / "metrics.jsonl"
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        self._file = self.path.open("a")
-        # A kill cut the last line short; the next record must not continue it.
-        if torn:
-            self._file.write("\n")
+        with naming(self.path):
+            # Without a buffer, which would be written again when a file on a full disk is closed.
+            self._file = self.path.open("ab", buffering=0)
+            # A kill cut the last line short; the next record must not continue it.
+            if torn:
+                self._append("\n")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricWriter``."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._append(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+
+    def _append(self, text: str) -> None:
+        rest = text.encode()
+        while rest:  # The last bytes of a disk are written before it is found to be full.
+            rest = rest[self._file.write(rest) :]
 
     def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
         """Records nothing, because the files are already in the folder of the run."""
@@ -56,6 +63,15 @@ class JsonLines:
     def close(self) -> None:
         """See ``MetricWriter``."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def naming(file: pathlib.Path) -> Iterator[None]:
+    """Names the file in an OSError while it is written: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {file}: {error.strerror or error}; the run resumes from its checkpoint") from error
 
 
 class Writers:
@@ -76,8 +92,9 @@ class Writers:
 
     def close(self) -> None:
         """See ``MetricWriter``."""
-        for writer in self._writers:
-            writer.close()
+        with contextlib.ExitStack() as stack:  # closes all of them, even if one fails
+            for writer in self._writers:
+                stack.callback(writer.close)
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:

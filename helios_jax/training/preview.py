@@ -21,6 +21,7 @@ from helios_jax.training.experiment import MAY_CHANGE, Experiment
 from helios_jax.training.networks import Networks
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import flatten, values_by_pattern
+from helios_jax.training.products import Pipeline
 from helios_jax.training.run_folder import check_settings
 from helios_jax.training.setting_list import values_of
 from helios_jax.training.sharding import MeshShape
@@ -122,6 +123,10 @@ def _weights(experiment: Experiment) -> Iterator[str]:
         if isinstance(name, str):
             found = on_disk(name)
             yield f"config.{part}.{field}: {found}" if found else f"config.{part}.{field}: {name} will be downloaded"
+    product = experiment.product
+    # Only in a folder of the user: what lacks in the cache of the hub will be downloaded.
+    if isinstance(product, Pipeline) and user_path(product.parts, "parts").is_dir():
+        product.check(experiment.start)
 
 
 def on_disk(name: str) -> pathlib.Path | None:
@@ -130,8 +135,7 @@ def on_disk(name: str) -> pathlib.Path | None:
     Raises:
         FileNotFoundError: Neither a folder nor a hub id.
     """
-    folder = user_path(name, "folder")
-    if folder.is_dir():
+    if (folder := user_path(name, "the checkpoint")).is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Base'")

@@ -4,21 +4,23 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from helios_jax.checkpoints.adapters import save_adapters
 from helios_jax.checkpoints.components import COMPONENTS, write_json
 from helios_jax.checkpoints.hub import local_folder
+from helios_jax.checkpoints.settings import PipelineSettings, check_agreement
 from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.models.lora import adapted_layers
 from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.sampling.pipeline import HeliosPipeline
-from helios_jax.training.experiment import Data
+from helios_jax.training.experiment import Data, Start
 from helios_jax.training.methods.vae import measure_latents
 from helios_jax.training.networks import Networks
-from helios_jax.training.release import copy_part, copy_tokenizer, save_released
-from helios_jax.training.starts import Precision, check_precision, load_part
+from helios_jax.training.release import check_copied, copy_part, copy_tokenizer, save_released
+from helios_jax.training.starts import Precision, check_precision, load_part, network_configs
 from helios_jax.user_input import user_path, whole_number
 
 
@@ -45,6 +47,15 @@ class Pipeline:
         user_path(self.parts, "parts")
         for name in ("dtype", "vae_dtype"):
             check_precision(getattr(self, name), name)
+
+    def check(self, start: Start) -> None:
+        """See ``NeedsFiles``. Of a start that is not one of ``training.starts``, only the tokenizer is checked."""
+        folder, configs = local_folder(self.parts), network_configs(start)
+        if configs is None:
+            check_copied(folder, ())
+            return
+        configs |= check_copied(folder, [name for name in COMPONENTS if name not in configs])
+        check_agreement(PipelineSettings(folder=folder, config=self.config, scheduler=self.scheduler, **configs))
 
     def join(self, networks: Networks, mesh: Mesh | None) -> HeliosPipeline:
         """The pipeline of these networks; the others are loaded, onto the mesh or the default device."""
@@ -81,6 +92,8 @@ class Pipeline:
             else:
                 copy_part(parts, name, folder)
         copy_tokenizer(parts, folder)
+        if jax.process_index() > 0:
+            return
         (folder / "scheduler").mkdir(exist_ok=True)
         write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler.to_diffusers())
         # Written last, because a folder without it counts as an unfinished checkpoint.

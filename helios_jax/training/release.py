@@ -3,11 +3,15 @@
 A network in training fills the device. The released network is therefore never held as a whole, neither on the device
 nor on the host: each published tensor is computed from its parameter and adapter, cast, checked and fetched when its
 file is written.
+
+Where several processes share the arrays, all of them call these functions: each tensor is gathered on the devices and
+fetched by the first process, which alone reads and writes files.
 """
 
 import functools
 import pathlib
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from helios_jax.checkpoints.components import component_folder, find_component, new_component_folder, write_json
+from helios_jax.checkpoints.components import find_component, new_component_folder, write_json
 from helios_jax.checkpoints.diffusers import save_diffusers
 from helios_jax.checkpoints.key_tables import published_entries
 from helios_jax.checkpoints.tensor_files import TensorFolder, write_tensors
 from helios_jax.checkpoints.weights import layout_of, load_weights
 from helios_jax.models.lora import adapted_layers, merged_kernel, strip_lora
 from helios_jax.models.network import ConfiguredModule
+from helios_jax.models.tokenization import Tokenizer
+from helios_jax.parallel.mesh import readable
 from helios_jax.typing import AnyArray, Array, Bool, DType, Float
 
 SHARD_BYTES = 10 * 10**9
@@ -48,9 +54,9 @@ def save_released(name: str, network: ConfiguredModule, folder: pathlib.Path, dt
     dtypes = {path: np.dtype(variable.dtype) for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))}
     arrays = dict(nnx.to_flat_state(nnx.state(strip_lora(network), nnx.Param)))
     layers = adapted_layers(network)
-    target = new_component_folder(folder, name)
 
-    def read(published: str) -> np.ndarray:
+    def part_of(published: str) -> jax.Array:
+        """A tensor in its final precision, gathered on the devices."""
         entry = entries[published]
         *owner, parameter = entry.path
         layer = layers.get("/".join(map(str, owner)))
@@ -60,11 +66,19 @@ def save_released(name: str, network: ConfiguredModule, folder: pathlib.Path, dt
         else:
             part = merged_kernel(layer, entry.layer)
         part = part if entry.columns is None else part[..., entry.columns]
-        part, finite = _cast(part, dtypes[entry.path])
+        part, finite = readable(_cast(part, dtypes[entry.path]))
         if not finite:
             raise FloatingPointError(f"{name}: {published} is not finite in {dtypes[entry.path]}; it is not written")
-        return entry.layout.to_published(np.asarray(part))
+        return part
 
+    def read(published: str) -> np.ndarray:
+        return entries[published].layout.to_published(np.asarray(part_of(published)))
+
+    if jax.process_index() > 0:
+        for published in entries:  # in the order in which the first process writes
+            part_of(published)
+        return
+    target = new_component_folder(folder, name)
     tensors = ((published, entry.shape, dtypes[entry.path]) for published, entry in entries.items())
     write_tensors(target, component.weights, tensors, read, SHARD_BYTES)
     write_json(target / "config.json", config.to_diffusers())
@@ -80,7 +94,9 @@ def copy_part(checkpoint: pathlib.Path, name: str, folder: pathlib.Path) -> None
         ValueError: A file of weights is damaged.
         FileExistsError: The folder already holds weights of this network.
     """
-    source = component_folder(checkpoint, name)
+    if jax.process_index() > 0:
+        return
+    source = _part_folder(checkpoint, name)
     if layout_of(source) == "orbax":
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             save_diffusers(load_weights(source, name), folder, name)
@@ -98,6 +114,8 @@ def copy_tokenizer(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
     Raises:
         FileNotFoundError: There is none.
     """
+    if jax.process_index() > 0:
+        return
     source = checkpoint / "tokenizer"
     if not (source / "tokenizer.json").is_file():
         raise FileNotFoundError(f"no tokenizer.json in {source}: it is needed next to the text encoder")
@@ -106,6 +124,34 @@ def copy_tokenizer(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
     for file in source.iterdir():
         if file.is_file():
             shutil.copyfile(file, target / file.name)
+
+
+def check_copied(checkpoint: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
+    """Checks that these networks and the tokenizer can be copied; of weights only the files' headers are read.
+
+    Returns:
+        The configurations of the networks, by name.
+
+    Raises:
+        FileNotFoundError: Something is missing.
+        ValueError: Settings, a file of weights or the tokenizer are damaged.
+    """
+    configs = {}
+    for name in names:
+        source = _part_folder(checkpoint, name)
+        configs[name] = find_component(name).read_config(source)
+        if layout_of(source) == "diffusers":
+            with TensorFolder(source):
+                pass
+    Tokenizer.from_folder(checkpoint)
+    return configs
+
+
+def _part_folder(checkpoint: pathlib.Path, name: str) -> pathlib.Path:
+    folder = checkpoint / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{checkpoint} has no {name}/, which the product needs because it is not trained")
+    return folder
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -25,6 +25,12 @@ ABSENT_MEANS = {"method.integer_timesteps": False}
 
 _MISSING = object()
 
+_SHOWN = 8
+"""Settings that are named in an error; it has to fit on a screen."""
+
+_WIDTH = 40
+"""Characters of a value that are shown there."""
+
 
 def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Sequence[str]) -> None:
     """Compares the settings of a resumed run with the ones it began with; a new run passes.
@@ -35,7 +41,7 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
         may_change: Settings, or groups of them, that a resumed run may change: "steps", "validation".
 
     Raises:
-        ValueError: Settings that decide what is trained differ, all of which are listed; or the file is damaged.
+        ValueError: Settings that decide what is trained differ, up to eight of which are named; or the file is damaged.
     """
     file = _settings_file(workdir)
     if not file.exists():
@@ -48,14 +54,19 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, may_change: Se
     old = {name: _RENAMED.get(value, value) if name.split(".")[-1] == "class" else value for name, value in old.items()}
     old = _of_today(old, new)
     differing = [
-        f"  {name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now{_advice(name, old.get(name))}"
+        name
         for name in sorted(old.keys() | new.keys())
         if old.get(name, _MISSING) != new.get(name, _MISSING)
         and not any(name == allowed or name.startswith(allowed + ".") for allowed in may_change)
     ]
     if differing:
-        problem = f"{workdir} was begun with other settings; undo the changes or use a new folder:"
-        raise ValueError("\n".join([problem, *differing]))
+        advice = next((_advice(name, old.get(name)) for name in differing if _advice(name, old.get(name))), "")
+        problem = f"{workdir} was begun with other settings; undo the changes or use a new folder{advice}"
+        texts = [f"{name}: {_text(old, name)} then, {_text(new, name)} now" for name in differing[:_SHOWN]]
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        half = (len(texts) + 1) // 2
+        lines = [texts[:half], texts[half:]] if len(texts) > _SHOWN // 2 else [texts]
+        raise ValueError("\n  ".join([problem, *("; ".join(line) for line in lines)]) + more)
 
 
 def write_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
@@ -150,7 +161,12 @@ def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def _advice(name: str, before: Any) -> str:
     if name.split(".")[-1] != "schedule_steps":
         return ""
-    return f" (the cosine ends there; --config.{name}={before} keeps it as it was)"
+    return f". (--config.{name}={before} keeps the end of the cosine as it was)"
+
+
+def _text(settings: Mapping[str, Any], name: str) -> str:
+    value = str(settings.get(name, "not there"))
+    return value if len(value) <= _WIDTH else f"{value[: _WIDTH - 3]}..."
 
 
 def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:

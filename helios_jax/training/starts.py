@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from helios_jax.checkpoints.components import COMPONENTS, find_component
+from helios_jax.checkpoints.components import COMPONENTS, component_folder, find_component
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.weights import load_weights
 from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
@@ -119,6 +119,28 @@ class FromCheckpoint:
 
 Checkpoint = FromCheckpoint
 """The earlier name of ``FromCheckpoint``, which experiment files may still use."""
+
+
+def network_configs(start: Any) -> dict[str, Any] | None:
+    """Configurations of the networks that training starts with, by name; no weights are loaded.
+
+    Returns:
+        The configurations; ``None`` for a start that is not defined here.
+
+    Raises:
+        FileNotFoundError: The checkpoint, or a file with settings, is missing.
+        ValueError: Settings are not supported.
+    """
+    if isinstance(start, Random):
+        return {name: getattr(start, name) for name in COMPONENTS if getattr(start, name) is not None}
+    if isinstance(start, Wan):
+        from helios_jax.checkpoints.wan import read_wan_config
+
+        return {"transformer": read_wan_config(local_folder(start.folder))}
+    if isinstance(start, FromCheckpoint):
+        folder = local_folder(start.folder)
+        return {part: find_component(part).read_config(component_folder(folder, part)) for part in start.parts}
+    return None
 
 
 def check_precision(dtype: str, name: str) -> None:

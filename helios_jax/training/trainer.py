@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -23,11 +24,11 @@ from helios_jax.checkpoints.digests import digests_of
 from helios_jax.safe_files import claimed
 from helios_jax.training.checkpoints import Checkpoints, Resumable
 from helios_jax.training.descent import procedure_of
-from helios_jax.training.experiment import MAY_CHANGE, Experiment
+from helios_jax.training.experiment import MAY_CHANGE, Experiment, NeedsFiles
 from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.log import Log, report
 from helios_jax.training.overrides import as_json
-from helios_jax.training.params import flatten, unflatten
+from helios_jax.training.params import flatten
 from helios_jax.training.preemption import PREEMPTED, Sigterm, noted_sigterm
 from helios_jax.training.procedure import Running
 from helios_jax.training.run_folder import check_frozen, check_settings, write_frozen, write_settings
@@ -55,14 +56,17 @@ def train(experiment: Experiment, workdir: Path) -> int:
         OSError: A checkpoint could not be written, or another process trains in ``workdir``.
     """
     workdir = user_path(workdir, "workdir").resolve()
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"{workdir} is a file; choose another folder")
+    for folder in (workdir, *(workdir / name for name in ("checkpoints", "product", "validation"))):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file; choose another folder or move it away")
     settings = as_json(experiment)
     check_settings(workdir, settings, may_change=MAY_CHANGE)
     mesh = experiment.mesh.build()
     check_batch(experiment.batch_size, experiment.accumulation, mesh)
     with noted_sigterm() as sigterm, _only_run(workdir):
         data = experiment.data.batches(experiment.batch_size, data_shard(mesh), experiment.seed)
+        if isinstance(experiment.product, NeedsFiles):
+            experiment.product.check(experiment.start)
         return _Run(experiment, workdir, settings, mesh, data).run(sigterm)
 
 
@@ -81,6 +85,11 @@ class _Run:
         policy = {"keep": experiment.keep_checkpoints, "keep_every": experiment.keep_every}
         with Checkpoints(self._workdir / "checkpoints", **policy) as checkpoints:
             first = checkpoints.steps[-1] if checkpoints.steps else 0
+            folder = self._workdir / "product" / str(max(first, experiment.steps))
+            if first < experiment.steps and _holds_files(folder):
+                raise FileExistsError(
+                    f"{folder} is there already, and the run is at step {first}: it would not be replaced. Move it away"
+                )
             running = self._begin(checkpoints)
             if first:
                 report(f"resuming from step {first} of {experiment.steps}")
@@ -91,7 +100,7 @@ class _Run:
             checkpoints.wait()
         # The product may need all of the memory, for merged weights and networks that were not trained.
         running.release()
-        export(experiment, running.networks(), self._workdir / "product" / str(max(first, experiment.steps)))
+        export(experiment, running.networks(), folder)
         return 0
 
     def _begin(self, checkpoints: Checkpoints) -> Running:
@@ -146,30 +155,44 @@ class _Run:
 
 
 def export(experiment: Experiment, networks: nnx.Module, folder: pathlib.Path) -> None:
-    """Writes the product unless it exists; only the first process writes.
+    """Writes the product unless it exists; every process takes part, and the first one writes.
 
     Raises:
         FloatingPointError: A parameter is not finite.
+        OSError: It cannot be written; what was written of it is removed.
     """
     from jax.experimental import multihost_utils
 
-    graph, params = flatten(networks)
-    if bad := not_finite(params):
+    if bad := not_finite(flatten(networks)[1]):
         raise FloatingPointError(f"{bad} is not finite, so no product is written to {folder}")
-    # Gathering is collective: every process takes part, although only the first one writes.
-    if jax.process_count() > 1:
-        params = {path: multihost_utils.process_allgather(array, tiled=True) for path, array in params.items()}
-    if jax.process_index() == 0 and not folder.exists():
-        # Renamed when complete, so that a folder of this name always holds a whole product.
-        partial = folder.with_name(f"{folder.name}.partial")
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        experiment.product.export(unflatten(graph, params), partial)
-        partial.rename(folder)
-        report(f"wrote {folder}")
+    # The first process decides: the others may not see its file system as it does.
+    if multihost_utils.broadcast_one_to_all(np.int32(_holds_files(folder))):
+        report(f"{folder} is there already and stays as it is; to write it again, move it away")
+        return
+    # Renamed when complete, so that a folder of this name always holds a whole product.
+    partial, first = folder.with_name(f"{folder.name}.partial"), jax.process_index() == 0
+    try:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        experiment.product.export(networks, partial)
+        if first:
+            partial.rename(folder)
+    except OSError as error:
+        raise OSError(
+            f"the product could not be written to {folder} ({error}). The checkpoints are complete: the same command "
+            "writes it again"
+        ) from error
+    finally:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+    report(f"wrote {folder}")
     # The other processes must wait: the rest would take the end of a process for its failure.
     multihost_utils.sync_global_devices("export")
+
+
+def _holds_files(folder: pathlib.Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 @contextlib.contextmanager

@@ -84,6 +84,7 @@ REFUSED = {
         {"prompt": None, "prompt_embeds": embeds(1, 0, 24)},
         r"prompt_embeds has shape \(1, 0, 24\): at least one token is needed",
     ),
+    "ragged embeddings": ({"prompt": None, "prompt_embeds": [[1.0], [1.0, 2.0]]}, r"prompt_embeds is not an array"),
     "embeddings without videos": ({"prompt": None, "prompt_embeds": embeds(0, 8, 24)}, r"has shape \(0, 8, 24\)"),
     "embeddings of integers": (
         {"prompt": None, "prompt_embeds": np.zeros((1, 8, 24), int)},

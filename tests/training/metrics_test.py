@@ -1,7 +1,10 @@
 """Files with the metrics of a run."""
 
+import contextlib
 import io
 import math
+import resource
+import signal
 import struct
 
 import numpy as np
@@ -41,6 +44,31 @@ def test_damaged_lines_are_left_out(tmp_path):
     lines = [b'{"step": 1, "loss": 1.0}', b"\xff\x00}", b"[3]", b'{"loss": 2.0}', b"{}}", b'{"step": 2, "loss": 2.0}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     assert read_metrics(tmp_path / "metrics.jsonl") == {1: {"loss": 1.0}, 2: {"loss": 2.0}}
+
+
+@pytest.mark.parametrize("kind", [JsonLines, TensorBoard])
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, kind):
+    writer = kind(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"^cannot write {tmp_path}/(metrics.jsonl|tensorboard): "):  # noqa: PT012
+            for step in range(1000):  # none of them waits for ever
+                writer.write(step, {"loss": 1.0})
+        with contextlib.suppress(OSError):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal_before)
+    if kind is JsonLines:
+        again = JsonLines(tmp_path)
+        again.write(1000, {"loss": 2.0})
+        again.close()
+        found = read_metrics(tmp_path / "metrics.jsonl")
+        assert found.pop(1000)["loss"] == 2.0
+        assert 10 < len(found) < 200
+        assert list(found) == list(range(len(found)))
 
 
 def summaries(folder):

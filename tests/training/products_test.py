@@ -4,13 +4,16 @@ import dataclasses
 import gc
 import json
 import math
+import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from toy_training import toy_experiment
 
 import helios_jax as hx
 from helios_jax.checkpoints.components import find_component
@@ -21,13 +24,16 @@ from helios_jax.models.lora import add_lora, merge_lora
 from helios_jax.training import release
 from helios_jax.training.methods.vae import Vae
 from helios_jax.training.params import flatten
+from helios_jax.training.preview import preview
 from helios_jax.training.products import MeasuredVae, Pipeline
 from helios_jax.training.release import copy_part, copy_tokenizer, save_released
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import FromCheckpoint, Random, Wan
+from helios_jax.training.trainer import train
 from helios_jax.training.validation import Reconstructions, Samples, write_clip
 
 MESH = MeshShape().build()
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,6 @@ def test_released_networks_have_published_dtypes_and_no_adapters(trained, tmp_pa
 
 
 def test_arrays_on_the_host_are_released_alike(trained, tmp_path):
-    """Several processes gather the parameters on the host first."""
     host = jax.tree.map(np.asarray, trained)
     for name, networks in (("device", trained), ("host", host)):
         save_released("transformer", networks.transformer, tmp_path / name, "bfloat16")
@@ -186,8 +191,62 @@ def test_missing_parts_are_named(parts, tmp_path):
     (tmp_path / "parts" / "vae").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="vae holds no"):
         copy_part(tmp_path / "parts", "vae", tmp_path / "out")
+    # Weights at the top of the folder, such as the adapters of a product, are not those of a part.
+    (tmp_path / "parts" / "lora.safetensors").write_bytes((parts / "vae" / WEIGHTS).read_bytes())
+    with pytest.raises(FileNotFoundError, match="parts has no text_encoder/, which the product needs"):
+        copy_part(tmp_path / "parts", "text_encoder", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json in"):
         copy_tokenizer(tmp_path / "parts", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("vae", "has no vae/, which the product needs because it is not trained"),
+        ("text_encoder", "has no text_encoder/"),
+        (f"vae/{WEIGHTS}", "vae holds no"),
+        ("vae/config.json", "vae/config.json is missing"),
+        ("tokenizer/tokenizer.json", "no tokenizer.json in"),
+        (f"cut vae/{WEIGHTS}", "is not a complete safetensors file"),
+        ("cut vae/config.json", "vae/config.json"),
+        ("cut tokenizer/tokenizer.json", "tokenizer.json"),
+    ],
+)
+def test_a_run_whose_product_would_lack_a_part_does_not_begin(parts, product, tmp_path, damaged, message):
+    folder = tmp_path / "parts"
+    shutil.copytree(parts, folder)
+    path = folder / damaged.removeprefix("cut ")
+    if damaged.startswith("cut "):
+        os.truncate(path, path.stat().st_size // 2)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    settings = {"product": dataclasses.replace(product, parts=str(folder)), "start": FromCheckpoint(folder=str(parts))}
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        train(toy_experiment(**settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    found = preview(toy_experiment(**settings), toy_experiment(**settings), tmp_path / "run")
+    assert any(message in problem for problem in found.problems), found.problems
+
+
+def test_networks_that_do_not_fit_together_are_not_trained(parts, product):
+    narrow = dataclasses.replace(TransformerConfig.tiny(), text_dim=16)
+    with pytest.raises(ValueError, match=r"text_encoder/config\.json: d_model=32; expected 16"):
+        product.check(Random(transformer=narrow))
+    single = dataclasses.replace(product, config=PipelineConfig(is_pyramid=False))
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: stages=3; expected 1"):
+        single.check(FromCheckpoint(folder=str(parts)))
+
+
+def test_parts_that_are_trained_may_be_missing(parts, product, tmp_path):
+    shutil.copytree(parts / "tokenizer", tmp_path / "tokenizer")
+    trained = dataclasses.replace(product, parts=str(tmp_path))
+    trained.check(FromCheckpoint(folder=str(parts), parts=("transformer", "text_encoder", "vae")))
+    with pytest.raises(FileNotFoundError, match="has no text_encoder/"):
+        trained.check(FromCheckpoint(folder=str(parts), parts=("transformer", "vae")))
+    with pytest.raises(FileNotFoundError, match="has no vae/"):
+        trained.check(Random(transformer=TransformerConfig.tiny(), text_encoder=TextEncoderConfig.tiny()))
 
 
 SETTINGS = {"every": 1, "prompts": ("a",)}

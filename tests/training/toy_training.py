@@ -19,6 +19,7 @@ from flax import nnx
 
 from helios_jax.models.layers import linear
 from helios_jax.models.lora import merge_lora
+from helios_jax.parallel.mesh import readable
 from helios_jax.training.batch import VideoBatch
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.optimizer import AdamW
@@ -98,8 +99,9 @@ class ToyProduct:
     """All parameters in one file."""
 
     def export(self, networks: ToyNetworks, folder: pathlib.Path) -> None:
-        _, params = flatten(merge_lora(networks))
-        np.savez(folder / "params.npz", **params)
+        params = readable(flatten(merge_lora(networks))[1])
+        if jax.process_index() == 0:
+            np.savez(folder / "params.npz", **params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class ToyValidation:
         def validate(networks: ToyNetworks, folder: pathlib.Path) -> list[pathlib.Path]:
             norm = float(jax.jit(optax.tree.norm)(flatten(networks)[1]))
             if jax.process_index() == 0:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)  # a resumed run validates some steps again
                 (folder / "norm.txt").write_text(repr(norm))
             return [folder / "norm.txt"]
 

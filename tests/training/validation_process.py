@@ -1,4 +1,4 @@
-"""A validation as one process of a run (``validation_processes_test.py``):
+"""A validation and an export as one process of a run (``validation_processes_test.py``):
 
     python validation_process.py PARTS FOLDER TRAINED,... [PROCESSES INDEX PORT]
 
@@ -9,8 +9,10 @@ import pathlib
 import sys
 
 import jax
+from flax import nnx
 
 from helios_jax.config import PipelineConfig, SchedulerConfig
+from helios_jax.models.lora import add_lora
 from helios_jax.parallel import mesh as meshes
 from helios_jax.training.products import Pipeline
 from helios_jax.training.sharding import MeshShape
@@ -45,8 +47,13 @@ if __name__ == "__main__":
     )
     start = FromCheckpoint(folder=parts, parts=tuple(trained.split(",")), dtype="float32")
     networks = start.networks(mesh, jax.random.key(0))
+    networks = add_lora(networks, rank=2, targets=("transformer/blocks/attn1/.*",), key=jax.random.key(1))
+    layer = networks.transformer.blocks.attn1.to_qkv
+    layer.lora_b = nnx.Param(layer.lora_b[...] + 0.05)
     kernel = networks.transformer.blocks.attn1.to_qkv.kernel[...]
     print("sharded over", len(kernel.sharding.device_set), kernel.sharding.shard_shape(kernel.shape) != kernel.shape)
     validate = samples.prepare(product, networks, mesh)
     files = validate(networks, pathlib.Path(folder) / str(jax.process_index()))
     print(*files, sep="\n")
+    (pathlib.Path(folder) / "product").mkdir(exist_ok=True)
+    product.export(networks, pathlib.Path(folder) / "product")

@@ -1,4 +1,4 @@
-"""Validation in two processes: the videos of one process, written once."""
+"""Validation and export in two processes: the videos and the product of one process, written once."""
 
 import os
 import pathlib
@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from helios_jax.checkpoints.random import write_random_checkpoint
 from helios_jax.config import PipelineConfig, SchedulerConfig
@@ -42,15 +43,21 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def videos(parts, tmp_path_factory):
-    """The two videos of one process."""
+def alone(parts, tmp_path_factory):
+    """What one process writes."""
     folder = tmp_path_factory.mktemp("one") / "out"
     validate(parts, folder, "transformer", 1)
-    return [load_video(folder / "0" / f"{number}.mp4", 64, 64) for number in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(alone):
+    """The two videos of one process."""
+    return [load_video(alone / "0" / f"{number}.mp4", 64, 64) for number in range(2)]
 
 
 @pytest.mark.parametrize("trained", ["transformer", "transformer,text_encoder"])
-def test_two_processes_sample_the_videos_of_one(trained, parts, videos, tmp_path):
+def test_two_processes_write_what_one_writes(trained, parts, alone, videos, tmp_path):
     outputs = validate(parts, tmp_path / "out", trained, 2)
     assert all("sharded over 2 True" in output for output in outputs)
     assert sorted(path.name for path in (tmp_path / "out" / "0").iterdir()) == ["0.mp4", "0.png", "1.mp4", "1.png"]
@@ -61,3 +68,17 @@ def test_two_processes_sample_the_videos_of_one(trained, parts, videos, tmp_path
         # Sums are taken in another order, and the mp4 is lossy.
         assert np.abs(found.astype(float) - expected).mean() < 1
     assert np.abs(videos[0].astype(float) - videos[1]).mean() > 10
+    compare_products(tmp_path / "out" / "product", alone / "product")
+
+
+def compare_products(found: pathlib.Path, expected: pathlib.Path) -> None:
+    names = sorted(path.relative_to(expected) for path in expected.rglob("*"))
+    assert sorted(path.relative_to(found) for path in found.rglob("*")) == names
+    for name in names:
+        if name.suffix == ".safetensors":
+            tensors, others = load_file(expected / name), load_file(found / name)
+            assert others.keys() == tensors.keys()
+            for tensor, array in tensors.items():
+                np.testing.assert_allclose(others[tensor], array, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {tensor}")
+        elif (expected / name).is_file() and name.parent.name != "text_encoder":
+            assert (found / name).read_bytes() == (expected / name).read_bytes(), name
