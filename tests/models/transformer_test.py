@@ -145,7 +145,8 @@ def test_pieces_equal_the_whole():
     whole = model(latents, timestep, embeds, tiers)
     rope = model.rope(HistoryConfig(), tiers.short.shape[2:4], latents.shape[2:4], latents.shape[1])
     pieces = model.denoise(latents, timestep, text=model.text_context(embeds), context=model.context(tiers), rope=rope)
-    np.testing.assert_array_equal(whole, pieces)
+    # Not bit for bit: on some CPUs programs that are compiled apart round in the last place.
+    np.testing.assert_allclose(whole, pieces, atol=1e-5 * float(whole.std()))
 
 
 def test_one_key_for_all_padding_equals_a_key_for_each():
