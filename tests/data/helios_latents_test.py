@@ -193,7 +193,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     writer.write(((2, 3), 0), [record(0)])
     partial = writer.folder / "helios_latents-2x3.array_record-00001-of-00002.partial"
     partial.symlink_to("/dev/full")
-    with pytest.raises(ValueError, match=r"cannot write .*No space left on device.*files that are finished are kept"):
+    with pytest.raises(ValueError, match=r"cannot write .*No space left on device.*finished files are kept"):
         writer.write(((2, 3), 1), [record(1)])
     assert [writer.is_finished(slot) for slot in writer.slots] == [True, False]
     partial.unlink()

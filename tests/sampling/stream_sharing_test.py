@@ -138,7 +138,7 @@ def test_close_ends_the_stream_and_frees_the_device(distilled):
     with pytest.raises(ValueError, match="the stream has ended: its prompt cannot be changed"):
         stream.set_prompt(DOG)
     stream.close()
-    assert repr(stream) == "Stream(3 no end, 64x64, batch 1, closed)"
+    assert repr(stream) == "Stream(3 chunks, no end, 64x64, batch 1, closed)"
 
     finished = distilled.stream(FOX, num_frames=33, **SMALL)
     assert [chunk.index for chunk in finished] == [0]
