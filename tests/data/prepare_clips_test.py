@@ -184,7 +184,9 @@ def test_aspects_are_sorted_as_published(tmp_path):
     with VideoWriter(tmp_path / "portrait.mp4") as writer:
         writer.write(np.full((3, 96, 54, 3), 200, np.uint8))
     size = (24, 40)
-    with pytest.raises(LeftOutError, match=r"its aspect, 96x54, is nearer to 640x384 than to 24x40; to use it, pass --fit=crop"):
+    with pytest.raises(
+        LeftOutError, match=r"its aspect, 96x54, is nearer to 640x384 than to 24x40; to use it, pass --fit=crop"
+    ):
         clip(tmp_path / "portrait.mp4").read(size, 3)
     read = {
         fit: clip(tmp_path / "portrait.mp4", options=ReadOptions(fit=fit)).read(size, 3)
