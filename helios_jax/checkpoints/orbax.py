@@ -80,7 +80,7 @@ def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
             ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
     except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
         raise
-    except Exception as error:  # Of any type, such as ValueError on a full disk.
+    except (ValueError, OSError, RuntimeError) as error:  # The types that Orbax and TensorStore raise on a full disk.
         raise OSError(f"{target / _WEIGHTS} cannot be written ({_reason(error)}); is the disk full?") from error
 
 

@@ -130,7 +130,7 @@ def _search(frames: Iterator[Any], timeline: Timeline, start: int) -> Any:
             if number is None or number > start:
                 return None
     except (_DamageError, av.error.FFmpegError):
-        pass  # perhaps only a reference to a frame before the key frame
+        return None  # The frame may refer to one before the key frame, so this need not be damage.
     return None
 
 

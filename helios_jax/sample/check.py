@@ -83,9 +83,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     model = read_settings(args.model, revision=args.revision, cache_dir=args.cache_dir)
     if model.text_encoder is None:
         raise ValueError(f"{args.model} has no text encoder, so no prompts can be read; download the checkpoint again")
-    defaults = RequestDefaults(
-        pipeline=model.config, scheduler=model.scheduler, transformer=model.transformer, vae=model.vae
-    )
+    defaults = RequestDefaults.of(model)
     for file, _ in args.lora:
         check_lora(file, model.transformer)
     if not jobs:  # compile only

@@ -58,7 +58,8 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
             conditioning = "image" if args.image else "video" if args.video else None
             seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
             print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
-        print("the first chunk compiles programs that are not cached yet", flush=True)
+        else:
+            print("the first chunk compiles programs that are not cached yet", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):
             if args.prompt_file is not None:
                 number = left.index(job) + 1

@@ -6,7 +6,6 @@ Nothing is written, nothing is downloaded, and no accelerator is touched.
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from helios_jax.checkpoints.components import component_folder, find_component, read_json
+from helios_jax.checkpoints.sources import folder_of
 from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.datasets import Latents
@@ -135,10 +135,8 @@ def on_disk(name: str) -> pathlib.Path | None:
     Raises:
         FileNotFoundError: Neither a folder nor a hub id.
     """
-    if (folder := user_path(name, "the checkpoint")).is_dir():
+    if folder := folder_of(name):
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"{name} is neither a folder nor a hub id such as 'BestWishYsh/Helios-Base'")
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(name, "model_index.json")
