@@ -87,8 +87,9 @@ def wholes(flag: str, *, at_least: int | None = None, at_most: int | None = None
     """The type of a flag for whole numbers with commas between them."""
 
     def read(text: str) -> tuple[int, ...]:
-        # As a tuple of Python too: (2, 2, 2).
-        inner = text.strip().removeprefix("(").removesuffix(")").removesuffix(",")
+        inner = text.strip()
+        if inner.startswith("(") and inner.endswith(")"):  # as a tuple of Python: (2, 2, 2) or (2,)
+            inner = inner[1:-1].removesuffix(",")
         parts = inner.split(",")
         one = whole(flag if len(parts) == 1 else f"{flag}={shortened(text)}: part", at_least=at_least, at_most=at_most)
         return tuple(one(part) for part in parts)

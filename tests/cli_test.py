@@ -142,7 +142,9 @@ def test_a_closed_pipe_is_no_traceback():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_arguments_are_read(number):
     code = (
-        "import time; from helios_jax.cli import run_program\n"
+        "import signal, time; from helios_jax.cli import run_program\n"
+        # Started in the background by a shell, the tests and their processes would ignore SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def parse(argv):\n    print('here', flush=True)\n    time.sleep(60)\n"
         "run_program('tool', lambda args: 0, parse)"
     )

@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Generator
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from helios_jax.cli import Check, run_interruptible, run_program
@@ -180,6 +181,6 @@ def _write_chunks(
     return video.num_frames
 
 
-def _describe(chunk: "Chunk", num_frames: int, fps: float) -> str:
+def _describe(chunk: "Chunk", num_frames: int, fps: float | Fraction) -> str:
     speed = chunk.frames.shape[1] / chunk.seconds
     return f"chunk {chunk.index}, {num_frames} frames ({float(num_frames / fps):.1f} s of video), {speed:.2f} frames/s"

@@ -91,8 +91,8 @@ class SampleInputs:
             )
 
 
-def check_texts(texts: Any, name: str, batch: int | None = None) -> Sequence[str]:
-    """One text as a list, or a sequence of texts, one for each of ``batch`` videos.
+def check_texts(texts: Any, name: str, batch: int | None = None) -> str | list[str]:
+    """One text for all videos as it is, or a list of texts, one for each of ``batch`` videos.
 
     Raises:
         ValueError: It is something else, or contains a lone surrogate, which tokenizers cannot encode.
@@ -109,7 +109,7 @@ def check_texts(texts: Any, name: str, batch: int | None = None) -> Sequence[str
             raise ValueError(f"{name}={text!r:.100} is not valid Unicode: {error.reason}") from None
     if batch is not None and not isinstance(texts, str) and len(listed) != batch:
         raise ValueError(f"{name} has {len(listed)} texts for a batch of {batch}; give one for each, or one str")
-    return list(listed)
+    return texts if isinstance(texts, str) else list(listed)
 
 
 def _shape_of(embeds: Any) -> tuple[int, ...]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import HistoryConfig
 from helios_jax.data.helios_latents.reader import open_latents
-from helios_jax.data.helios_latents.record import LatentRecord, Size
+from helios_jax.data.helios_latents.record import Size
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.sources import InMemory, OnError
@@ -62,8 +63,8 @@ class Latents:
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={self.on_error!r} must be 'raise' or 'skip'")
 
-    def _open(self, folder: str) -> Mapping[Size, Sequence[LatentRecord]]:
-        """The records of each size."""
+    def _open(self, folder: str) -> Mapping[Size, Sequence[Any]]:
+        """The records of each size, ``LatentRecord``: read one by one, since reading a damaged one raises."""
         opened = open_latents(user_path(folder, "data.folders"))
         return (
             {size: InMemory(records, self.on_error) for size, records in opened.items()} if self.in_memory else opened

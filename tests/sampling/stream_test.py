@@ -165,6 +165,13 @@ def test_embeddings_are_rounded_to_the_models_dtype(bfloat16):
     np.testing.assert_array_equal(take(stream, 1), take(bfloat16.stream(FOX, num_frames=None, **SMALL), 1))
 
 
+@pytest.mark.usefixtures("undecoded")
+def test_one_new_prompt_is_for_every_video_of_the_batch(distilled):
+    stream = distilled.stream([FOX, DOG], num_frames=None, **SMALL)
+    stream.set_prompt(DOG, blend_chunks=0)
+    np.testing.assert_array_equal(take(stream, 1), take(distilled.stream([DOG, DOG], num_frames=None, **SMALL), 1))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize(("scale", "batch"), [(1.0, 2), (5.0, 1)], ids=["batch", "guided"])
