@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl.flags import argparse_flags
 
 from helios_jax.user_input import did_you_mean, finite_number, user_path, whole_number
+from helios_jax.version import __version__
 
 
 class Parser(argparse_flags.ArgumentParser):
@@ -22,6 +23,8 @@ class Parser(argparse_flags.ArgumentParser):
         # An abbreviation would hide a typo: --vid is not --video.
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+        version = f"helios_jax {__version__}"
+        self.add_argument("--version", action="version", version=version, help="print the version and exit")
 
     def error(self, message: str) -> NoReturn:
         """Prints one line instead of all flags and exits with code 2."""

@@ -37,6 +37,7 @@ from helios_jax.extras import require_extra
 from helios_jax.training.preemption import noted_sigterm
 from helios_jax.training.workdir import checked_workdir
 from helios_jax.user_input import user_path
+from helios_jax.version import __version__
 
 if TYPE_CHECKING:
     from helios_jax.training.experiment import Experiment
@@ -86,6 +87,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_integer("num_processes", None, "number of processes", **into)
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", **into)
     flags.DEFINE_string("cache", None, "folder for compiled programs (default: in the user's cache folder)", **into)
+    if "--version" in argv[1:]:
+        print(f"helios_jax {__version__}")
+        sys.exit(0)
     if {"-h", "-help", "--help"} & set(argv[1:]):
         # --help must work without the optional packages.
         flags.DEFINE_string("config", None, "FILE:SIZE, an experiment file and the argument of its get_config", **into)

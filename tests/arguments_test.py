@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+import helios_jax
 from helios_jax.arguments import Parser, finite, path, whole, wholes
 
 
@@ -57,3 +58,10 @@ def test_required_flags(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args([])
     assert "required: --model" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        parser().parse_args(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"helios_jax {helios_jax.__version__}\n"
