@@ -18,7 +18,8 @@ The critic is trained by plain flow matching on the generator's samples:
 fine during training, the critic's do not. At step n, with p = min(n / 500, 1), c = (1 + cos pi p) / 2,
 
     u ~ Beta(1 + 3 c, 1 + c / 2);    critic: u ~ U(0.001, 1)                                              (7)
-    t = 1000 u', u' = f u / (1 + (f - 1) u)    f: linear dynamic shift; t clipped to [20, 980] and rounded   (8)
+    t = 1000 u', u' = f u / (1 + (f - 1) u)    f: linear dynamic shift, if above 1, else u' = u              (8)
+        clipped to [20, 980] and rounded
     s = the entry of the shifted table (1, 0.999, ..., 0.001) that is nearest to t / 1000                 (9)
 """
 
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.diffusion.flow import shift_sigmas
-from helios_jax.typing import Array, Float, Key
+from helios_jax.typing import Array, Float, Int, Key
 
 GUIDANCE = 3.0
 """w of equation (3): ordinary guidance with scale 4."""
@@ -41,7 +42,9 @@ class ScoreLevels:
     """Noise levels at which the scores are compared and the critic is trained, equations (7) to (9).
 
     Attributes:
-        shift: f of (8): ``training_shift_factor("linear", tokens of the sample)``; 1.919 for 9 x 48 x 80 latents.
+        shift: f of (8) and (9): ``training_shift_factor("linear", tokens of the sample)``; 1.919 for 9 x 48 x 80
+            latents. Timesteps are shifted only upwards, as in the published training, although the table of (9) is
+            shifted by any f: samples of few tokens have f < 1.
         uniform_from: Step from which the generator's levels are uniform before the shift.
         low: Smallest timestep.
         high: Largest timestep.
@@ -58,8 +61,8 @@ class ScoreLevels:
                 f"uniform_from={self.uniform_from} must be at least 1 and 0 < low={self.low} <= high={self.high} < 1000"
             )
 
-    def for_generator(self, key: Key[Array, ""], step: Float[Array, ""] | int) -> Float[Array, ""]:
-        """A timestep for the generator by (7) and (8), at ``step`` of the run."""
+    def for_generator(self, key: Key[Array, ""], step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """A timestep for the generator by (7) and (8), at ``step`` of the run, counted from 0."""
         c = 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / self.uniform_from, 1.0)))
         return self._timestep(jax.random.beta(key, 1 + 3 * c, 1 + 0.5 * c))
 
@@ -74,7 +77,8 @@ class ScoreLevels:
 
     def _timestep(self, u: Float[Array, ""]) -> Float[Array, ""]:
         """The timestep for ``u``, equation (8)."""
-        shifted = self.shift * u / (1 + (self.shift - 1) * u)
+        factor = max(self.shift, 1.0)
+        shifted = factor * u / (1 + (factor - 1) * u)
         return jnp.round(jnp.clip(1000 * shifted, self.low, self.high))
 
 

@@ -62,6 +62,20 @@ class LatentBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentPair:
+    """Two windows of every video, for distillation.
+
+    Attributes:
+        generator: The context in which the generator is trained.
+        critic: The context in which the critic is trained, and its real chunk.
+    """
+
+    generator: LatentBatch
+    critic: LatentBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoBatch:
     """Clips as pixels.
 

@@ -29,6 +29,8 @@ class Latents:
         on_error: What to do about a record that cannot be used.
         in_memory: Read everything first and keep it in memory, for small data sets and many steps per second.
         threads: Threads that read.
+        windows: Windows of a clip in each sample: 1, or 2 for distillation, which yields ``LatentPair``.
+        windows: Windows of a clip in each sample: 1, or 2 for distillation, which yields ``LatentPair``.
     """
 
     folders: tuple[str, ...]
@@ -40,6 +42,7 @@ class Latents:
     on_error: OnError = "raise"
     in_memory: bool = False
     threads: int = 4
+    windows: int = 1
 
     def __post_init__(self) -> None:
         finite_number(self.drop_text, "data.drop_text")
@@ -60,6 +63,7 @@ class Latents:
                 raise ValueError(f"data.ratios={self.ratios} must be above 0; leave out the folder instead")
         for name in ("tokens", "threads"):
             whole_number(getattr(self, name), f"data.{name}", at_least=1)
+        whole_number(self.windows, "data.windows", at_least=1, at_most=2)
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={self.on_error!r} must be 'raise' or 'skip'")
 
@@ -71,7 +75,7 @@ class Latents:
         )
 
     def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
-        """See ``Data``; yields ``LatentBatch``."""
+        """See ``Data``; yields ``LatentBatch``, or ``LatentPair`` with two windows."""
         from helios_jax.training.loaders import latent_loader
 
         text: TextFormat = PaddedEmbeds(tokens=self.tokens)
@@ -90,6 +94,7 @@ class Latents:
             process_count=count,
             on_error=self.on_error,
             threads=self.threads,
+            windows=self.windows,
         )
 
 

@@ -34,7 +34,7 @@ from helios_jax.training.corruption import (
     corrupt_history,
     saturate_history,
 )
-from helios_jax.typing import Array, Float, Key, Sequence
+from helios_jax.typing import Array, Bool, Float, Key, Sequence
 
 Decide = Literal["sample", "batch"]
 """Whether decisions are drawn for each sample or once for all samples of a step."""
@@ -116,6 +116,22 @@ class InjectionDraws:
     saturation: SaturationDraws | None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contexts:
+    """The contexts of a batch in distillation.
+
+    Attributes:
+        plain: After drops and corruption: the one for scores and discriminator.
+        saturated: With colour shifts as well: the one for the generator.
+        is_empty: Whether all frames of a sample's context are zero, as before the first chunk of a video.
+    """
+
+    plain: History
+    saturated: History
+    is_empty: Bool[Array, " B"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Injection:
     """Turns a window of a video into the context that the network is trained with.
@@ -185,15 +201,30 @@ class Injection:
         Raises:
             ValueError: The batch and the layout differ in the number of history frames.
         """
+        return self.contexts(batch, draws).saturated
+
+    def contexts(self, batch: LatentBatch, draws: InjectionDraws) -> Contexts:
+        """The context of every sample with and without colour shifts, fp32.
+
+        Raises:
+            ValueError: See ``history``.
+        """
         if batch.history.shape[1] != self.layout.buffer_frames:
             raise ValueError(
                 f"the batch has {batch.history.shape[1]} frames of history and the layout reads "
                 f"{self.layout.buffer_frames} (sizes {self.layout.sizes}); use one HistoryConfig for data and training"
             )
         frames, anchor = (jnp.asarray(x, jnp.float32) for x in (batch.history, batch.anchor))
-        history = drop_context(History(frames=frames, anchor=anchor), draws.drop, self.drop, self.layout)
+        kept = drop_context(History(frames=frames, anchor=anchor), draws.drop, self.drop, self.layout)
+        return self.damaged(kept, draws)
+
+    def damaged(self, history: History, draws: InjectionDraws) -> Contexts:
+        """The contexts with this history, from which nothing is dropped."""
+        # Corruption leaves zero frames zero, so it does not matter that this is found before it.
+        empty = ~((history.frames != 0).any((1, 2, 3, 4)) | (history.anchor != 0).any((1, 2, 3, 4)))
         if self.corruption is not None and draws.corruption is not None:
             history = corrupt_history(history, draws.corruption, self.corruption, self.layout)
+        saturated = history
         if self.saturation is not None and draws.saturation is not None:
-            history = saturate_history(history, draws.saturation, self.saturation, self.layout)
-        return history
+            saturated = saturate_history(history, draws.saturation, self.saturation, self.layout)
+        return Contexts(plain=history, saturated=saturated, is_empty=empty)

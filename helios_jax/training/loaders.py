@@ -17,7 +17,7 @@ from helios_jax.training.batch import LatentBatch, VideoBatch
 from helios_jax.training.sources import OnError, Skipped, Source, checked_ratios, split_by_size
 from helios_jax.training.text_formats import PaddedEmbeds, TextFormat
 from helios_jax.training.tickets import batches, process_rows
-from helios_jax.training.windows import window_batch
+from helios_jax.training.windows import window_batch, window_pairs
 from helios_jax.typing import Path, UInt8
 
 
@@ -34,7 +34,8 @@ def latent_loader(
     on_error: OnError = "raise",
     report: Path | None = None,
     threads: int = 4,
-) -> grain.DatasetIterator[LatentBatch]:
+    windows: int = 1,
+) -> grain.DatasetIterator[Any]:
     """Batches of windows of encoded clips; every batch has one latent size.
 
     Args:
@@ -49,9 +50,10 @@ def latent_loader(
         on_error: What to do about a record that cannot be used: stop, or log it and take the next one of its source.
         report: With "skip": a file that receives one line of JSON for each such record.
         threads: Threads that read; each works on a batch of its own.
+        windows: Windows of each sample, 1 or 2.
 
     Returns:
-        An endless iterator of ``LatentBatch`` with numpy leaves. ``get_state()`` returns a small dict that
+        An endless iterator of ``LatentBatch`` (``LatentPair`` with two windows) with numpy leaves. ``get_state()`` returns a small dict that
         ``set_state()`` accepts on any number of processes; Orbax saves it with grain.checkpoint.CheckpointSave.
 
     Raises:
@@ -76,7 +78,7 @@ def latent_loader(
     ]
     return batches(
         groups,
-        functools.partial(window_batch, history_frames=history_config.buffer_frames, text=text),
+        functools.partial(window_pairs if windows == 2 else window_batch, history_frames=history_config.buffer_frames, text=text),
         batch=batch,
         rows=process_rows(batch, process_index, process_count),
         seed=seed,

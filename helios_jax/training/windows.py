@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from helios_jax.data.helios_latents.record import LatentRecord
-from helios_jax.training.batch import LatentBatch
+from helios_jax.training.batch import LatentBatch, LatentPair, PromptBatch
 from helios_jax.training.text_formats import TextFormat
 from helios_jax.typing import Float
 
@@ -41,12 +41,37 @@ def window_batch(
         history_frames: Latent frames of history.
         text: How captions become arrays.
     """
-    # The integer part of a scaled draw is the chunk, uniform among the clip's chunks. The remaining fraction is again
-    # uniform and independent of the chunk, so the text can use it: one draw per sample serves both.
+    chunks, rest = _chunks(records, draws)
+    return _windows(records, chunks, history_frames, text(records, rest))
+
+
+def window_pairs(
+    records: Sequence[LatentRecord], draws: Sequence[float], *, history_frames: int, text: TextFormat
+) -> LatentPair:
+    """Two windows of each record, whose chunks are independent and may be the same; see ``window_batch``."""
+    first, draws = _chunks(records, draws)
+    second, rest = _chunks(records, draws)
+    prompts = text(records, rest)
+    return LatentPair(
+        generator=_windows(records, first, history_frames, prompts),
+        critic=_windows(records, second, history_frames, prompts),
+    )
+
+
+def _chunks(records: Sequence[LatentRecord], draws: Sequence[float]) -> tuple[list[int], list[float]]:
+    """A chunk of each record, uniform among the clip's chunks, and what is left of the draws."""
+    # The integer part of a scaled draw is the chunk. The remaining fraction is again uniform and independent of the
+    # chunk, so it serves for the next choice: one draw per sample is enough.
     places = [divmod(draw * len(record.latents), 1.0) for record, draw in zip(records, draws, strict=True)]
+    return [int(chunk) for chunk, _ in places], [rest for _, rest in places]
+
+
+def _windows(
+    records: Sequence[LatentRecord], chunks: Sequence[int], history_frames: int, prompts: PromptBatch
+) -> LatentBatch:
     windows = [
-        cut_window(record.latents, record.anchor, int(chunk), history_frames)
-        for record, (chunk, _) in zip(records, places, strict=True)
+        cut_window(record.latents, record.anchor, chunk, history_frames)
+        for record, chunk in zip(records, chunks, strict=True)
     ]
     target, history, anchor = (np.stack(parts) for parts in zip(*windows, strict=True))
-    return LatentBatch(target=target, history=history, anchor=anchor, text=text(records, [rest for _, rest in places]))
+    return LatentBatch(target=target, history=history, anchor=anchor, text=prompts)

@@ -111,6 +111,14 @@ def test_mean_timesteps(step, mean):
     np.testing.assert_array_equal(timesteps, np.round(timesteps))
 
 
+def test_timesteps_are_shifted_only_upwards():
+    """The middle of the critic's range, u = 0.5, stays at 500 for a small chunk, whose factor is below 1."""
+    levels = ScoreLevels(shift=training_shift_factor("linear", 144))
+    assert levels.shift < 0.5
+    assert levels._timestep(jnp.array(0.5)) == 500
+    assert ScoreLevels(shift=SHIFT)._timestep(jnp.array(0.5)) == round(1000 * SHIFT / (1 + SHIFT))
+
+
 def test_sigma_is_the_nearest_entry_of_the_shifted_table():
     levels = ScoreLevels(shift=SHIFT)
     timesteps = np.array([20, 300, 607, 824, 980], np.float32)
