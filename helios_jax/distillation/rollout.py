@@ -56,8 +56,8 @@ class RolloutDraws:
         blocks: Noise from which the block noise of each level above the first is computed, at the level's size.
     """
 
-    initial: Float[Array, "B T H W C"]
-    blocks: tuple[Float[Array, "B T _ _ C"], ...]
+    initial: Float[Array, "*B T H W C"]
+    blocks: tuple[Float[Array, "*B T _ _ C"], ...]
 
 
 def draw_exits(seed: Sequence[int], plans: Sequence[LevelPlan]) -> tuple[int, ...]:

@@ -166,6 +166,8 @@ def pull_back[W, F](
     visits: Sequence[Visit],
     cotangent: Float[Array, "B T H W C"],
     gradients: W,
+    *,
+    exit_program: Callable[..., Any] | None = None,
 ) -> W:
     """Adds the gradient of a rollout to ``gradients``, by (1) to (4).
 
@@ -177,9 +179,11 @@ def pull_back[W, F](
         visits: From ``walk``.
         cotangent: Gradient of the loss in the result of ``walk``.
         gradients: Sums of the gradients so far; donated.
+        exit_program: ``exit_vjp``, compiled like ``compiled_exit_vjp``, which is the default.
     """
+    exit_program = compiled_exit_vjp if exit_program is None else exit_program
     for visit in reversed(visits):
-        cotangent, gradients = exit_vjp(velocity, weights, fixed, visit, cotangent, gradients)
+        cotangent, gradients = exit_program(velocity, weights, fixed, visit, cotangent, gradients)
         if visit is not visits[0]:
             transition = routes[0].plans[visit.level].transition
             assert transition is not None, "only the first level has no transition"
@@ -187,7 +191,6 @@ def pull_back[W, F](
     return gradients
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
 def exit_vjp[W, F](
     velocity: SplitVelocity[W, F],
     weights: W,
@@ -209,6 +212,14 @@ def exit_vjp[W, F](
     _, vjp = jax.vjp(end_point, weights, visit.x)
     of_weights, of_x = vjp(cotangent)
     return of_x, jax.tree.map(lambda total, one: total + one.astype(total.dtype), gradients, of_weights)
+
+
+def compile_exit_vjp(**options: Any) -> Callable[..., Any]:
+    """``exit_vjp`` as a program that donates the sums of the gradients; ``options`` are those of ``jax.jit``."""
+    return jax.jit(exit_vjp, static_argnums=0, donate_argnums=5, **options)
+
+
+compiled_exit_vjp = compile_exit_vjp()
 
 
 @jax.jit

@@ -22,7 +22,7 @@ from helios_jax.training.flops import training_flops
 from helios_jax.training.log import report
 from helios_jax.training.methods import Method, SharesDecisions
 from helios_jax.training.metrics import Metrics
-from helios_jax.training.params import Params, unflatten
+from helios_jax.training.params import Params, count_text, unflatten
 from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import microbatches, partition_specs
 from helios_jax.training.state import Items, Restore, TrainState, released_state, split_params, start_state, state_items
@@ -64,7 +64,7 @@ class Descending:
         self._graph, trainable, self._frozen = split_params(networks, experiment.trainable, mesh)
         # Otherwise the parameters as loaded would stay in memory next to their fp32 copies.
         del networks
-        counts = f"{_count(trainable)} parameters are trained and {_count(self._frozen)} are frozen"
+        counts = f"{count_text(trainable)} parameters are trained and {count_text(self._frozen)} are frozen"
         report(f"{counts}, on {dict(mesh.shape)}")
         updater = Updater(
             optimizer=experiment.optimizer.build(trainable, experiment.steps),
@@ -160,9 +160,3 @@ def sample_keys(seed: int, step: Int[Array, ""] | int, batch_size: int) -> Key[A
     """The key of every sample of a global batch."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
-
-
-def _count(params: Params) -> str:
-    """The number of parameters as readable text."""
-    count = sum(array.size for array in params.values())
-    return f"{count / 1e6:,.1f}M" if count >= 10**5 else f"{count:,}"

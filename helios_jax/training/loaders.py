@@ -13,7 +13,7 @@ import numpy as np
 
 from helios_jax.config import HistoryConfig
 from helios_jax.data.helios_latents.record import LatentRecord, Size
-from helios_jax.training.batch import LatentBatch, VideoBatch
+from helios_jax.training.batch import VideoBatch
 from helios_jax.training.sources import OnError, Skipped, Source, checked_ratios, split_by_size
 from helios_jax.training.text_formats import PaddedEmbeds, TextFormat
 from helios_jax.training.tickets import batches, process_rows
@@ -53,8 +53,9 @@ def latent_loader(
         windows: Windows of each sample, 1 or 2.
 
     Returns:
-        An endless iterator of ``LatentBatch`` (``LatentPair`` with two windows) with numpy leaves. ``get_state()`` returns a small dict that
-        ``set_state()`` accepts on any number of processes; Orbax saves it with grain.checkpoint.CheckpointSave.
+        An endless iterator of ``LatentBatch`` (``LatentPair`` with two windows) with numpy leaves. ``get_state()``
+        returns a small dict that ``set_state()`` accepts on any number of processes; Orbax saves it with
+        grain.checkpoint.CheckpointSave.
 
     Raises:
         ValueError: Arguments do not fit; while iterating, RecordError: a record cannot be used.
@@ -78,7 +79,9 @@ def latent_loader(
     ]
     return batches(
         groups,
-        functools.partial(window_pairs if windows == 2 else window_batch, history_frames=history_config.buffer_frames, text=text),
+        functools.partial(
+            window_pairs if windows == 2 else window_batch, history_frames=history_config.buffer_frames, text=text
+        ),
         batch=batch,
         rows=process_rows(batch, process_index, process_count),
         seed=seed,

@@ -3,6 +3,7 @@
 The name of a metric decides how it is treated. "<player>/skipped" is 1 at steps that skipped this player's update; the
 other metrics "<player>/..." of such a step need not be finite and stay out of the means. Runs with one player have no
 prefix: "skipped", "loss". A step may lack some metrics: a mean is over the steps of the window that have the metric.
+Whether a step has "<name>?" is known only on the device: NaN means that it does not. The log writes it as "<name>".
 """
 
 import contextlib
@@ -20,6 +21,9 @@ from helios_jax.training.metrics import JsonLines, Metrics, MetricWriter, Writer
 from helios_jax.training.tensorboard import TensorBoard
 
 SKIPPED = "skipped"
+
+OPTIONAL = "?"
+"""Last character of a metric that a step may lack; see the module's docstring."""
 
 
 class Log:
@@ -163,7 +167,9 @@ def window_means(window: list[dict[str, float]]) -> dict[str, float]:
         skipped = tuple(skipped_players(values))
         prefixes = _players(values)
         for name, value in values.items():
-            numbers = kept.setdefault(name, [])
+            if name.endswith(OPTIONAL) and math.isnan(value):
+                continue
+            numbers = kept.setdefault(name.removesuffix(OPTIONAL), [])
             if _is_count(name) or _player_of(name, prefixes) not in skipped:
                 numbers.append(value)
     return {name: _mean(values) if not _is_count(name) else sum(values) for name, values in kept.items()}

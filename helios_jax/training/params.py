@@ -27,6 +27,12 @@ def unflatten[M: nnx.Module](graph: nnx.GraphDef[M], params: Params) -> M:
     return nnx.merge(graph, traverse_util.unflatten_dict({parts: params[path] for parts, path in paths.items()}))
 
 
+def count_text(params: Params) -> str:
+    """The number of parameters as readable text."""
+    count = sum(array.size for array in params.values())
+    return f"{count / 1e6:,.1f}M" if count >= 10**5 else f"{count:,}"
+
+
 def check_rules(rules: Any, what: str, *, switch: bool = False) -> None:
     """Raises ValueError unless rules are pairs of a valid pattern and a finite value of at least 0.
 

@@ -37,3 +37,12 @@ def test_metrics_of_a_single_player_have_no_prefix():
     assert means["skipped"] == 2
     assert math.isnan(means["loss"])
     assert math.isnan(means["level0/mse"])
+
+
+def test_metrics_that_a_step_may_lack():
+    """NaN leaves the step out of the mean of such a metric alone."""
+    window = [
+        {"a/skipped": 0.0, "a/low?": 2.0, "a/high?": math.nan},
+        {"a/skipped": 0.0, "a/low?": 4.0, "a/high?": math.nan},
+    ]
+    assert window_means(window) == {"a/skipped": 0.0, "a/low": 3.0}

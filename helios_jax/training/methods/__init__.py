@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from helios_jax.parallel.execution import Execution
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
-from helios_jax.typing import Array, Float, Key
+from helios_jax.typing import AnyArray, Array, Float, Int, Key
 
 NOISE, TIMESTEP, CONTEXT, INPUT = range(4)
 """Uses of a sample's key, by which it is folded. Existing numbers never change: they decide what a seed means."""
@@ -91,7 +91,7 @@ def mean_squares(error: Float[Array, "B T H W C"]) -> Float[Array, " B"]:
     return jnp.square(error.astype(jnp.float32)).mean((1, 2, 3, 4))
 
 
-def fold(key: Key[Array, ""], *uses: int) -> Key[Array, ""]:
+def fold(key: Key[Array, ""], *uses: int | Int[AnyArray, ""]) -> Key[Array, ""]:
     """The key for a use, or for a use within a use."""
     for use in uses:
         key = jax.random.fold_in(key, use)

@@ -1,0 +1,372 @@
+"""Stage 3: distribution matching distillation on the pyramid (arXiv 2603.04379; DMD2, arXiv 2405.14867).
+
+Step g = 0, 1, ... of a run with two windows A and B of every clip:
+
+    if g mod ratio == 0:    x = walk in A;  cotangent of x from the scores;  pull back;  update the generator
+    always:                 x = walk in B, with the new generator;  update the critic
+
+The host decides exits, routes and levels from (seed, g) and dispatches programs in this order. Each is small: one call
+of a network, one comparison of scores, one update. The generator's moving average is also updated at the other steps
+while it only copies (``Ema.start``).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from helios_jax.context import History
+from helios_jax.diffusion.pyramid import pyramid_levels
+from helios_jax.distillation.rollout import RolloutDraws, draw_exits
+from helios_jax.distillation.walk import Route, Visit, compile_exit_vjp, pull_back, walk
+from helios_jax.models.lora import strip_lora
+from helios_jax.parallel.memory import compiler_options
+from helios_jax.training.batch import LatentBatch, LatentPair
+from helios_jax.training.descent import sample_keys
+from helios_jax.training.distill_settings import DistillSettings
+from helios_jax.training.distill_updates import Judge, update_critic
+from helios_jax.training.experiment import Experiment
+from helios_jax.training.injection import Contexts
+from helios_jax.training.log import report
+from helios_jax.training.methods import CONTEXT, fold
+from helios_jax.training.methods.distill import Condition, ExitCall, Scene, WalkCall, make_scene, rollout_draws
+from helios_jax.training.metrics import Metrics
+from helios_jax.training.networks import Networks
+from helios_jax.training.params import Params, count_text, flatten, unflatten
+from helios_jax.training.state import Items, Restore, released_state, split_params, start_state, state_items
+from helios_jax.training.updates import Player, Updater
+from helios_jax.typing import Array, Float, Int, Key
+
+GENERATOR, CRITIC = PLAYERS = "generator", "critic"
+"""The players."""
+
+_USE = {GENERATOR: 16, CRITIC: 17}
+"""Uses of a sample's key, one for each window."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill(DistillSettings):
+    """Distribution matching distillation: a ``Procedure`` with the settings of ``DistillSettings``."""
+
+    def start(self, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> "Distilling":
+        """See ``Procedure``.
+
+        Raises:
+            ValueError: A batch would be split into microbatches, or the data has one window per sample.
+        """
+        if experiment.accumulation != 1:
+            raise ValueError(f"accumulation={experiment.accumulation}: distillation processes a batch as a whole, 1")
+        if getattr(experiment.data, "windows", 2) != 2:
+            raise ValueError("data.windows=1: distillation needs two windows of every clip, data.windows=2")
+        return Distilling(self, experiment, mesh, restore)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """One chunk of a rollout.
+
+    Attributes:
+        history: The generator's context.
+        routes: The steps that its samples took.
+        visits: The calls that a gradient reaches.
+        x: The chunk.
+    """
+
+    history: History
+    routes: tuple[Route, ...]
+    visits: tuple[Visit, ...]
+    x: Float[Array, "B T H W C"]
+
+
+class Distilling:
+    """A ``Distill`` in progress; see ``Running``."""
+
+    def __init__(self, settings: Distill, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> None:
+        self._settings, self._experiment, self._mesh = settings, experiment, mesh
+        generator = experiment.initial_networks(mesh)
+        score = settings.score_networks(mesh, jax.random.fold_in(jax.random.key(experiment.seed), 1))
+        self._config = generator.transformer.config
+        self._negative = settings.negative_embeds(score, mesh, getattr(experiment.product, "parts", ""))
+        # Texts are encoded with these alone, so that no program that needs a text encoder holds a transformer.
+        self._encoders = {name: _encoder(networks) for name, networks in ((GENERATOR, generator), (CRITIC, score))}
+        real = flatten(strip_lora(Networks(transformer=score.transformer)))[0]
+        self._graph, generator_trained, generator_frozen = split_params(generator, experiment.trainable, mesh)
+        self._score_graph, critic_trained, score_frozen = split_params(score, settings.critic_trainable, mesh)
+        del generator, score
+        self._fixed = {GENERATOR: generator_frozen, CRITIC: score_frozen}
+        trained = {GENERATOR: generator_trained, CRITIC: critic_trained}
+        for name in PLAYERS:
+            counts = count_text(trained[name]), count_text(self._fixed[name])
+            report(f"{name}: {counts[0]} parameters are trained and {counts[1]} are frozen, on {dict(mesh.shape)}")
+        # The critic takes ``ratio`` steps per update of the generator, so their schedules have different lengths.
+        lengths = {GENERATOR: -(-experiment.steps // settings.ratio), CRITIC: experiment.steps}
+        optimizers = {GENERATOR: experiment.optimizer, CRITIC: settings.critic_optimizer}
+        self._updaters = {
+            name: Updater(
+                optimizer=optimizers[name].build(trained[name], lengths[name]),
+                learning_rates=optimizers[name].learning_rates(lengths[name]),
+                ema=experiment.ema if name == GENERATOR else None,
+            )
+            for name in PLAYERS
+        }
+        self._state = start_state(self._updaters, trained, mesh, restore)
+        self._judge = Judge(settings=settings, graph=self._score_graph, real_graph=real, execution=experiment.execution)
+        self._walk_call = WalkCall(graph=self._graph, layout=settings.context.layout)
+        self._exit_call = ExitCall(graph=self._graph, layout=settings.context.layout, execution=experiment.execution)
+        self._compile()
+
+    def _compile(self) -> None:
+        """Creates the programs; each is compiled when it is first called."""
+        options = compiler_options(self._experiment.remat)
+        shardings = jax.tree.map(lambda array: array.sharding, self._state.players)
+        self._exit_program = compile_exit_vjp(compiler_options=options)
+        self._keys = jax.jit(
+            lambda step, use: jax.vmap(lambda key: fold(key, use))(
+                sample_keys(self._experiment.seed, step, self._experiment.batch_size)
+            ),
+            static_argnums=1,
+        )
+        self._scene = jax.jit(self._make_scene)
+        self._prepare = jax.jit(self._walk_call.prepare)
+        self._zeros = jax.jit(
+            lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=shardings[GENERATOR].trainable
+        )
+        # Compiled without the options for gradients: the scores are not differentiated.
+        self._compare = jax.jit(self._judge.compare, static_argnames="level")
+        self._apply = jax.jit(
+            functools.partial(self._updaters[GENERATOR].apply, average=True),
+            donate_argnums=0,
+            out_shardings=(shardings[GENERATOR], None),
+        )
+        self._average = jax.jit(self._updaters[GENERATOR].average, donate_argnums=0, out_shardings=shardings[GENERATOR])
+        self._criticise = jax.jit(
+            functools.partial(update_critic, self._judge, self._updaters[CRITIC]),
+            static_argnames="level",
+            donate_argnums=0,
+            out_shardings=(shardings[CRITIC], None),
+            compiler_options=options,
+        )
+
+    def step(self, batch: LatentPair, number: int) -> Metrics:
+        """See ``Running``."""
+        settings, step = self._settings, number - 1
+        ema, metrics = self._experiment.ema, {}
+        if step % settings.ratio == 0:
+            metrics |= _prefixed(GENERATOR, self._update_generator(batch.generator, step))
+        elif ema is not None and step < ema.start:
+            self._set(GENERATOR, self._average(self._player(GENERATOR)))
+        metrics |= _prefixed(CRITIC, self._update_critic(batch.critic, step))
+        return metrics
+
+    def _update_generator(self, batch: LatentBatch, step: int) -> Metrics:
+        player, keys = self._player(GENERATOR), self._keys(np.int32(step), _USE[GENERATOR])
+        level = self._score_level(GENERATOR, step)
+        scene, sections = self._roll_out(GENERATOR, batch, keys, step, level)
+        scored = sections[-self._scored :]
+        x = _joined(scored)
+        critic = self._player(CRITIC).trainable
+        cotangent, metrics = self._compare(critic, self._fixed[CRITIC], x, scene, keys, np.int32(step), level=level)
+        gradients, first = self._zeros(player.trainable), 0
+        for section in scored:
+            length = section.x.shape[1]
+            condition = Condition(
+                frozen=self._fixed[GENERATOR],
+                text=scene.generator_text,
+                tiers=section.history.tiers(self._settings.context.layout),
+            )
+            gradients = pull_back(
+                self._exit_call,
+                player.trainable,
+                condition,
+                section.routes,
+                section.visits,
+                cotangent[:, first : first + length],
+                gradients,
+                exit_program=self._exit_program,
+            )
+            first += length
+        player, applied = self._apply(player, gradients, metrics["loss"])
+        self._set(GENERATOR, player)
+        return metrics | applied
+
+    def _update_critic(self, batch: LatentBatch, step: int) -> Metrics:
+        keys, level = self._keys(np.int32(step), _USE[CRITIC]), self._score_level(CRITIC, step)
+        scene, sections = self._roll_out(CRITIC, batch, keys, step, level)
+        player, metrics = self._criticise(
+            self._player(CRITIC), self._fixed[CRITIC], _joined(sections[-self._scored :]), scene, keys, level=level
+        )
+        self._set(CRITIC, player)
+        return metrics
+
+    def _roll_out(
+        self, name: str, batch: LatentBatch, keys: Key[Array, " B"], step: int, level: int | None
+    ) -> tuple[Scene, list[Section]]:
+        """A rollout of the generator in a window: one chunk with a real context, or several with their own."""
+        scene = self._scene(
+            self._encoders[GENERATOR].params, self._encoders[CRITIC].params, self._negative, batch, keys
+        )
+        own, sections = self._settings.own, []
+        if own is None:
+            return scene, [self._sample(name, scene, scene.contexts, scene.rollout, (step, 0), level)]
+        count = np.random.default_rng([self._experiment.seed, _USE[name], step]).integers(
+            own.sections[0], own.sections[1], endpoint=True
+        )
+        anchor_at = 1 if own.skip_first and count > 1 else 0
+        history = jax.tree.map(jnp.zeros_like, scene.contexts.plain)
+        for number in range(count):
+            contexts, draws = self._own_context(history, keys, number)
+            section = self._sample(name, scene, contexts, draws, (step, number), None)
+            sections.append(section)
+            history = _remember(history, section.x, number in (0, anchor_at))
+        return scene, sections
+
+    def _sample(
+        self,
+        name: str,
+        scene: Scene,
+        contexts: Contexts,
+        draws: RolloutDraws,
+        place: tuple[int, int],
+        level: int | None,
+    ) -> Section:
+        """Samples one chunk; ``place`` is (step, section)."""
+        weights, history = self._player(GENERATOR).trainable, contexts.saturated
+        prepared = self._prepare(weights, self._fixed[GENERATOR], scene.generator_text, history)
+        routes, route_of = self._routes(name, contexts, place)
+        x, visits = walk(
+            self._walk_call,
+            weights,
+            prepared,
+            self._settings.scheduler,
+            routes,
+            route_of,
+            draws,
+            last_level=level,
+        )
+        return Section(history=history, routes=routes, visits=visits, x=x)
+
+    def _routes(
+        self, name: str, contexts: Contexts, place: tuple[int, int]
+    ) -> tuple[tuple[Route, ...], Int[Any, " B"]]:
+        """The routes of a batch, and which one each sample takes."""
+        settings, history = self._settings, contexts.plain
+        size, frames = history.frames.shape[2:4], settings.context.layout.chunk_frames
+        kinds = [False]
+        if settings.amplify_first_chunk:
+            some, every = _counts(contexts.is_empty)
+            kinds = [kind for kind, occurs in ((False, not every), (True, some)) if occurs]
+        routes = []
+        for amplify in kinds:
+            plans = settings.plans(self._config, frames, size, amplify=amplify)
+            seed = (self._experiment.seed, _USE[name], *place, int(amplify))
+            exits = tuple(len(plan.step_scalars) - 1 for plan in plans)
+            routes.append(Route(plans=plans, exits=draw_exits(seed, plans) if settings.exits == "random" else exits))
+        route_of = contexts.is_empty.astype(jnp.int32) if len(routes) == 2 else jnp.zeros_like(contexts.is_empty, int)
+        return tuple(routes), route_of
+
+    def _score_level(self, name: str, step: int) -> int | None:
+        """The level on which samples are scored; ``None``: the last."""
+        if self._settings.score_levels == "last":
+            return None
+        levels = len(pyramid_levels(self._settings.scheduler))
+        return int(np.random.default_rng([self._experiment.seed, _USE[name], step, 1]).integers(levels))
+
+    @property
+    def _scored(self) -> int:
+        return 1 if self._settings.own is None else self._settings.own.scored
+
+    def _make_scene(
+        self, generator: Params, score: Params, negative: Array, batch: LatentBatch, keys: Key[Array, " B"]
+    ) -> Scene:
+        texts = (
+            unflatten(self._encoders[name].graph, params) for name, params in ((GENERATOR, generator), (CRITIC, score))
+        )
+        return make_scene(*texts, negative, batch, keys, self._settings.context, self._settings.scheduler)
+
+    def _own_context(self, history: History, keys: Key[Array, " B"], section: int) -> tuple[Contexts, RolloutDraws]:
+        return own_context(self._settings, history, keys, np.int32(section))
+
+    def _player(self, name: str) -> Player:
+        return self._state.players[name]
+
+    def _set(self, name: str, player: Player) -> None:
+        self._state = dataclasses.replace(self._state, players=self._state.players | {name: player})
+
+    def items(self) -> Items:
+        """See ``Running``."""
+        return state_items(self._state)
+
+    def frozen(self) -> Params:
+        """See ``Running``."""
+        return {f"{name}/{path}": array for name in PLAYERS for path, array in self._fixed[name].items()}
+
+    def release(self) -> None:
+        """See ``Running``."""
+        self._state = released_state(self._state)
+        jax.tree.map(lambda array: array.delete(), (self._fixed.pop(CRITIC), self._player(CRITIC).trainable))
+
+    def networks(self) -> nnx.Module:
+        """See ``Running``: the generator."""
+        return unflatten(self._graph, self._player(GENERATOR).averaged | self._fixed[GENERATOR])
+
+    def flops(self, batch: Any) -> float | None:
+        """See ``Running``: unknown, since steps differ in which networks they call and how often."""
+        return None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def own_context(
+    settings: DistillSettings, history: History, keys: Key[Array, " B"], section: Int[Array, ""]
+) -> tuple[Contexts, RolloutDraws]:
+    """The context from the generator's own chunks, damaged like a real one, and the noise of the next chunk."""
+    context, past = settings.context, history.frames.shape[1:]
+    shape = (context.layout.chunk_frames, *past[1:])
+    first = fold(keys[0], CONTEXT, section)
+    draws = jax.vmap(lambda key: context.draw(fold(key, CONTEXT, section), past, first))(keys)
+    noise = jax.vmap(lambda key: rollout_draws(key, settings.scheduler, shape, section))(keys)
+    return context.damaged(history, draws), noise
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _remember(history: History, x: Float[Array, "B T H W C"], anchor: bool) -> History:
+    """``sampling.chunk.remember``, but without donating the history, which the backward pass may still need."""
+    history = history.push(x)
+    return history.with_anchor(x[:, :1]) if anchor else history
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """A text encoder alone, or nothing."""
+
+    graph: nnx.GraphDef[Networks]
+    params: Params
+
+
+def _encoder(networks: Networks) -> _Encoder:
+    graph, params = flatten(Networks(**{k: v for k, v in vars(networks).items() if k == "text_encoder"}))
+    return _Encoder(graph=graph, params=params)
+
+
+def _counts(is_empty: Array) -> tuple[bool, bool]:
+    """Whether some and whether all contexts are empty; waits for the device."""
+    some, every = _some_and_every(is_empty)
+    return bool(some), bool(every)
+
+
+@jax.jit
+def _some_and_every(flags: Array) -> tuple[Array, Array]:
+    return flags.any(), flags.all()
+
+
+def _joined(sections: Sequence[Section]) -> Float[Array, "B T H W C"]:
+    return sections[0].x if len(sections) == 1 else jnp.concatenate([section.x for section in sections], axis=1)
+
+
+def _prefixed(player: str, metrics: Mapping[str, Any]) -> Metrics:
+    return {f"{player}/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,252 @@
+"""Stage 3: the generator's gradient, the order of updates, and everything that can be switched on."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helios_jax.config import TransformerConfig
+from helios_jax.distillation.dmd import dmd_gradient, dmd_loss, guide
+from helios_jax.distillation.rollout import lowest_trained, rollout
+from helios_jax.training.batch import LatentBatch, LatentPair, PromptBatch
+from helios_jax.training.distill_settings import Decoupled, OwnContexts
+from helios_jax.training.distiller import Distill, Distilling
+from helios_jax.training.ema import Ema
+from helios_jax.training.experiment import Experiment, Lora
+from helios_jax.training.injection import Injection
+from helios_jax.training.methods.distill import scores_of
+from helios_jax.training.optimizer import AdamW
+from helios_jax.training.params import unflatten
+from helios_jax.training.sharding import MeshShape
+from helios_jax.training.starts import Random
+
+CONFIG = TransformerConfig(
+    num_heads=2,
+    head_dim=16,
+    in_channels=4,
+    out_channels=4,
+    text_dim=12,
+    freq_dim=16,
+    ffn_dim=48,
+    num_layers=2,
+    rope_dim=(4, 6, 6),
+)
+START = Random(transformer=CONFIG, dtype="float32")
+BATCH, SIZE = 2, 16
+LORA = Lora(rank=2, targets=("transformer/blocks/.*", "transformer/condition_embedder/.*"))
+
+
+class WithoutText(Distill):
+    """The negative prompt's embeddings are given, so no text encoder is needed."""
+
+    def negative_embeds(self, score: Any, mesh: Any, fallback: str) -> Any:
+        return jax.random.normal(jax.random.key(77), (1, 5, 12))
+
+
+def window(seed: int, *, empty: bool = False) -> LatentBatch:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal((BATCH, *shape)), jnp.float32)
+
+    past = 0.0 if empty else 1.0
+    return LatentBatch(
+        target=draw(9, SIZE, SIZE, 4),
+        history=past * draw(19, SIZE, SIZE, 4),
+        anchor=past * draw(1, SIZE, SIZE, 4),
+        text=PromptBatch(embeds=draw(5, 12)),
+    )
+
+
+PAIR = LatentPair(generator=window(1), critic=window(2))
+
+
+class NoData:
+    """Batches are passed to ``step`` directly."""
+
+    windows = 2
+
+    def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Any:
+        raise NotImplementedError
+
+
+class NoProduct:
+    def export(self, networks: Any, folder: Any) -> None:
+        raise NotImplementedError
+
+
+def running(restore: Any = None, **changes: Any) -> Distilling:
+    settings = WithoutText(
+        score=START,
+        critic_lora=LORA,
+        critic_optimizer=AdamW(learning_rate=1e-3),
+        context=Injection.published(),
+        **changes,
+    )
+    experiment: Any = Experiment(
+        start=START,
+        method=settings,
+        data=NoData(),
+        product=NoProduct(),
+        optimizer=AdamW(learning_rate=1e-3, betas=(0.0, 0.999)),
+        steps=12,
+        batch_size=BATCH,
+        lora=LORA,
+        trainable=((".*/lora_[ab]", 1),),
+        ema=Ema(decay=0.5, start=3),
+    )
+    mesh = MeshShape().build()
+    return settings.start(experiment, mesh, restore)
+
+
+def trained(run: Distilling, player: str) -> dict[str, np.ndarray]:
+    return {path: np.asarray(array) for path, array in run.items()[player]["trainable"].items()}
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return any((before[path] != after[path]).any() for path in before)
+
+
+def test_the_generator_moves_by_the_gradient_of_the_rollout():
+    """Pulled back through the walk, the gradient is that of the loss of a differentiable rollout."""
+    run = running(amplify_first_chunk=False)
+    keys = run._keys(np.int32(0), 16)
+    scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
+    player = run._player("generator")
+    # Adapters begin with B = 0, where half of the gradient vanishes.
+    weights = {
+        path: array + 0.05 * jax.random.normal(jax.random.key(len(path)), array.shape)
+        for path, array in player.trainable.items()
+    }
+    run._set("generator", dataclasses.replace(player, trainable=weights))
+    scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
+    (route,) = section.routes
+    judge, frozen, critic = run._judge, run._fixed["critic"], run._player("critic").trainable
+
+    def loss(weights: Any) -> Any:
+        def velocity(weights: Any, x: Any, timestep: Any, level: int) -> Any:
+            model = unflatten(run._graph, weights | run._fixed["generator"]).transformer
+            layout = run._settings.context.layout
+            return model(x, timestep, scene.generator_text, scene.contexts.saturated.tiers(layout), layout)
+
+        x = rollout(
+            velocity,
+            weights,
+            run._settings.scheduler,
+            route.plans,
+            scene.rollout,
+            jnp.array(route.exits),
+            lowest_trained(route.exits),
+        )
+        fake = judge.fake(critic, frozen).transformer
+        real = unflatten(judge.real_graph, frozen).transformer
+        scores = scores_of(fake, real, scene, run._settings.context.layout, judge.execution)
+        at = run._settings.levels.draw(keys, x, fake, 0)
+        ends = [at.end_point(score, x) for score in (scores.fake, scores.real, scores.negative)]
+        return dmd_loss(x, dmd_gradient(x, ends[0], guide(ends[1], ends[2]))), x
+
+    (want_loss, x), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
+    np.testing.assert_allclose(section.x, x, atol=2e-5)
+    recorded = {}
+    apply = run._apply
+
+    def record(player: Any, gradients: Any, loss: Any) -> Any:
+        recorded.update({path: np.asarray(array) for path, array in gradients.items()}, loss=float(loss))
+        return apply(player, gradients, loss)
+
+    run._apply = record
+    run.step(PAIR, 1)
+    assert recorded.pop("loss") == pytest.approx(float(want_loss), rel=1e-4)
+    size = np.sqrt(sum(np.square(array).sum() for array in want.values()))
+    error = np.sqrt(sum(np.square(recorded[path] - want[path]).sum() for path in want))
+    assert size > 0
+    assert error < 1e-4 * size
+
+
+def test_order_of_updates():
+    """The critic is updated at every step, the generator at the first of five, its average three times at first."""
+    run, seen = running(), []
+    for number in range(1, 7):
+        before = {player: trained(run, player) for player in ("generator", "critic")}
+        metrics = run.step(PAIR, number)
+        seen.append(changed(before["generator"], trained(run, "generator")))
+        assert changed(before["critic"], trained(run, "critic"))
+        assert ("generator/loss" in metrics) == seen[-1]
+        assert float(metrics["critic/skipped"]) == 0
+    assert seen == [True, False, False, False, False, True]
+    items = run.items()["generator"]
+    assert int(items["updates"]) == 2
+    # Averaged at steps 0, 1, 2 and 5; the first four only copy (start = 3).
+    assert int(items["ema_count"]) == 4
+    for path, array in items["trainable"].items():
+        np.testing.assert_array_equal(items["ema"][path], array)
+
+
+def test_a_restored_run_continues_bit_for_bit():
+    whole = running()
+    for number in range(1, 4):
+        whole.step(PAIR, number)
+    saved = jax.tree.map(np.asarray, whole.items())
+    for number in range(4, 7):
+        whole.step(PAIR, number)
+
+    def restore(abstract: Any) -> Any:
+        return 3, jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), saved, abstract)
+
+    resumed = running(restore)
+    for number in range(4, 7):
+        resumed.step(PAIR, number)
+    jax.tree.map(np.testing.assert_array_equal, resumed.items(), whole.items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoupled": Decoupled()},
+        {"score_levels": "random"},
+        {"own": OwnContexts(sections=(2, 3), scored=2)},
+        {"exits": "last", "grid": "published"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_variants_update_both_players(changes):
+    run = running(ratio=1, **changes)
+    before = {player: trained(run, player) for player in ("generator", "critic")}
+    for number in (1, 2):
+        metrics = {name: float(value) for name, value in run.step(PAIR, number).items()}
+        assert metrics["generator/skipped"] == metrics["critic/skipped"] == 0
+    assert all(changed(before[player], trained(run, player)) for player in before)
+
+
+def test_first_chunks_are_amplified():
+    """An empty context takes the route with twice the steps."""
+    run = running(ratio=1)
+    contexts = run._scene(
+        run._encoders["generator"].params,
+        run._encoders["critic"].params,
+        run._negative,
+        window(3, empty=True),
+        run._keys(np.int32(0), 16),
+    ).contexts
+    routes, route_of = run._routes("generator", contexts, (0, 0))
+    assert [len(plan.timesteps) for plan in routes[0].plans] == [4, 4, 4]
+    assert len(routes) == 1
+    np.testing.assert_array_equal(route_of, 0)
+    mixed = dataclasses.replace(contexts, is_empty=jnp.array([True, False]))
+    routes, route_of = run._routes("generator", mixed, (0, 0))
+    assert [len(route.plans[0].timesteps) for route in routes] == [2, 4]
+    np.testing.assert_array_equal(route_of, [1, 0])
+
+
+def test_settings_are_checked():
+    for changes, message in (
+        ({"steps": (2, 2)}, "this model needs 3 numbers"),
+        ({"ratio": 0}, "method.ratio=0"),
+        ({"grid": "x"}, "method.grid='x' must be one of sampled, published"),
+        ({"own": OwnContexts(), "score_levels": "random"}, "method.score_levels='last'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            running(**changes)
