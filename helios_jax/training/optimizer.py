@@ -34,7 +34,7 @@ class AdamW:
         schedule_steps: Updates until the cosine ends, warm-up included; 0: the steps of the run, which a resumed run
             then cannot change.
         warmup_steps: Steps over which the learning rate grows linearly from 0.
-        betas: b1 and b2 of (2).
+        betas: b1 and b2 of (2). With b1 = 0, as in the published distillation, no first moment is kept.
         eps: Added to the root of the second moment in (3).
         weight_decay: Decay of (3).
         clip_norm: Limit of the gradient's norm in (1); 0: none.
@@ -89,9 +89,13 @@ class AdamW:
         paths = list(paths)
         decays = values_by_pattern(self.decay_factors, paths, 1.0)
         factors = values_by_pattern(self.lr_factors, paths, 1.0)
+        momentum, decay = self.betas
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            optax.scale_by_adam(*self.betas, self.eps),
+            # Without momentum m' = g exactly. Keeping it would take as much memory as the parameters.
+            optax.scale_by_adam(momentum, decay, self.eps)
+            if momentum
+            else optax.scale_by_rms(decay, self.eps, eps_in_sqrt=False, bias_correction=True),
             _add_decay({path: self.weight_decay * decay for path, decay in decays.items()}),
             optax.scale_by_learning_rate(self.learning_rates(total_steps)),
             optax.stateless(lambda updates, _: jax.tree.map(lambda factor, update: factor * update, factors, updates)),

@@ -86,3 +86,17 @@ def test_impossible_settings_are_refused(settings, message):
 def test_warmup_must_end_before_the_cosine():
     with pytest.raises(ValueError, match="must end before the last step of the cosine, 10"):
         AdamW(learning_rate=1e-3, schedule="cosine", warmup_steps=10).build(["a"], 10)
+
+
+def test_no_first_moment_without_momentum():
+    """The state has one array per parameter, and updates equal optax's AdamW with b1 = 0."""
+    adamw = AdamW(learning_rate=1e-2, betas=(0.0, 0.99), weight_decay=0.1, clip_norm=0)
+    params = {"w": jnp.linspace(-1, 1, 7)}
+    optimizer, reference = adamw.build(params, 10), optax.adamw(1e-2, b1=0.0, b2=0.99, weight_decay=0.1)
+    state, of_reference = optimizer.init(params), reference.init(params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 7
+    for step in range(5):
+        gradients = {"w": jnp.sin(jnp.arange(7.0) + step)}
+        updates, state = optimizer.update(gradients, state, params)
+        expected, of_reference = reference.update(gradients, of_reference, params)
+        np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)

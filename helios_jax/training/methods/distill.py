@@ -35,7 +35,7 @@ from helios_jax.training.methods import CONTEXT, NOISE, fold
 from helios_jax.training.networks import Networks
 from helios_jax.training.params import Params, unflatten
 from helios_jax.training.timesteps import training_shift_factor
-from helios_jax.typing import Array, Float, Int, Key
+from helios_jax.typing import AnyArray, Array, Float, Int, Key
 
 SCORE, CROP = 4, 5
 """Uses of a sample's key, in addition to those of ``training.methods``."""
@@ -62,9 +62,16 @@ class Scene:
 
 
 def rollout_draws(
-    key: Key[Array, ""], scheduler: SchedulerConfig, shape: Sequence[int], section: int = 0
+    key: Key[Array, ""], scheduler: SchedulerConfig, shape: Sequence[int], section: int | Int[AnyArray, ""] = 0
 ) -> RolloutDraws:
-    """The noise of one sample's rollout; ``shape`` is [T, H, W, C]."""
+    """The noise of one sample's rollout.
+
+    Args:
+        key: The sample's key.
+        scheduler: The levels.
+        shape: Shape [T, H, W, C] of the chunk.
+        section: Number of the chunk in the rollout.
+    """
     frames, height, width, channels = shape
     sizes = level_sizes(scheduler, height, width)
     return RolloutDraws(
