@@ -1,7 +1,7 @@
 """Arrays in pinned host memory: copies there and back, their bytes, and the limits of that memory.
 
-A GPU copies to and from pinned memory at the full rate of its bus (about 54 GB/s on an H100) while kernels run. Pages of
-pinned memory cannot be swapped out, and XLA takes them from a pool of 64 GiB unless the environment variable
+A GPU copies to and from pinned memory at the full rate of its bus, about 54 GB/s on an H100, while kernels run. It
+cannot be swapped out, and XLA takes it from a pool of 64 GiB unless the environment variable
 ``XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB`` is set before JAX starts. CPU devices have the same kinds of memory, so programs
 that park arrays run there too, with copies from one part of the host's memory to another.
 """

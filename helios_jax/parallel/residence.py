@@ -9,7 +9,7 @@ each under a name, and the host asks for it before it calls a program:
 
 Programs get arrays with the same values and shardings in both modes, so their results are equal bit for bit.
 
-Copies run while kernels run. ``prefetch`` therefore comes before the call of the program whose time is to hide the copy:
+Copies run while kernels run. ``prefetch`` therefore comes before the call of the program that is to hide the copy:
 
     residence.prefetch("score")
     x = walk(residence.use("generator"), ...)       # the score network arrives meanwhile
@@ -184,9 +184,7 @@ class Residence:
     def report(self) -> dict[str, Held]:
         """Bytes by name, without copies that were donated."""
         return {
-            name: Held(
-                device=max(bytes_by_device(entry.device).values(), default=0), host=bytes_on_host(entry.host)
-            )
+            name: Held(device=max(bytes_by_device(entry.device).values(), default=0), host=bytes_on_host(entry.host))
             for name, entry in self._entries.items()
         }
 
