@@ -143,6 +143,19 @@ class Residence:
         self._check_alive(name, entry)
         return entry.device
 
+    def peek(self, name: str) -> Any:
+        """The tree where it is, on the device or in pinned host memory, for example to save it; without moving it.
+
+        Raises:
+            ValueError: Unknown name.
+            RuntimeError: See ``use``.
+        """
+        entry = self._find(name)
+        if entry.device is None:
+            return entry.host
+        self._check_alive(name, entry)
+        return entry.device
+
     def prefetch(self, name: str) -> None:
         """Starts the copy to the device, if the tree is not there. Errors are those of ``use``."""
         self.use(name)

@@ -19,6 +19,7 @@ from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import check_steps
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
+from helios_jax.parallel.residence import Mode
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.training.experiment import Lora, Start
@@ -105,6 +106,8 @@ class DistillSettings:
         decoupled: Separate noise levels for guidance and matching; ``None``: one for both.
         score_levels: "last": samples are scored at full size; "random": on a random level.
         own: Contexts from the generator's own chunks; ``None``: real ones, as published.
+        memory: "resident": all networks and optimizer states stay on the device; "scheduled": those that the next
+            programs do not need wait in pinned host memory. The numbers are the same, bit for bit.
     """
 
     score: Start
@@ -126,6 +129,7 @@ class DistillSettings:
     decoupled: Decoupled | None = None
     score_levels: Literal["last", "random"] = "last"
     own: OwnContexts | None = None
+    memory: Mode = "resident"
 
     def __post_init__(self) -> None:
         if self.scheduler.solver != "dmd":

@@ -12,7 +12,7 @@ while it only copies (``Ema.start``).
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from helios_jax.distillation.rollout import RolloutDraws, draw_exits
 from helios_jax.distillation.walk import Route, Visit, compile_exit_vjp, pull_back, walk
 from helios_jax.models.lora import strip_lora
 from helios_jax.parallel.memory import compiler_options
+from helios_jax.parallel.residence import Residence
 from helios_jax.training.batch import LatentBatch, LatentPair
 from helios_jax.training.descent import sample_keys
 from helios_jax.training.distill_settings import DistillSettings
@@ -39,12 +40,17 @@ from helios_jax.training.methods.distill import Condition, ExitCall, Scene, Walk
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.params import Params, count_text, flatten, unflatten
-from helios_jax.training.state import Items, Restore, released_state, split_params, start_state, state_items
+from helios_jax.training.state import Items, Restore, TrainState, split_params, start_state, state_items
 from helios_jax.training.updates import Player, Updater
 from helios_jax.typing import Array, Float, Int, Key
 
 GENERATOR, CRITIC = PLAYERS = "generator", "critic"
 """The players."""
+
+_FROZEN, _TRAINABLE, _AVERAGE, _MOMENTS = (
+    {name: f"{name}/{part}" for name in PLAYERS} for part in ("frozen", "trainable", "average", "moments")
+)
+"""Names in the residence: the frozen parameters next to a player, and the player in three parts."""
 
 _USE = {GENERATOR: 16, CRITIC: 17}
 """Uses of a sample's key, one for each window."""
@@ -99,10 +105,10 @@ class Distilling:
         self._graph, generator_trained, generator_frozen = split_params(generator, experiment.trainable, mesh)
         self._score_graph, critic_trained, score_frozen = split_params(score, settings.critic_trainable, mesh)
         del generator, score
-        self._fixed = {GENERATOR: generator_frozen, CRITIC: score_frozen}
+        fixed = {GENERATOR: generator_frozen, CRITIC: score_frozen}
         trained = {GENERATOR: generator_trained, CRITIC: critic_trained}
         for name in PLAYERS:
-            counts = count_text(trained[name]), count_text(self._fixed[name])
+            counts = count_text(trained[name]), count_text(fixed[name])
             report(f"{name}: {counts[0]} parameters are trained and {counts[1]} are frozen, on {dict(mesh.shape)}")
         # The critic takes ``ratio`` steps per update of the generator, so their schedules have different lengths.
         lengths = {GENERATOR: -(-experiment.steps // settings.ratio), CRITIC: experiment.steps}
@@ -115,7 +121,14 @@ class Distilling:
             )
             for name in PLAYERS
         }
-        self._state = start_state(self._updaters, trained, mesh, restore)
+        self._residence = Residence(settings.memory)
+        for name in PLAYERS:
+            self._residence.hold(_FROZEN[name], fixed.pop(name), master=True)
+        state = start_state(self._updaters, trained, mesh, restore)
+        self._shardings = jax.tree.map(lambda array: array.sharding, state.players)
+        for name, player in state.players.items():
+            for part, tree in _parts(name, player).items():
+                self._residence.hold(part, tree)
         self._judge = Judge(settings=settings, graph=self._score_graph, real_graph=real, execution=experiment.execution)
         self._walk_call = WalkCall(graph=self._graph, layout=settings.context.layout)
         self._exit_call = ExitCall(graph=self._graph, layout=settings.context.layout, execution=experiment.execution)
@@ -124,7 +137,7 @@ class Distilling:
     def _compile(self) -> None:
         """Creates the programs; each is compiled when it is first called."""
         options = compiler_options(self._experiment.remat)
-        shardings = jax.tree.map(lambda array: array.sharding, self._state.players)
+        shardings = self._shardings
         self._exit_program = compile_exit_vjp(compiler_options=options)
         self._keys = jax.jit(
             lambda step, use: jax.vmap(lambda key: fold(key, use))(
@@ -160,30 +173,33 @@ class Distilling:
         if step % settings.ratio == 0:
             metrics |= _prefixed(GENERATOR, self._update_generator(batch.generator, step))
         elif ema is not None and step < ema.start:
-            self._set(GENERATOR, self._average(self._player(GENERATOR)))
+            self._put(GENERATOR, self._average(self._take(GENERATOR)))
         metrics |= _prefixed(CRITIC, self._update_critic(batch.critic, step))
         return metrics
 
+    # In the two updates a tree is asked for before the program that hides its copy, and parked after the last program
+    # that reads it.
+
     def _update_generator(self, batch: LatentBatch, step: int) -> Metrics:
-        player, keys = self._player(GENERATOR), self._keys(np.int32(step), _USE[GENERATOR])
-        level = self._score_level(GENERATOR, step)
+        use, level = self._residence.use, self._score_level(GENERATOR, step)
+        keys = self._keys(np.int32(step), _USE[GENERATOR])
         scene, sections = self._roll_out(GENERATOR, batch, keys, step, level)
         scored = sections[-self._scored :]
-        x = _joined(scored)
-        critic = self._player(CRITIC).trainable
-        cotangent, metrics = self._compare(critic, self._fixed[CRITIC], x, scene, keys, np.int32(step), level=level)
-        gradients, first = self._zeros(player.trainable), 0
+        critic, frozen = use(_TRAINABLE[CRITIC]), use(_FROZEN[CRITIC])
+        cotangent, metrics = self._compare(critic, frozen, _joined(scored), scene, keys, np.int32(step), level=level)
+        self._residence.park(_TRAINABLE[CRITIC])
+        self._residence.park(_FROZEN[CRITIC])
+        weights, frozen = use(_TRAINABLE[GENERATOR]), use(_FROZEN[GENERATOR])
+        self._residence.prefetch(_MOMENTS[GENERATOR])
+        self._residence.prefetch(_AVERAGE[GENERATOR])
+        gradients, first = self._zeros(weights), 0
         for section in scored:
             length = section.x.shape[1]
-            condition = Condition(
-                frozen=self._fixed[GENERATOR],
-                text=scene.generator_text,
-                tiers=section.history.tiers(self._settings.context.layout),
-            )
+            tiers = section.history.tiers(self._settings.context.layout)
             gradients = pull_back(
                 self._exit_call,
-                player.trainable,
-                condition,
+                weights,
+                Condition(frozen=frozen, text=scene.generator_text, tiers=tiers),
                 section.routes,
                 section.visits,
                 cotangent[:, first : first + length],
@@ -191,17 +207,19 @@ class Distilling:
                 exit_program=self._exit_program,
             )
             first += length
-        player, applied = self._apply(player, gradients, metrics["loss"])
-        self._set(GENERATOR, player)
+        player, applied = self._apply(self._take(GENERATOR), gradients, metrics["loss"])
+        self._put(GENERATOR, player)
         return metrics | applied
 
     def _update_critic(self, batch: LatentBatch, step: int) -> Metrics:
-        keys, level = self._keys(np.int32(step), _USE[CRITIC]), self._score_level(CRITIC, step)
+        use, level = self._residence.use, self._score_level(CRITIC, step)
+        keys = self._keys(np.int32(step), _USE[CRITIC])
         scene, sections = self._roll_out(CRITIC, batch, keys, step, level)
-        player, metrics = self._criticise(
-            self._player(CRITIC), self._fixed[CRITIC], _joined(sections[-self._scored :]), scene, keys, level=level
-        )
-        self._set(CRITIC, player)
+        self._residence.park(_TRAINABLE[GENERATOR])
+        self._residence.park(_FROZEN[GENERATOR])
+        x = _joined(sections[-self._scored :])
+        player, metrics = self._criticise(self._take(CRITIC), use(_FROZEN[CRITIC]), x, scene, keys, level=level)
+        self._put(CRITIC, player)
         return metrics
 
     def _roll_out(
@@ -236,8 +254,12 @@ class Distilling:
         level: int | None,
     ) -> Section:
         """Samples one chunk; ``place`` is (step, section)."""
-        weights, history = self._player(GENERATOR).trainable, contexts.saturated
-        prepared = self._prepare(weights, self._fixed[GENERATOR], scene.generator_text, history)
+        weights, frozen = self._residence.use(_TRAINABLE[GENERATOR]), self._residence.use(_FROZEN[GENERATOR])
+        history = contexts.saturated
+        prepared = self._prepare(weights, frozen, scene.generator_text, history)
+        # The walk hides the copies of what judges its result.
+        self._residence.prefetch(_FROZEN[CRITIC])
+        self._residence.prefetch(_TRAINABLE[CRITIC])
         routes, route_of = self._routes(name, contexts, place)
         x, visits = walk(
             self._walk_call,
@@ -292,32 +314,53 @@ class Distilling:
     def _own_context(self, history: History, keys: Key[Array, " B"], section: int) -> tuple[Contexts, RolloutDraws]:
         return own_context(self._settings, history, keys, np.int32(section))
 
-    def _player(self, name: str) -> Player:
-        return self._state.players[name]
+    def _take(self, name: str) -> Player:
+        """A player on the device; ``_put`` gives it back."""
+        return _whole(name, self._residence.use)
 
-    def _set(self, name: str, player: Player) -> None:
-        self._state = dataclasses.replace(self._state, players=self._state.players | {name: player})
+    def _put(self, name: str, player: Player) -> None:
+        for part, tree in _parts(name, player).items():
+            self._residence.park(part, tree)
 
     def items(self) -> Items:
-        """See ``Running``."""
-        return state_items(self._state)
+        """See ``Running``. Parked arrays are given where they are, in host memory."""
+        players = {name: _whole(name, self._residence.peek) for name in PLAYERS}
+        return state_items(TrainState(step=None, players=players))
 
     def frozen(self) -> Params:
-        """See ``Running``."""
-        return {f"{name}/{path}": array for name in PLAYERS for path, array in self._fixed[name].items()}
+        """See ``Running``. Parked arrays are given where they are, in host memory."""
+        frozen = {name: self._residence.peek(_FROZEN[name]) for name in PLAYERS}
+        return {f"{name}/{path}": array for name in PLAYERS for path, array in frozen[name].items()}
 
     def release(self) -> None:
         """See ``Running``."""
-        self._state = released_state(self._state)
-        jax.tree.map(lambda array: array.delete(), (self._fixed.pop(CRITIC), self._player(CRITIC).trainable))
+        for name in self._residence.names:
+            if name not in (self._averaged, _FROZEN[GENERATOR]):
+                self._residence.drop(name)
 
     def networks(self) -> nnx.Module:
         """See ``Running``: the generator."""
-        return unflatten(self._graph, self._player(GENERATOR).averaged | self._fixed[GENERATOR])
+        return unflatten(self._graph, self._residence.use(self._averaged) | self._residence.use(_FROZEN[GENERATOR]))
+
+    @property
+    def _averaged(self) -> str:
+        """Name of the generator's parameters to sample with."""
+        return (_TRAINABLE if self._experiment.ema is None else _AVERAGE)[GENERATOR]
 
     def flops(self, batch: Any) -> float | None:
         """See ``Running``: unknown, since steps differ in which networks they call and how often."""
         return None
+
+
+def _parts(name: str, player: Player) -> dict[str, Any]:
+    """A player by the names of its parts."""
+    moments = dataclasses.replace(player, trainable={}, ema={})
+    return {_TRAINABLE[name]: player.trainable, _AVERAGE[name]: player.ema, _MOMENTS[name]: moments}
+
+
+def _whole(name: str, get: Callable[[str], Any]) -> Player:
+    """Inverse of ``_parts``."""
+    return dataclasses.replace(get(_MOMENTS[name]), trainable=get(_TRAINABLE[name]), ema=get(_AVERAGE[name]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

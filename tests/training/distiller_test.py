@@ -115,20 +115,21 @@ def test_the_generator_moves_by_the_gradient_of_the_rollout():
     run = running(amplify_first_chunk=False)
     keys = run._keys(np.int32(0), 16)
     scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
-    player = run._player("generator")
+    player = run._take("generator")
     # Adapters begin with B = 0, where half of the gradient vanishes.
     weights = {
         path: array + 0.05 * jax.random.normal(jax.random.key(len(path)), array.shape)
         for path, array in player.trainable.items()
     }
-    run._set("generator", dataclasses.replace(player, trainable=weights))
+    run._put("generator", dataclasses.replace(player, trainable=jax.tree.map(jnp.copy, weights)))
     scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
     (route,) = section.routes
-    judge, frozen, critic = run._judge, run._fixed["critic"], run._player("critic").trainable
+    judge, frozen, critic = run._judge, run._residence.use("critic/frozen"), run._take("critic").trainable
+    of_generator = run._residence.use("generator/frozen")
 
     def loss(weights: Any) -> Any:
         def velocity(weights: Any, x: Any, timestep: Any, level: int) -> Any:
-            model = unflatten(run._graph, weights | run._fixed["generator"]).transformer
+            model = unflatten(run._graph, weights | of_generator).transformer
             layout = run._settings.context.layout
             return model(x, timestep, scene.generator_text, scene.contexts.saturated.tiers(layout), layout)
 
@@ -219,6 +220,22 @@ def test_variants_update_both_players(changes):
         metrics = {name: float(value) for name, value in run.step(PAIR, number).items()}
         assert metrics["generator/skipped"] == metrics["critic/skipped"] == 0
     assert all(changed(before[player], trained(run, player)) for player in before)
+
+
+def test_scheduled_memory_changes_no_number():
+    """After five steps of both players, everything is equal bit for bit, and networks wait in host memory."""
+    runs = {memory: running(memory=memory) for memory in ("resident", "scheduled")}
+    for run in runs.values():
+        for number in range(1, 7):
+            run.step(PAIR, number)
+    jax.tree.map(np.testing.assert_array_equal, runs["resident"].items(), runs["scheduled"].items())
+    held = runs["scheduled"]._residence.report()
+    assert held["generator/frozen"].device == held["generator/moments"].device == held["critic/moments"].device == 0
+    assert held["generator/frozen"].host > 0
+    scheduled = runs["scheduled"]
+    scheduled.release()
+    assert scheduled._residence.names == ("generator/frozen", "generator/average")
+    scheduled.networks()
 
 
 def test_first_chunks_are_amplified():
