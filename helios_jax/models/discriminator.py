@@ -84,24 +84,22 @@ class DiscriminatorConfig:
         """Heads."""
         return len(self.hooks) + self.final
 
-    def check(self, num_layers: int, frames: int, height: int, width: int, patch: Triple) -> None:
-        """Checks that the heads fit a denoiser and its input.
-
-        Args:
-            num_layers: Blocks of the denoiser.
-            frames: Latent frames.
-            height: Rows of the latents that the heads see, after cropping.
-            width: Their columns.
-            patch: Patch of the denoiser's current tokens.
-
-        Raises:
-            ValueError: A hook is beyond the last block, or a convolution of a head has no output.
-        """
+    def check_hooks(self, num_layers: int) -> None:
+        """Raises ValueError unless a denoiser of ``num_layers`` blocks has all blocks that are hooked."""
         if self.hooks and self.hooks[-1] >= num_layers:
             raise ValueError(
-                f"discriminator.hooks={self.hooks} given; the denoiser has blocks 0 to {num_layers - 1}, so hooks must "
-                "be smaller"
+                f"discriminator.hooks={self.hooks} given; the denoiser has only blocks 0 to {num_layers - 1}"
             )
+
+    def check_size(self, frames: int, height: int, width: int, patch: Triple) -> None:
+        """Raises ValueError unless all heads can read latents of this size.
+
+        Args:
+            frames: Latent frames.
+            height: Rows of the latents that the denoiser reads, after cropping.
+            width: Their columns.
+            patch: Patch of the denoiser's current tokens.
+        """
         size = (frames, height, width)
         if self.final:
             head_sizes(size)

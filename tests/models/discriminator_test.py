@@ -144,12 +144,13 @@ def test_heads_refuse_what_would_vanish(size):
 
 def test_settings_are_checked_against_the_denoiser():
     config, patch = DiscriminatorConfig(hooks=(1, 3)), (1, 2, 2)
-    config.check(4, 9, 8, 8, patch)
+    config.check_hooks(4)
+    config.check_size(9, 8, 8, patch)
     with pytest.raises(ValueError, match="blocks 0 to 2"):
-        config.check(3, 9, 8, 8, patch)
+        config.check_hooks(3)
     with pytest.raises(ValueError, match="cannot read 9 x 2 x 2 positions"):
-        config.check(4, 9, 4, 4, patch)  # half of the latents of 64 x 64 pixels
-    DiscriminatorConfig(hooks=()).check(4, 9, 4, 4, patch)
+        config.check_size(9, 4, 4, patch)  # half of the latents of 64 x 64 pixels
+    DiscriminatorConfig(hooks=()).check_size(9, 4, 4, patch)
     with pytest.raises(ValueError, match=r"1 hidden states given; the discriminator reads blocks \(0, 2\)"):
         build(SMALL)(jnp.zeros((1, 9, 8, 8, 3)), jnp.zeros((1, 1, 9, 4, 4, 5)))
 
