@@ -13,6 +13,7 @@ Source: arXiv 2603.04379; numerics as diffusers 0.42.1 ``HeliosTransformer3DMode
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,32 @@ class HeliosTransformer(ConfiguredModule):
         )
         return jnp.concatenate([flatten_grid(g) for g in grids], axis=0)
 
+    @overload
+    def denoise(
+        self,
+        latents: Float[Array, "B T H W C"],
+        timestep: Float[Array, " B"] | Int[Array, " B"],
+        *,
+        text: TextContext | Float[Array, "B S2 D"],
+        context: Context | None,
+        rope: RopeTable,
+        execution: Execution = ...,
+        taps: tuple[()] = ...,
+    ) -> Float[Array, "B T H W C2"]: ...
+
+    @overload
+    def denoise(
+        self,
+        latents: Float[Array, "B T H W C"],
+        timestep: Float[Array, " B"] | Int[Array, " B"],
+        *,
+        text: TextContext | Float[Array, "B S2 D"],
+        context: Context | None,
+        rope: RopeTable,
+        execution: Execution = ...,
+        taps: tuple[int, ...],
+    ) -> tuple[Float[Array, "B T H W C2"], Float[Array, "taps B S D"]]: ...
+
     def denoise(
         self,
         latents: Float[Array, "B T H W C"],
@@ -190,7 +217,8 @@ class HeliosTransformer(ConfiguredModule):
         context: Context | None,
         rope: RopeTable,
         execution: Execution = SAMPLING,
-    ) -> Float[Array, "B T H W C2"]:
+        taps: tuple[int, ...] = (),
+    ) -> Any:  # an array or two, as the overloads say
         """One network call: the velocity of ``latents`` at ``timestep`` (0..1000), in the compute dtype.
 
         Args:
@@ -202,9 +230,16 @@ class HeliosTransformer(ConfiguredModule):
             context: From ``context``; ``None`` for a clip without history.
             rope: From ``rope``.
             execution: How the blocks are run; by default as in sampling.
+            taps: Numbers of blocks, from 0. With taps the result is a pair: the velocity, and the residual streams
+                [taps, B, S, D] of the current tokens after these blocks, in the compute dtype.
+
+        Raises:
+            ValueError: ``taps`` are not increasing numbers of blocks.
         """
         tokens = self.embed(latents, timestep, context=context, rope=rope)
-        return self.velocity(self.run_blocks(tokens, text, execution), tokens)
+        residual, streams = self.run_tapped_blocks(tokens, text, taps, execution)
+        velocity = self.velocity(residual, tokens)
+        return velocity if streams is None else (velocity, streams)
 
     def embed(
         self,
@@ -245,6 +280,20 @@ class HeliosTransformer(ConfiguredModule):
         self, tokens: Tokens, text: TextContext | Float[Array, "B S D"], execution: Execution = SAMPLING
     ) -> Residual:
         """The second part of ``denoise``: the residual stream of current tokens and padding after all blocks."""
+        return self.run_tapped_blocks(tokens, text, (), execution)[0]
+
+    def run_tapped_blocks(
+        self,
+        tokens: Tokens,
+        text: TextContext | Float[Array, "B S D"],
+        taps: tuple[int, ...],
+        execution: Execution = SAMPLING,
+    ) -> tuple[Residual, Float[Array, "taps B S2 D"] | None]:
+        """Like ``run_blocks``; also returns the streams of current tokens after the blocks ``taps``, if there are any.
+
+        Raises:
+            ValueError: ``taps`` are not increasing numbers of blocks.
+        """
         graph, layers = nnx.split(self.blocks)
         layer = BlockLayer(
             graph=graph, num_history=tokens.num_history, num_tokens=tokens.num_history + tokens.num_current
@@ -252,7 +301,8 @@ class HeliosTransformer(ConfiguredModule):
         # Keys and values differ per block and are stacked like the weights; embedded text is shared by all blocks.
         own, shared = (text, None) if isinstance(text, TextContext) else (None, text)
         constants = Conditions(modulation=tokens.modulation, rope=tokens.rope, text=shared)
-        return execution.layers.run(layer, tokens.x, (layers, own), constants)
+        residual, streams = execution.layers.run(layer, tokens.x, (layers, own), constants, taps)
+        return residual, None if streams is None else streams[:, :, : tokens.num_current]
 
     def velocity(self, residual: Residual, tokens: Tokens) -> Float[Array, "B T H W C"]:
         """The last part of ``denoise``: output norm and projection of current tokens, as latents."""

@@ -11,8 +11,10 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 from helios_jax.parallel.memory import Remat, scan_layers
+from helios_jax.parallel.taps import Taps, check_taps
 from helios_jax.typing import Array, Int
 
 
@@ -55,14 +57,25 @@ class Layer[R](Protocol):
 class Layers(Protocol):
     """A way to run all layers of a stack in order. Implementations are frozen dataclasses and therefore static."""
 
-    def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
-        """Returns the residual stream after the last layer, for the tokens that are read there and for padding.
+    def run[R](
+        self, layer: Layer[R], x: Array, stacks: Any, constants: Any, taps: tuple[int, ...] = ()
+    ) -> tuple[R, Array | None]:
+        """Runs all layers.
 
         Args:
             layer: One layer.
             x: The stream before the first layer.
             stacks: What differs between layers, with a leading layer axis.
             constants: Arrays that all layers share.
+            taps: Numbers of the layers whose output is returned too.
+
+        Returns:
+            The residual stream after the last layer, and the streams after the layers of ``taps`` with nothing pending,
+            on a new leading axis (``None`` without taps). All hold the tokens that are read after the last layer, and
+            padding.
+
+        Raises:
+            ValueError: ``taps`` are not increasing numbers of layers.
         """
         ...
 
@@ -75,7 +88,9 @@ class Resident:
     anyway.
     """
 
-    def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
+    def run[R](
+        self, layer: Layer[R], x: Array, stacks: Any, constants: Any, taps: tuple[int, ...] = ()
+    ) -> tuple[R, Array | None]:
         """Runs all layers but the last in a loop, and the last one separately; see ``Layers``."""
 
         # The last layer is handled separately, because history tokens need only their keys and values there. A scan
@@ -85,9 +100,19 @@ class Resident:
             return layer(residual, jax.tree.map(lambda stack: stack[index], stacks), constants, is_last=is_last)
 
         last = len(jax.tree.leaves(stacks)[0]) - 1
+        check_taps(taps, last + 1)
         # A loop's carry must keep its structure, so the first layer starts with a pending zero.
-        before_last = jax.lax.fori_loop(0, last, run_layer, layer.pending(x, constants))
-        return run_layer(last, before_last, is_last=True)
+        residual, start, streams = layer.pending(x, constants), 0, []
+        # Every tap ends a loop. In a loop that carries the streams, every layer would have to perform the addition.
+        for tap in taps:
+            if tap < last:
+                residual = jax.lax.fori_loop(start, tap + 1, run_layer, residual)
+                streams.append(layer.last_tokens(layer.total(residual)))
+                start = tap + 1
+        residual = run_layer(last, jax.lax.fori_loop(start, last, run_layer, residual), is_last=True)
+        if last in taps:
+            streams.append(layer.total(residual))
+        return residual, jnp.stack(streams) if streams else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,19 +125,24 @@ class Scanned:
 
     remat: Remat = "none"
 
-    def run[R](self, layer: Layer[R], x: Array, stacks: Any, constants: Any) -> R:
+    def run[R](
+        self, layer: Layer[R], x: Array, stacks: Any, constants: Any, taps: tuple[int, ...] = ()
+    ) -> tuple[R, Array | None]:
         """Runs all layers in one scan; see ``Layers``.
 
         Raises:
-            ValueError: Unknown ``remat``.
+            ValueError: Unknown ``remat``, or ``taps`` are not increasing numbers of layers.
         """
+        check_taps(taps, len(jax.tree.leaves(stacks)[0]))
 
         # The addition is performed between layers: the stream of every layer is saved for the gradient, and one array
         # takes half the memory of two. The last layer runs like the others, since a scan has one body.
         def body(x: Array, one: Any, constants: Any) -> Array:
             return layer.total(layer(layer.settled(x), one, constants))
 
-        return layer.settled(layer.last_tokens(scan_layers(body, x, stacks, constants, self.remat)))
+        tapped = Taps(layers=taps, select=layer.last_tokens) if taps else None
+        x, streams = scan_layers(body, x, stacks, constants, self.remat, tapped)
+        return layer.settled(layer.last_tokens(x)), streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from helios_jax.parallel.offload import offloaded_scan
+from helios_jax.parallel.taps import Taps, scan
 from helios_jax.typing import Array
 
 Body = Callable[[Array, Any, Any], Array]
@@ -35,7 +36,9 @@ def compiler_options(remat: Remat) -> dict[str, Any]:
     return {"xla_gpu_graph_min_graph_size": 2**30} if remat == "offload" else {}
 
 
-def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat) -> Array:
+def scan_layers(
+    body: Body, x: Array, layers: Any, constants: Any, remat: Remat, taps: Taps | None = None
+) -> tuple[Array, Array | None]:
     """Iterates ``x = body(x, layer, constants)`` over ``layers`` and saves for the gradient what ``remat`` says.
 
     Args:
@@ -44,9 +47,10 @@ def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat)
         layers: Parameters of all layers, with a leading axis.
         constants: Arrays that all layers share.
         remat: What is recomputed.
+        taps: Layers whose output is returned too. Nothing more is saved for their gradients.
 
     Returns:
-        Output of the last layer.
+        Output of the last layer, and the outputs of the tapped layers on a new leading axis; ``None`` without taps.
 
     Raises:
         ValueError: Unknown ``remat``.
@@ -54,11 +58,12 @@ def scan_layers(body: Body, x: Array, layers: Any, constants: Any, remat: Remat)
     if remat not in get_args(Remat):
         raise ValueError(f"remat={remat!r} given; expected one of {', '.join(map(repr, get_args(Remat)))}")
     if remat == "offload":
-        return offloaded_scan(body, x, layers, constants, names=[ATTENTION])
+        return offloaded_scan(body, x, layers, constants, names=[ATTENTION], taps=taps)
     if remat != "none":
         names = [ATTENTION] if remat == "attention" else []
         policy = jax.checkpoint_policies.save_only_these_names(*names)
         # prevent_cse guards against XLA merging recomputed values with the saved originals; a scan already keeps the
         # two apart, in different loops, and the guard's barriers would only cost speed.
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return jax.lax.scan(lambda x, layer: (body(x, layer, constants), None), x, layers)[0]
+    x, streams, _ = scan(lambda x, layer: (body(x, layer, constants), None), x, layers, taps)
+    return x, streams

@@ -16,14 +16,20 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from helios_jax.parallel.taps import Taps, scan
 from helios_jax.typing import Array
 
 Arrays = list[Array]
 
 
 def offloaded_scan(
-    body: Callable[[Array, Any, Any], Array], x: Array, layers: Any, constants: Any, names: Sequence[str]
-) -> Array:
+    body: Callable[[Array, Any, Any], Array],
+    x: Array,
+    layers: Any,
+    constants: Any,
+    names: Sequence[str],
+    taps: Taps | None = None,
+) -> tuple[Array, Array | None]:
     """Iterates ``x = body(x, layer, constants)`` over ``layers``.
 
     Args:
@@ -33,9 +39,10 @@ def offloaded_scan(
         constants: Arrays that all layers share.
         names: Values inside ``body`` (``jax.ad_checkpoint.checkpoint_name``) that are saved along with x; all others
             are recomputed.
+        taps: Layers whose output is returned too.
 
     Returns:
-        Output of the last layer.
+        Output of the last layer, and the outputs of the tapped layers on a new leading axis; ``None`` without taps.
     """
     layer_leaves, layer_structure = jax.tree.flatten(layers)
     constant_leaves, constant_structure = jax.tree.flatten(constants)
@@ -44,15 +51,16 @@ def offloaded_scan(
     def flat(x: Array, layer: Arrays, constants: Arrays) -> Array:
         return body(x, layer_structure.unflatten(layer), constant_structure.unflatten(constants))
 
-    return _scan(jax.checkpoint(flat, policy=policy, prevent_cse=False), x, layer_leaves, constant_leaves)
+    return _scan(jax.checkpoint(flat, policy=policy, prevent_cse=False), taps, x, layer_leaves, constant_leaves)
 
 
 Flat = Callable[[Array, Arrays, Arrays], Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(body: Flat, x: Array, layers: Arrays, constants: Arrays) -> Array:
-    return jax.lax.scan(lambda x, layer: (body(x, layer, constants), None), x, layers)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(body: Flat, taps: Taps | None, x: Array, layers: Arrays, constants: Arrays) -> tuple[Array, Array | None]:
+    x, streams, _ = scan(lambda x, layer: (body(x, layer, constants), None), x, layers, taps)
+    return x, streams
 
 
 @jax.tree_util.register_dataclass
@@ -98,7 +106,9 @@ class _Saved:
     trained: tuple[tuple[bool, ...], tuple[bool, ...]] = dataclasses.field(metadata={"static": True})
 
 
-def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tuple[Array, _Saved]:
+def _forward(
+    body: Flat, taps: Taps | None, x: Any, layers: list[Any], constants: list[Any]
+) -> tuple[tuple[Array, Array | None], _Saved]:
     # With symbolic_zeros arrays come with a flag that says whether they are differentiated. Frozen weights are not:
     # their gradient would take as much memory as they do.
     trained = tuple(leaf.perturbed for leaf in layers), tuple(leaf.perturbed for leaf in constants)
@@ -113,16 +123,21 @@ def _forward(body: Flat, x: Any, layers: list[Any], constants: list[Any]) -> tup
         # As outputs of the scan, tensors are copied to their place in a host stack while the next layer computes.
         return x, jax.device_put(gradient, jax.memory.Space.Host)
 
-    x, gradients = jax.lax.scan(step, x, layers)
-    return x, _Saved(layers=layers, constants=constants, gradients=gradients, trained=trained)
+    x, streams, gradients = scan(step, x, layers, taps)
+    return (x, streams), _Saved(layers=layers, constants=constants, gradients=gradients, trained=trained)
 
 
-def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Array | None], list[Array | None]]:
+def _backward(
+    body: Flat, taps: Taps | None, saved: _Saved, cotangents: tuple[Any, Any]
+) -> tuple[Array, list[Array | None], list[Array | None]]:
     del body
+    cotangent, of_streams = cotangents
     result: Any = cotangent
     if isinstance(cotangent, SymbolicZero):
         cotangent = jnp.zeros(result.shape, result.dtype)
     count = len(saved.layers[0])
+    tapped = taps is not None and not isinstance(of_streams, SymbolicZero)
+    slots = jnp.asarray(taps.slots(count)) if tapped else None
 
     def fetch(index: Array | int) -> _Gradient:
         return jax.device_put(_at(saved.gradients, index), jax.memory.Space.Device)
@@ -135,6 +150,9 @@ def _backward(body: Flat, saved: _Saved, cotangent: Any) -> tuple[Array, list[Ar
         # Fetched one iteration ahead. The last iteration reads index -1 as 0 and drops the result: no condition needed.
         ahead = fetch(index - 1)
         layer = _at(saved.layers, index)
+        if tapped:
+            # The streams themselves need no residual: their cotangents are added here, each at its layer.
+            cotangent = taps.add_cotangent(cotangent, of_streams, _at(slots, index))
         cotangent, *more = gradient.function([*layer, *saved.constants])(cotangent)
         of_layers = [
             jax.lax.dynamic_update_index_in_dim(stack, one, index, 0, allow_negative_indices=False)

@@ -36,7 +36,7 @@ def draws():
 def test_gradients_are_those_of_a_plain_loop(remat, wanted):
     def scanned(x, trained, frozen, shift):
         layers = {"trained": trained, "frozen": frozen}
-        return scan_layers(body, x, layers, (shift, jnp.float32(-1.0)), remat)
+        return scan_layers(body, x, layers, (shift, jnp.float32(-1.0)), remat)[0]
 
     arguments = draws()
     result, gradients = jax.jit(jax.value_and_grad(lambda *args: scanned(*args).sum(), wanted))(*arguments)
@@ -50,7 +50,9 @@ def test_only_the_stream_and_the_named_values_go_to_the_host():
     x, trained, frozen, shift = draws()
 
     def loss(x, trained):
-        return scan_layers(body, x, {"trained": trained, "frozen": frozen}, (shift, jnp.float32(1.0)), "offload").sum()
+        return scan_layers(body, x, {"trained": trained, "frozen": frozen}, (shift, jnp.float32(1.0)), "offload")[
+            0
+        ].sum()
 
     stacks = [
         variable.aval
@@ -67,7 +69,9 @@ def test_gradients_of_frozen_weights_are_not_computed():
     x, trained, frozen, shift = draws()
 
     def loss(trained):
-        return scan_layers(body, x, {"trained": trained, "frozen": frozen}, (shift, jnp.float32(1.0)), "offload").sum()
+        return scan_layers(body, x, {"trained": trained, "frozen": frozen}, (shift, jnp.float32(1.0)), "offload")[
+            0
+        ].sum()
 
     stacks = [
         variable.aval.shape
