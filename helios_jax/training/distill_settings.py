@@ -9,7 +9,7 @@ generator on the difference of the two scores (``distiller``).
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 from flax import nnx
@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import check_steps
+from helios_jax.distillation.gan import Gan
+from helios_jax.models.discriminator import Discriminator
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.parallel.residence import Mode
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
@@ -28,6 +30,7 @@ from helios_jax.training.methods.distill import ScoreSampling
 from helios_jax.training.networks import Networks
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import Rules
+from helios_jax.training.sharding import state_shardings
 from helios_jax.training.starts import load_part
 from helios_jax.typing import Array, Float, Key
 from helios_jax.user_input import finite_number, user_path, whole_number
@@ -106,6 +109,7 @@ class DistillSettings:
         decoupled: Separate noise levels for guidance and matching; ``None``: one for both.
         score_levels: "last": samples are scored at full size; "random": on a random level.
         own: Contexts from the generator's own chunks; ``None``: real ones, as published.
+        gan: A discriminator on the critic's network; ``None``: none.
         memory: "resident": all networks and optimizer states stay on the device; "scheduled": those that the next
             programs do not need wait in pinned host memory. The numbers are the same, bit for bit.
     """
@@ -129,6 +133,7 @@ class DistillSettings:
     decoupled: Decoupled | None = None
     score_levels: Literal["last", "random"] = "last"
     own: OwnContexts | None = None
+    gan: Gan | None = None
     memory: Mode = "resident"
 
     def __post_init__(self) -> None:
@@ -148,6 +153,8 @@ class DistillSettings:
         whole_number(self.ratio, "method.ratio", at_least=1)
         whole_number(self.tokens, "method.tokens", at_least=1)
         finite_number(self.guidance, "method.guidance", at_least=0)
+        if self.own is not None and self.own.scored > 1 and self.gan is not None:
+            raise ValueError(f"method.own.scored={self.own.scored}: the discriminator compares single chunks, scored=1")
         if self.own is not None and self.score_levels != "last":
             raise ValueError("method.own scores whole clips: it needs method.score_levels='last'")
 
@@ -167,10 +174,27 @@ class DistillSettings:
             amplify=amplify,
         )
 
-    def score_networks(self, mesh: Mesh, key: Key[Array, ""]) -> nnx.Module:
-        """The score network with the critic's adapters."""
-        weights, adapters = jax.random.split(key)
-        return self.critic_lora.add(self.score.networks(mesh, weights), adapters)
+    def score_networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
+        """The score networks with the critic's adapters and, as "discriminator", the heads if there are any."""
+        weights, adapters, heads = jax.random.split(key, 3)
+        networks: Any = self.critic_lora.add(self.score.networks(mesh, weights), adapters)
+        if self.gan is None:
+            return networks
+        model, sizes = networks.transformer, self.gan.heads
+
+        def make(key: Key[Array, ""]) -> Discriminator:
+            config = model.config
+            return Discriminator(sizes, config.dim, config.velocity_channels, dtype=model.dtype, rngs=nnx.Rngs(key))
+
+        graph, abstract = nnx.split(nnx.eval_shape(make, heads))
+        made = jax.jit(lambda key: nnx.state(make(key)), out_shardings=state_shardings(abstract, mesh))(heads)
+        return Networks(**_modules(networks), discriminator=nnx.merge(graph, made))
+
+    @property
+    def trained_by_critic(self) -> Rules:
+        """``critic_trainable``, and the discriminator."""
+        heads: Rules = (("discriminator/.*", 1),)
+        return self.critic_trainable if self.gan is None else heads + self.critic_trainable
 
     def negative_embeds(self, score: Networks, mesh: Mesh, fallback: str) -> Float[Array, "1 S E"]:
         """Embeddings of the negative prompt.
@@ -183,3 +207,7 @@ class DistillSettings:
         folder = local_folder(user_path(self.text or fallback, "method.text"))
         encoder = vars(score).get("text_encoder") or load_part(folder, "text_encoder", "bfloat16", mesh)
         return TextEncoder.create(encoder, Tokenizer.from_folder(folder))([self.negative_prompt], self.tokens)
+
+
+def _modules(networks: Networks) -> dict[str, nnx.Module]:
+    return {name: network for name, network in vars(networks).items() if isinstance(network, nnx.Module)}

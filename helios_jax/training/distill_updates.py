@@ -11,25 +11,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from helios_jax.diffusion.pyramid import pyramid_levels
+from helios_jax.config import HistoryConfig
+from helios_jax.diffusion.pyramid import block_mean, pyramid_levels
 from helios_jax.distillation.dmd import critic_loss
+from helios_jax.distillation.gan import gan_cotangent, gan_loss
+from helios_jax.distillation.judge import judge_clips
 from helios_jax.distillation.scores import clean_estimate, decoupled_cotangent, score_cotangent
 from helios_jax.parallel.execution import SAMPLING, Execution
 from helios_jax.training.distill_settings import DistillSettings
 from helios_jax.training.methods import fold, mean_squares
-from helios_jax.training.methods.distill import SCORE, Scene, scores_of
+from helios_jax.training.methods.distill import CROP, SCORE, Scene, scores_of
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.params import Params, unflatten
 from helios_jax.training.updates import Player, Updater
-from helios_jax.typing import Array, Float, Int, Key
+from helios_jax.typing import AnyArray, Array, Float, Int, Key
 
 BANDS = (0, 250, 500, 750, 1000)
 """Borders of the bands of timesteps in which the critic's loss is logged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Judge:
+class ScoreNetwork:
     """The score network in its two roles.
 
     Attributes:
@@ -43,6 +46,27 @@ class Judge:
     graph: nnx.GraphDef[Networks]
     real_graph: nnx.GraphDef[Networks]
     execution: Execution
+
+    @property
+    def layout(self) -> HistoryConfig | None:
+        """Tiers of the scores' context; ``None`` if they get none."""
+        return self.settings.context.layout if self.settings.own is None else None
+
+    def judge(self, networks: Networks, x: Array, timestep: Array, scene: Scene) -> Float[Array, "B logits"]:
+        """The discriminator as a ``distillation.judge.Judge`` of these networks, in the scene's plain context."""
+        model, plain = networks.transformer, scene.contexts.plain
+        context = None if self.layout is None else model.context(plain.tiers(self.layout))
+        return judge_clips(
+            model,
+            networks.discriminator,
+            x,
+            timestep,
+            text=model.condition_embedder.text(scene.score_text),
+            context=context,
+            layout=self.layout,
+            full=plain.frames.shape[2:4],
+            execution=self.execution,
+        )
 
     def fake(self, trainable: Params, frozen: Params) -> Networks:
         """The score networks with the critic's adapters."""
@@ -73,8 +97,7 @@ class Judge:
         settings = self.settings
         fake = self.fake(critic, frozen).transformer
         real = unflatten(self.real_graph, {path: frozen[path] for path in frozen if path.startswith("transformer/")})
-        layout = settings.context.layout if settings.own is None else None
-        scores = scores_of(fake, real.transformer, scene, layout, SAMPLING)
+        scores = scores_of(fake, real.transformer, scene, self.layout, SAMPLING)
         x, scale = self.clean(x, keys, level)
         at = settings.levels.draw(keys, x, fake, step)
         if settings.decoupled is None:
@@ -84,6 +107,36 @@ class Judge:
             guided = settings.levels.draw(others, x, fake, step, settings.decoupled.guided_high)
             cotangent, metrics = decoupled_cotangent(scores, x, guided, at, settings.guidance)
         return scale * cotangent, metrics | {"timestep": at.timestep.mean()}
+
+    def adversarial(
+        self,
+        critic: Params,
+        frozen: Params,
+        x: Float[Array, "B T H W C"],
+        scene: Scene,
+        keys: Key[Array, " B"],
+        step: Int[Array, ""],
+        *,
+        level: int | None,
+    ) -> tuple[Float[Array, "B T H W C"], Metrics]:
+        """The gradient of the weighted adversarial loss in the generator's sample, and metrics; see ``compare``."""
+        gan = self.settings.gan
+        assert gan is not None, "called only with a discriminator"
+        networks = self.fake(critic, frozen)
+        x, scale = self.clean(x, keys, level)
+        at = self.settings.levels.draw(keys, x, networks.transformer, step)
+        cotangent, metrics = gan_cotangent(
+            self.judge,
+            networks,
+            x,
+            timestep=at.timestep,
+            sigma=at.sigma,
+            condition=scene,
+            draws=jax.vmap(lambda key: gan.draw_generator(fold(key, CROP), x.shape[1:]))(keys),
+            settings=gan,
+            patch=networks.transformer.config.patch_size,
+        )
+        return scale * cotangent, metrics
 
     def clean(
         self, x: Float[Array, "B T H W C"], keys: Key[Array, " B"], level: int | None
@@ -97,44 +150,77 @@ class Judge:
 
 
 def update_critic(
-    judge: Judge,
+    scorer: ScoreNetwork,
     updater: Updater,
     player: Player,
     frozen: Params,
     x: Float[Array, "B T H W C"],
+    real: Float[AnyArray, "B T2 H2 W2 C"],
     scene: Scene,
     keys: Key[Array, " B"],
     *,
     level: int | None,
+    with_gan: bool,
 ) -> tuple[Player, Metrics]:
     """One step of the critic.
 
     Args:
-        judge: The score network.
+        scorer: The score network.
         updater: How the critic is updated.
         player: The critic.
         frozen: Frozen parameters of the score networks.
         x: The generator's sample, or the result of a lower level.
-        scene: Its window.
+        real: A real chunk at full size, for the discriminator.
+        scene: The sample's window.
         keys: One key per sample.
-        level: See ``Judge.compare``.
+        level: See ``ScoreNetwork.compare``.
+        with_gan: Whether the discriminator is trained.
     """
-    settings = judge.settings
-    x, _ = judge.clean(x, keys, level)
-    layout = settings.context.layout if settings.own is None else None
+    settings, gan = scorer.settings, scorer.settings.gan
+    x, _ = scorer.clean(x, keys, level)
 
     def loss(trainable: Params) -> tuple[Array, Metrics]:
-        model = judge.fake(trainable, frozen).transformer
-        at = settings.levels.draw(keys, x, model, None)
-        score = scores_of(model, model, scene, layout, judge.execution).fake
+        networks = scorer.fake(trainable, frozen)
+        at = settings.levels.draw(keys, x, networks.transformer, None)
+        score = scores_of(networks.transformer, networks.transformer, scene, scorer.layout, scorer.execution).fake
         predicted = score(at.noised(x), at.timestep)
         value = critic_loss(predicted, at.noise, x)
-        metrics = {"loss": value, "timestep": at.timestep.mean()}
-        return value, metrics | by_band(mean_squares(predicted - (at.noise - x)), at.timestep)
+        metrics = {"flow_loss": value, "timestep": at.timestep.mean()}
+        metrics |= by_band(mean_squares(predicted - (at.noise - x)), at.timestep)
+        if not with_gan or gan is None:
+            return value, metrics | {"loss": value}
+        if gan.separate:
+            held = {path: jax.lax.stop_gradient(array) for path, array in trainable.items() if not _is_head(path)}
+            networks = scorer.fake(trainable | held, frozen)
+        adversarial, of_gan = gan_loss(
+            scorer.judge,
+            networks,
+            x,
+            at_size(jnp.asarray(real), x.shape[2:4]),
+            noise=at.noise,
+            timestep=at.timestep,
+            sigma=at.sigma,
+            condition=scene,
+            draws=jax.vmap(lambda key: gan.draw_discriminator(fold(key, CROP), x.shape[1:]))(keys),
+            settings=gan,
+            patch=networks.transformer.config.patch_size,
+        )
+        return value + adversarial, metrics | of_gan | {"loss": value + adversarial}
 
     gradients, metrics = jax.grad(loss, has_aux=True)(player.trainable)
     player, applied = updater.apply(player, gradients, metrics["loss"], average=False)
     return player, metrics | applied
+
+
+def _is_head(path: str) -> bool:
+    return path.startswith("discriminator/")
+
+
+def at_size(clip: Float[Array, "B T H W C"], size: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
+    """A clip halved by 2x2 means until it has this height and width, which is that of a level."""
+    while clip.shape[2:4] != size:
+        clip = block_mean(clip)
+    return clip
 
 
 def by_band(losses: Float[Array, " B"], timesteps: Float[Array, " B"]) -> Metrics:

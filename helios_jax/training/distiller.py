@@ -31,7 +31,7 @@ from helios_jax.parallel.residence import Residence
 from helios_jax.training.batch import LatentBatch, LatentPair
 from helios_jax.training.descent import sample_keys
 from helios_jax.training.distill_settings import DistillSettings
-from helios_jax.training.distill_updates import Judge, update_critic
+from helios_jax.training.distill_updates import ScoreNetwork, update_critic
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.injection import Contexts
 from helios_jax.training.log import report
@@ -103,7 +103,7 @@ class Distilling:
         self._encoders = {name: _encoder(networks) for name, networks in ((GENERATOR, generator), (CRITIC, score))}
         real = flatten(strip_lora(Networks(transformer=score.transformer)))[0]
         self._graph, generator_trained, generator_frozen = split_params(generator, experiment.trainable, mesh)
-        self._score_graph, critic_trained, score_frozen = split_params(score, settings.critic_trainable, mesh)
+        self._score_graph, critic_trained, score_frozen = split_params(score, settings.trained_by_critic, mesh)
         del generator, score
         fixed = {GENERATOR: generator_frozen, CRITIC: score_frozen}
         trained = {GENERATOR: generator_trained, CRITIC: critic_trained}
@@ -129,7 +129,9 @@ class Distilling:
         for name, player in state.players.items():
             for part, tree in _parts(name, player).items():
                 self._residence.hold(part, tree)
-        self._judge = Judge(settings=settings, graph=self._score_graph, real_graph=real, execution=experiment.execution)
+        self._scorer = ScoreNetwork(
+            settings=settings, graph=self._score_graph, real_graph=real, execution=experiment.execution
+        )
         self._walk_call = WalkCall(graph=self._graph, layout=settings.context.layout)
         self._exit_call = ExitCall(graph=self._graph, layout=settings.context.layout, execution=experiment.execution)
         self._compile()
@@ -151,7 +153,8 @@ class Distilling:
             lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=shardings[GENERATOR].trainable
         )
         # Compiled without the options for gradients: the scores are not differentiated.
-        self._compare = jax.jit(self._judge.compare, static_argnames="level")
+        self._compare = jax.jit(self._scorer.compare, static_argnames="level")
+        self._adversarial = jax.jit(self._scorer.adversarial, static_argnames="level", compiler_options=options)
         self._apply = jax.jit(
             functools.partial(self._updaters[GENERATOR].apply, average=True),
             donate_argnums=0,
@@ -159,8 +162,8 @@ class Distilling:
         )
         self._average = jax.jit(self._updaters[GENERATOR].average, donate_argnums=0, out_shardings=shardings[GENERATOR])
         self._criticise = jax.jit(
-            functools.partial(update_critic, self._judge, self._updaters[CRITIC]),
-            static_argnames="level",
+            functools.partial(update_critic, self._scorer, self._updaters[CRITIC]),
+            static_argnames=("level", "with_gan"),
             donate_argnums=0,
             out_shardings=(shardings[CRITIC], None),
             compiler_options=options,
@@ -169,12 +172,14 @@ class Distilling:
     def step(self, batch: LatentPair, number: int) -> Metrics:
         """See ``Running``."""
         settings, step = self._settings, number - 1
+        if settings.gan is not None:
+            settings.gan.check(self._config, *batch.critic.target.shape[1:4])
         ema, metrics = self._experiment.ema, {}
         if step % settings.ratio == 0:
             metrics |= _prefixed(GENERATOR, self._update_generator(batch.generator, step))
         elif ema is not None and step < ema.start:
             self._put(GENERATOR, self._average(self._take(GENERATOR)))
-        metrics |= _prefixed(CRITIC, self._update_critic(batch.critic, step))
+        metrics |= _prefixed(CRITIC, self._update_critic(batch, step))
         return metrics
 
     # In the two updates a tree is asked for before the program that hides its copy, and parked after the last program
@@ -186,7 +191,13 @@ class Distilling:
         scene, sections = self._roll_out(GENERATOR, batch, keys, step, level)
         scored = sections[-self._scored :]
         critic, frozen = use(_TRAINABLE[CRITIC]), use(_FROZEN[CRITIC])
-        cotangent, metrics = self._compare(critic, frozen, _joined(scored), scene, keys, np.int32(step), level=level)
+        arguments = critic, frozen, _joined(scored), scene, keys, np.int32(step)
+        cotangent, metrics = self._compare(*arguments, level=level)
+        gan = self._settings.gan
+        if gan is not None and self._with_gan(step):
+            cotangent, metrics = _sum(
+                cotangent, metrics, *self._adversarial(*arguments, level=level), np.float32(gan.generator_weight)
+            )
         self._residence.park(_TRAINABLE[CRITIC])
         self._residence.park(_FROZEN[CRITIC])
         weights, frozen = use(_TRAINABLE[GENERATOR]), use(_FROZEN[GENERATOR])
@@ -211,14 +222,24 @@ class Distilling:
         self._put(GENERATOR, player)
         return metrics | applied
 
-    def _update_critic(self, batch: LatentBatch, step: int) -> Metrics:
+    def _update_critic(self, batch: LatentPair, step: int) -> Metrics:
         use, level = self._residence.use, self._score_level(CRITIC, step)
         keys = self._keys(np.int32(step), _USE[CRITIC])
-        scene, sections = self._roll_out(CRITIC, batch, keys, step, level)
+        scene, sections = self._roll_out(CRITIC, batch.critic, keys, step, level)
         self._residence.park(_TRAINABLE[GENERATOR])
         self._residence.park(_FROZEN[GENERATOR])
-        x = _joined(sections[-self._scored :])
-        player, metrics = self._criticise(self._take(CRITIC), use(_FROZEN[CRITIC]), x, scene, keys, level=level)
+        x, gan = _joined(sections[-self._scored :]), self._settings.gan
+        real = (batch.generator if gan is not None and gan.reals == "generator" else batch.critic).target
+        player, metrics = self._criticise(
+            self._take(CRITIC),
+            use(_FROZEN[CRITIC]),
+            x,
+            real,
+            scene,
+            keys,
+            level=level,
+            with_gan=self._with_gan(step),
+        )
         self._put(CRITIC, player)
         return metrics
 
@@ -291,6 +312,10 @@ class Distilling:
             routes.append(Route(plans=plans, exits=draw_exits(seed, plans) if settings.exits == "random" else exits))
         route_of = contexts.is_empty.astype(jnp.int32) if len(routes) == 2 else jnp.zeros_like(contexts.is_empty, int)
         return tuple(routes), route_of
+
+    def _with_gan(self, step: int) -> bool:
+        gan = self._settings.gan
+        return gan is not None and step >= gan.start_step
 
     def _score_level(self, name: str, step: int) -> int | None:
         """The level on which samples are scored; ``None``: the last."""
@@ -409,6 +434,15 @@ def _some_and_every(flags: Array) -> tuple[Array, Array]:
 
 def _joined(sections: Sequence[Section]) -> Float[Array, "B T H W C"]:
     return sections[0].x if len(sections) == 1 else jnp.concatenate([section.x for section in sections], axis=1)
+
+
+@jax.jit
+def _sum(
+    cotangent: Array, metrics: Metrics, adversarial: Array, of_gan: Metrics, weight: Float[Any, ""]
+) -> tuple[Float[Array, "B T H W C"], Metrics]:
+    """The gradient of the generator's whole loss, and its metrics."""
+    loss = metrics["loss"] + weight * of_gan["gan/generator_loss"]
+    return cotangent + adversarial, metrics | of_gan | {"dmd_loss": metrics["loss"], "loss": loss}
 
 
 def _prefixed(player: str, metrics: Mapping[str, Any]) -> Metrics:

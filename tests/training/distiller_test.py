@@ -10,7 +10,9 @@ import pytest
 
 from helios_jax.config import TransformerConfig
 from helios_jax.distillation.dmd import dmd_gradient, dmd_loss, guide
+from helios_jax.distillation.gan import Gan
 from helios_jax.distillation.rollout import lowest_trained, rollout
+from helios_jax.models.discriminator import DiscriminatorConfig
 from helios_jax.training.batch import LatentBatch, LatentPair, PromptBatch
 from helios_jax.training.distill_settings import Decoupled, OwnContexts
 from helios_jax.training.distiller import Distill, Distilling
@@ -36,6 +38,7 @@ CONFIG = TransformerConfig(
 )
 START = Random(transformer=CONFIG, dtype="float32")
 BATCH, SIZE = 2, 16
+HEADS = DiscriminatorConfig(hooks=(0, 1), width=8, groups=2)
 LORA = Lora(rank=2, targets=("transformer/blocks/.*", "transformer/condition_embedder/.*"))
 
 
@@ -82,7 +85,7 @@ def running(restore: Any = None, **changes: Any) -> Distilling:
     settings = WithoutText(
         score=START,
         critic_lora=LORA,
-        critic_optimizer=AdamW(learning_rate=1e-3),
+        critic_optimizer=AdamW(learning_rate=1e-3, clip_norm=0),
         context=Injection.published(),
         **changes,
     )
@@ -124,7 +127,7 @@ def test_the_generator_moves_by_the_gradient_of_the_rollout():
     run._put("generator", dataclasses.replace(player, trainable=jax.tree.map(jnp.copy, weights)))
     scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
     (route,) = section.routes
-    judge, frozen, critic = run._judge, run._residence.use("critic/frozen"), run._take("critic").trainable
+    scorer, frozen, critic = run._scorer, run._residence.use("critic/frozen"), run._take("critic").trainable
     of_generator = run._residence.use("generator/frozen")
 
     def loss(weights: Any) -> Any:
@@ -142,9 +145,9 @@ def test_the_generator_moves_by_the_gradient_of_the_rollout():
             jnp.array(route.exits),
             lowest_trained(route.exits),
         )
-        fake = judge.fake(critic, frozen).transformer
-        real = unflatten(judge.real_graph, frozen).transformer
-        scores = scores_of(fake, real, scene, run._settings.context.layout, judge.execution)
+        fake = scorer.fake(critic, frozen).transformer
+        real = unflatten(scorer.real_graph, frozen).transformer
+        scores = scores_of(fake, real, scene, run._settings.context.layout, scorer.execution)
         at = run._settings.levels.draw(keys, x, fake, 0)
         ends = [at.end_point(score, x) for score in (scores.fake, scores.real, scores.negative)]
         return dmd_loss(x, dmd_gradient(x, ends[0], guide(ends[1], ends[2]))), x
@@ -210,6 +213,8 @@ def test_a_restored_run_continues_bit_for_bit():
         {"score_levels": "random"},
         {"own": OwnContexts(sections=(2, 3), scored=2)},
         {"exits": "last", "grid": "published"},
+        {"gan": Gan(start_step=1, heads=HEADS, crop=1.0)},
+        {"gan": Gan(start_step=0, heads=HEADS, crop=1.0, separate=True, reals="generator", crops="independent", r2=1)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -222,9 +227,25 @@ def test_variants_update_both_players(changes):
     assert all(changed(before[player], trained(run, player)) for player in before)
 
 
+def test_the_discriminator_is_trained_by_its_own_loss():
+    """With ``separate``, its losses change the heads, and the fake score's adapters get the gradients they had."""
+    gan = Gan(start_step=0, heads=HEADS, crop=1.0, separate=True, discriminator_weight=3.0, generator_weight=0.0)
+    alone, together = running(ratio=1), running(ratio=1, gan=gan)
+    heads = {path: array for path, array in trained(together, "critic").items() if "discriminator" in path}
+    assert len(heads) == 52
+    metrics = [run.step(PAIR, 1) for run in (alone, together)]
+    assert float(metrics[0]["critic/loss"]) == pytest.approx(float(metrics[1]["critic/flow_loss"]), rel=1e-6)
+    after = [trained(run, "critic") for run in (alone, together)]
+    assert changed(heads, after[1])
+    for path, array in after[0].items():
+        np.testing.assert_allclose(array, after[1][path], atol=1e-6, err_msg=path)
+    assert {"generator/gan/generator_loss", "critic/gan/r1", "critic/gan/real_logit"} <= metrics[1].keys()
+
+
 def test_scheduled_memory_changes_no_number():
     """After five steps of both players, everything is equal bit for bit, and networks wait in host memory."""
-    runs = {memory: running(memory=memory) for memory in ("resident", "scheduled")}
+    gan = Gan(start_step=2, heads=HEADS, crop=1.0)
+    runs = {memory: running(memory=memory, gan=gan) for memory in ("resident", "scheduled")}
     for run in runs.values():
         for number in range(1, 7):
             run.step(PAIR, number)
