@@ -11,10 +11,13 @@ import pathlib
 
 import jax
 import pytest
+from flax import nnx
 
 from helios_jax.checkpoints.components import find_component
 from helios_jax.config import PipelineConfig, SchedulerConfig, TransformerConfig
-from helios_jax.experiments import stage3_distill
+from helios_jax.distillation.gan import Gan
+from helios_jax.experiments import stage3_distill, stage3_distill_gan
+from helios_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.networks import Networks
@@ -120,3 +123,36 @@ def test_the_small_world_is_distilled_into_few_steps(size):
     assert settings.product.config.is_distilled
     assert settings.data.drop_text == 0
     assert settings.method.context.drop.t2v == 0
+
+
+def test_the_published_discriminator():
+    """Its own table: everything else is the recipe without a discriminator, except for blur."""
+    without, settings = experiment(), frozen(stage3_distill_gan.get_config("14b"))
+    gan, context = settings.method.gan, settings.method.context
+    method = dataclasses.replace(settings.method, gan=None, context=without.method.context)
+    assert dataclasses.replace(settings, method=method) == without
+    corruption = dataclasses.replace(without.method.context.corruption, blur=0.1)
+    assert context == dataclasses.replace(without.method.context, corruption=corruption)
+    published = Gan.published()
+    assert (published.crops, published.reals) == ("independent", "generator")
+    assert gan == dataclasses.replace(published, crops="shared", reals="critic")
+    assert gan == Gan(
+        start_step=1000,
+        generator_weight=0.05,
+        discriminator_weight=0.01,
+        r1=100.0,
+        r1_sigma=0.1,
+        r2=0.0,
+        crop=0.5,
+        heads=DiscriminatorConfig(hooks=(5, 15, 25, 35), width=768, groups=32, final=True),
+    )
+    heads = jax.eval_shape(lambda: Discriminator(gan.heads, 5120, 16, rngs=nnx.Rngs(0)))
+    assert sum(math.prod(array.shape) for array in flatten(heads)[1].values()) == 988_359_941
+    gan.check(TransformerConfig.helios_14b(), 9, 48, 80)
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+def test_the_small_discriminator_fits_the_small_world(size):
+    settings = frozen(stage3_distill_gan.get_config(size))
+    layers = {"tiny": 4, "tiny_gpu": 8}[size]
+    settings.method.gan.check(dataclasses.replace(TransformerConfig.helios_14b(), num_layers=layers), 9, 8, 8)
