@@ -1,4 +1,4 @@
-"""Stage 3 with a discriminator from step 1000 (arXiv 2603.04379): ``stage3_distill``, and heads on the critic's network.
+"""Stage 3 with a discriminator from step 1000 (arXiv 2603.04379): heads on the network of the critic.
 
     helios-train --config=stage3_distill_gan.py:14b --workdir=runs/stage3_distill_gan \
         --config.start.folder=runs/stage3_ode/product/2500

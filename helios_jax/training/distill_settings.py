@@ -27,7 +27,7 @@ from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.training.experiment import Lora, Start
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.distill import ScoreSampling
-from helios_jax.training.networks import Networks
+from helios_jax.training.networks import Networks, modules
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import Rules
 from helios_jax.training.sharding import state_shardings
@@ -188,7 +188,7 @@ class DistillSettings:
 
         graph, abstract = nnx.split(nnx.eval_shape(make, heads))
         made = jax.jit(lambda key: nnx.state(make(key)), out_shardings=state_shardings(abstract, mesh))(heads)
-        return Networks(**_modules(networks), discriminator=nnx.merge(graph, made))
+        return Networks(**modules(networks), discriminator=nnx.merge(graph, made))
 
     @property
     def trained_by_critic(self) -> Rules:
@@ -207,7 +207,3 @@ class DistillSettings:
         folder = local_folder(user_path(self.text or fallback, "method.text"))
         encoder = vars(score).get("text_encoder") or load_part(folder, "text_encoder", "bfloat16", mesh)
         return TextEncoder.create(encoder, Tokenizer.from_folder(folder))([self.negative_prompt], self.tokens)
-
-
-def _modules(networks: Networks) -> dict[str, nnx.Module]:
-    return {name: network for name, network in vars(networks).items() if isinstance(network, nnx.Module)}

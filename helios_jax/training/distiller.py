@@ -38,7 +38,7 @@ from helios_jax.training.log import report
 from helios_jax.training.methods import CONTEXT, fold
 from helios_jax.training.methods.distill import Condition, ExitCall, Scene, WalkCall, make_scene, rollout_draws
 from helios_jax.training.metrics import Metrics
-from helios_jax.training.networks import Networks
+from helios_jax.training.networks import Networks, modules
 from helios_jax.training.params import Params, count_text, flatten, unflatten
 from helios_jax.training.state import Items, Restore, TrainState, split_params, start_state, state_items
 from helios_jax.training.updates import Player, Updater
@@ -51,6 +51,9 @@ _FROZEN, _TRAINABLE, _AVERAGE, _MOMENTS = (
     {name: f"{name}/{part}" for name in PLAYERS} for part in ("frozen", "trainable", "average", "moments")
 )
 """Names in the residence: the frozen parameters next to a player, and the player in three parts."""
+
+_TEXT = "text_encoder"
+"""Name of a text encoder among networks. It is not trained."""
 
 _USE = {GENERATOR: 16, CRITIC: 17}
 """Uses of a sample's key, one for each window."""
@@ -95,21 +98,24 @@ class Distilling:
 
     def __init__(self, settings: Distill, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> None:
         self._settings, self._experiment, self._mesh = settings, experiment, mesh
-        generator = experiment.initial_networks(mesh)
-        score = settings.score_networks(mesh, jax.random.fold_in(jax.random.key(experiment.seed), 1))
-        self._config = generator.transformer.config
-        self._negative = settings.negative_embeds(score, mesh, getattr(experiment.product, "parts", ""))
-        # Texts are encoded with these alone, so that no program that needs a text encoder holds a transformer.
-        self._encoders = {name: _encoder(networks) for name, networks in ((GENERATOR, generator), (CRITIC, score))}
-        real = flatten(strip_lora(Networks(transformer=score.transformer)))[0]
-        self._graph, generator_trained, generator_frozen = split_params(generator, experiment.trainable, mesh)
-        self._score_graph, critic_trained, score_frozen = split_params(score, settings.trained_by_critic, mesh)
-        del generator, score
-        fixed = {GENERATOR: generator_frozen, CRITIC: score_frozen}
-        trained = {GENERATOR: generator_trained, CRITIC: critic_trained}
-        for name in PLAYERS:
-            counts = count_text(trained[name]), count_text(fixed[name])
-            report(f"{name}: {counts[0]} parameters are trained and {counts[1]} are frozen, on {dict(mesh.shape)}")
+        self._residence, trained = Residence(settings.memory), {}
+        # Text encoders are small or absent and stay on the device. The generator is parked before the score network is
+        # loaded.
+        networks: Any = experiment.initial_networks(mesh)
+        self._encoders = {GENERATOR: _encoder(networks)}
+        networks = _without_encoder(networks)
+        self._config = networks.transformer.config
+        self._graph, trained[GENERATOR], frozen = split_params(networks, experiment.trainable, mesh)
+        del networks
+        self._hold_frozen(GENERATOR, trained[GENERATOR], frozen)
+        networks = settings.score_networks(mesh, jax.random.fold_in(jax.random.key(experiment.seed), 1))
+        self._negative = settings.negative_embeds(networks, mesh, getattr(experiment.product, "parts", ""))
+        self._encoders[CRITIC] = _encoder(networks)
+        networks = _without_encoder(networks)
+        real = flatten(strip_lora(Networks(transformer=networks.transformer)))[0]
+        self._score_graph, trained[CRITIC], frozen = split_params(networks, settings.trained_by_critic, mesh)
+        del networks
+        self._hold_frozen(CRITIC, trained[CRITIC], frozen)
         # The critic takes ``ratio`` steps per update of the generator, so their schedules have different lengths.
         lengths = {GENERATOR: -(-experiment.steps // settings.ratio), CRITIC: experiment.steps}
         optimizers = {GENERATOR: experiment.optimizer, CRITIC: settings.critic_optimizer}
@@ -121,9 +127,6 @@ class Distilling:
             )
             for name in PLAYERS
         }
-        self._residence = Residence(settings.memory)
-        for name in PLAYERS:
-            self._residence.hold(_FROZEN[name], fixed.pop(name), master=True)
         state = start_state(self._updaters, trained, mesh, restore)
         self._shardings = jax.tree.map(lambda array: array.sharding, state.players)
         for name, player in state.players.items():
@@ -135,6 +138,11 @@ class Distilling:
         self._walk_call = WalkCall(graph=self._graph, layout=settings.context.layout)
         self._exit_call = ExitCall(graph=self._graph, layout=settings.context.layout, execution=experiment.execution)
         self._compile()
+
+    def _hold_frozen(self, name: str, trained: Params, frozen: Params) -> None:
+        counts = count_text(trained), count_text(frozen)
+        report(f"{name}: {counts[0]} parameters are trained and {counts[1]} are frozen, on {dict(self._mesh.shape)}")
+        self._residence.hold(_FROZEN[name], frozen, master=True)
 
     def _compile(self) -> None:
         """Creates the programs; each is compiled when it is first called."""
@@ -354,7 +362,7 @@ class Distilling:
 
     def frozen(self) -> Params:
         """See ``Running``. Parked arrays are given where they are, in host memory."""
-        frozen = {name: self._residence.peek(_FROZEN[name]) for name in PLAYERS}
+        frozen = {name: self._residence.peek(_FROZEN[name]) | self._encoders[name].params for name in PLAYERS}
         return {f"{name}/{path}": array for name in PLAYERS for path, array in frozen[name].items()}
 
     def release(self) -> None:
@@ -365,7 +373,9 @@ class Distilling:
 
     def networks(self) -> nnx.Module:
         """See ``Running``: the generator."""
-        return unflatten(self._graph, self._residence.use(self._averaged) | self._residence.use(_FROZEN[GENERATOR]))
+        params = self._residence.use(self._averaged) | self._residence.use(_FROZEN[GENERATOR])
+        encoder = self._encoders[GENERATOR]
+        return Networks(**modules(unflatten(self._graph, params)), **modules(unflatten(encoder.graph, encoder.params)))
 
     @property
     def _averaged(self) -> str:
@@ -417,8 +427,12 @@ class _Encoder:
 
 
 def _encoder(networks: Networks) -> _Encoder:
-    graph, params = flatten(Networks(**{k: v for k, v in vars(networks).items() if k == "text_encoder"}))
+    graph, params = flatten(Networks(**{name: one for name, one in modules(networks).items() if name == _TEXT}))
     return _Encoder(graph=graph, params=params)
+
+
+def _without_encoder(networks: Networks) -> Networks:
+    return Networks(**{name: one for name, one in modules(networks).items() if name != _TEXT})
 
 
 def _counts(is_empty: Array) -> tuple[bool, bool]:

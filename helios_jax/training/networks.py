@@ -29,8 +29,8 @@ class Networks(nnx.Module):
         # Called only for missing attributes. Flax and Python themselves look for names with a leading underscore.
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        given = [other for other, network in vars(self).items() if isinstance(network, nnx.Module)]
-        raise AttributeError(f"no {name} among the networks ({', '.join(given) or 'none given'}): pass {name}=...")
+        given = ", ".join(modules(self)) or "none given"
+        raise AttributeError(f"no {name} among the networks ({given}): pass {name}=...")
 
     def text_embeds(self, text: PromptBatch) -> Float[Array, "B S E"]:
         """The text embeddings for the transformer, with zeros after the last token, as in sampling.
@@ -48,3 +48,8 @@ class Networks(nnx.Module):
         tokens, lengths = jnp.asarray(text.tokens), jnp.asarray(text.lengths)
         mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
         return encode_tokens(Network.of(self.text_encoder), tokens, mask)
+
+
+def modules(networks: Networks) -> dict[str, nnx.Module]:
+    """The networks by name."""
+    return {name: network for name, network in vars(networks).items() if isinstance(network, nnx.Module)}
