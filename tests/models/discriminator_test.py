@@ -20,7 +20,10 @@ LAYERS = [(3, 1, 1), (4, 2, 1), (4, 2, 1), (3, (2, 1, 1), 1), (3, (2, 1, 1), 1),
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+VELOCITY, HIDDEN = normal(1, 2, 9, 8, 10, 3), normal(2, 2, 2, 9, 4, 5, 5)
 
 
 def convolve(x, kernel, bias, stride, padding):
@@ -63,37 +66,39 @@ def build(config, dtype="float32"):
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
+def run(discriminator, velocity=VELOCITY, hidden=HIDDEN):
+    graph, state = nnx.split(discriminator)
+    return jax.jit(lambda state, *args: nnx.merge(graph, state)(*args))(state, velocity, hidden)
+
+
 @pytest.fixture(scope="module")
 def discriminator():
     return build(SMALL)
 
 
-def run(discriminator, velocity, hidden):
-    graph, state = nnx.split(discriminator)
-    return jax.jit(lambda state, *args: nnx.merge(graph, state)(*args))(state, velocity, hidden)
+@pytest.fixture(scope="module")
+def logits(discriminator):
+    return run(discriminator)
 
 
-def test_logits_are_those_of_loops_in_numpy(discriminator):
-    velocity, hidden = normal(1, 2, 9, 8, 10, 3), normal(2, 2, 2, 9, 4, 5, 5)
-    logits = run(discriminator, velocity, hidden)
+def test_logits_are_those_of_loops_in_numpy(discriminator, logits):
     assert logits.shape == (2, 3)
     assert logits.dtype == jnp.float32
     graph, stacked = nnx.split(discriminator.hooks)
     hooks = [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], stacked)) for n in range(2)]
     for sample in range(2):
-        expected = [expected_logit(discriminator.final, velocity[sample])]
-        expected += [expected_logit(head, hidden[n, sample]) for n, head in enumerate(hooks)]
+        expected = [expected_logit(discriminator.final, VELOCITY[sample])]
+        expected += [expected_logit(head, HIDDEN[n, sample]) for n, head in enumerate(hooks)]
         np.testing.assert_allclose(logits[sample], expected, rtol=2e-5, atol=2e-6)
 
 
-def test_bfloat16_rounds_the_convolutions_only(discriminator):
-    velocity, hidden = normal(1, 2, 9, 8, 10, 3), normal(2, 2, 2, 9, 4, 5, 5)
+def test_bfloat16_rounds_the_convolutions_only(logits):
     rounded = build(SMALL, "bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
-    logits = run(rounded, velocity, hidden)
-    assert logits.dtype == jnp.float32
-    assert not np.array_equal(logits, logits.astype(jnp.bfloat16))
-    np.testing.assert_allclose(logits, run(discriminator, velocity, hidden), atol=0.05)
+    found = run(rounded)
+    assert found.dtype == jnp.float32
+    assert not np.array_equal(found, found.astype(jnp.bfloat16))
+    np.testing.assert_allclose(found, logits, atol=0.05)
 
 
 def test_the_published_discriminator_has_988_million_parameters():
@@ -112,7 +117,8 @@ def test_the_published_discriminator_has_988_million_parameters():
 
 
 def test_initial_values_are_uniform_within_one_over_the_root_of_the_inputs():
-    head = Head(8, 32, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Head(8, 32, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    head = nnx.merge(graph, jax.jit(lambda: nnx.state(Head(8, 32, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))))())
     inputs = [27 * 8, 64 * 32, 64 * 32, 27 * 32, 27 * 32, 9 * 32, 32]
     for layer, fan in zip([*head.convs, head.logit], inputs, strict=True):
         kernel, bound = np.asarray(layer.kernel[...]), fan**-0.5
@@ -172,9 +178,8 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 @pytest.mark.parametrize(("config", "kept"), [({"hooks": ()}, slice(1)), ({"final": False}, slice(1, None))])
-def test_heads_may_be_left_out(config, kept, discriminator):
+def test_heads_may_be_left_out(config, kept, logits):
     """The logits of the heads that remain do not change."""
-    velocity, hidden = normal(1, 2, 9, 8, 10, 3), normal(2, 2, 2, 9, 4, 5, 5)
     part = build(dataclasses.replace(SMALL, **config))
-    logits = run(part, velocity, hidden if part.config.hooks else None)
-    np.testing.assert_allclose(logits, run(discriminator, velocity, hidden)[:, kept], rtol=1e-5)
+    found = run(part, hidden=HIDDEN if part.config.hooks else None)
+    np.testing.assert_allclose(found, logits[:, kept], rtol=1e-5)
