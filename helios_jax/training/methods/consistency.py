@@ -11,8 +11,9 @@ equations 1 and 2 there). On a grid of noise levels s_0 > s_1 > ... > s_K = 0 th
 
 where v is the student, v_0 the teacher (the network that training starts from) with guidance g, and f' the end point of
 the student's moving average, through which no gradient passes; f(x, 0) = x. The teacher makes one step of Euler's
-method along its flow, and the student's end points before and after it are made equal. Chained down to s_K = 0, where
-the target is the teacher's own end point, they become the end of its trajectory: what ``ode`` regresses from recordings.
+method along its flow, and the student's end points before and after it are made equal. At the last step the target is
+the teacher's own end point. Chained from there upwards, the end points become those of the teacher's trajectories,
+which ``ode`` regresses from recordings.
 
 Sources: consistency distillation, arXiv 2303.01469; for autoregressive video models with a clean past, arXiv
 2605.15141. Its transfer to the pyramid, where a path ends at the level's end point and so in part in noise, is ours.
