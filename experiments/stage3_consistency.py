@@ -19,6 +19,7 @@ Cost and result: not yet measured.
 import dataclasses
 
 from helios_jax.experiments import stage2_init, stage3_ode
+from helios_jax.training.datasets import Latents
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.methods.consistency import Consistency
@@ -48,6 +49,7 @@ def experiment(size: str) -> Experiment:
 def tiny(mid: Experiment) -> Experiment:
     """Trains the transformer of stage 2 (``mid``) in full, guided as its samples are: by the empty text, with 2."""
     assert isinstance(mid.method, Pyramid)
+    assert isinstance(mid.data, Latents)
     context = dataclasses.replace(mid.method.context, corruption=None)
     # Without guidance in the student, no caption becomes the empty text.
     return dataclasses.replace(

@@ -9,6 +9,7 @@ trained to reach the latter from each of the former (arXiv 2603.04379).
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,9 +139,10 @@ class OdeRecorder:
 
         scheduler = options.student_scheduler(read_settings(model).scheduler)
         folder = local_folder(model)
-        encoder = load_weights(folder, "text_encoder", dtype=options.dtype)
+        transformer: Any = load_weights(folder, "transformer", dtype=options.dtype)
+        encoder: Any = load_weights(folder, "text_encoder", dtype=options.dtype)
         return cls(
-            transformer=Network.of(load_weights(folder, "transformer", dtype=options.dtype)),
+            transformer=Network.of(transformer),
             text_encoder=TextEncoder.create(encoder, Tokenizer.from_folder(folder)),
             scheduler=scheduler,
             options=options,

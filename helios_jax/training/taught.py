@@ -1,4 +1,4 @@
-"""A student, its teacher and its own average: how ``methods.consistency`` is run.
+"""A student, its teacher and its own average: one player and the networks that judge it.
 
     batch -> microbatches -> mean gradient of method.loss(student; teacher, average) -> optimizer step -> moving average
 
@@ -7,8 +7,9 @@ starts from, without adapters: it shares all frozen parameters with the student,
 average is the player's moving average, the one that is exported. Neither adds anything to a checkpoint.
 """
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.models.lora import strip_lora
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
+from helios_jax.parallel.execution import Execution
 from helios_jax.parallel.memory import compiler_options
 from helios_jax.parallel.mesh import readable
 from helios_jax.training.descent import PLAYER, mean_gradient, report_counts, sample_keys, updater_of
 from helios_jax.training.experiment import Experiment
-from helios_jax.training.flops import forward_flops, training_flops
-from helios_jax.training.methods.consistency import Consistency, Judges
+from helios_jax.training.flops import NetworkCalls, forward_flops, training_flops
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.params import Params, flatten, unflatten, values_by_pattern
@@ -35,13 +36,68 @@ from helios_jax.training.state import Items, Restore, TrainState, released_state
 from helios_jax.typing import Array, Float, Key
 
 
-class Taught:
-    """A ``Consistency`` in progress; see ``Running``."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judges:
+    """The networks that a loss compares the student with, and does not train.
 
-    def __init__(self, experiment: Experiment, method: Consistency, mesh: Mesh, restore: Restore | None) -> None:
+    Attributes:
+        teacher: The network that training starts from.
+        average: The student's moving average.
+        negative: Embeddings of the negative prompt, for the teacher's guidance; ``None`` without it.
+    """
+
+    teacher: Networks
+    average: Networks
+    negative: Float[Array, "1 S E"] | None
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A loss with judges; ``methods.consistency`` is one."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the teacher; 1: none."""
+        ...
+
+    @property
+    def negative_prompt(self) -> str:
+        """The negative prompt for guidance."""
+        ...
+
+    def loss(
+        self,
+        networks: Networks,
+        judges: Judges,
+        batch: Any,
+        keys: Key[Array, " B"],
+        execution: Execution,
+        first_key: Key[Array, ""],
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The mean loss of a batch, differentiable with respect to ``networks``, and what to log.
+
+        Args:
+            networks: The student.
+            judges: The other networks.
+            batch: A batch, or a microbatch of it.
+            keys: One key per sample.
+            execution: How blocks are run.
+            first_key: The key of the first sample of the whole batch, see ``SharesDecisions``.
+        """
+        ...
+
+    def network_calls(self, networks: Networks, batch: Any) -> NetworkCalls:
+        """The student's calls for each sample; the average makes as many, the teacher twice as many with guidance."""
+        ...
+
+
+class Taught:
+    """The training of a ``Judged`` in progress; see ``Running``."""
+
+    def __init__(self, experiment: Experiment, method: Judged, mesh: Mesh, restore: Restore | None) -> None:
         if experiment.ema is None:
             raise ValueError("consistency distillation compares the student with its moving average: set ema")
-        networks = experiment.initial_networks(mesh)
+        networks: Any = experiment.initial_networks(mesh)
         self._negative = None
         if method.guidance_scale > 1:
             self._negative = encode_negative(method.negative_prompt, experiment, networks, mesh)
@@ -131,7 +187,8 @@ class Taught:
         """The teacher, from frozen parameters and its own."""
         adapters = ("/lora_a", "/lora_b")
         shared = {path: array for path, array in frozen.items() if not path.endswith(adapters)}
-        return unflatten(self._teacher_graph, shared | teacher)
+        networks: Any = unflatten(self._teacher_graph, shared | teacher)
+        return networks
 
 
 def encode_negative(prompt: str, experiment: Experiment, networks: Networks, mesh: Mesh) -> Float[Array, "1 S E"]:

@@ -55,6 +55,7 @@ def rounded(x) -> np.ndarray:
     return np.asarray(jnp.asarray(x, jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_points_are_what_the_sampler_shows(model, fox, monkeypatch):
     """Against the callbacks of the pipeline: plain guidance, UniPC of order 2, the linear shift."""
     black = np.zeros((1, 33, 64, 64, 3), np.uint8)  # decoding would take most of the time
@@ -82,6 +83,7 @@ def test_points_are_what_the_sampler_shows(model, fox, monkeypatch):
     fox.check(SIZE)
 
 
+@pytest.mark.slow
 def test_levels_start_from_the_seeds_noise_and_the_level_below(fox):
     noise = np.asarray(KeyNoise.from_seed(11).normal("chunk1/initial", (1, 9, *SIZE, 16)))[0]
     halved = sum(noise[:, i::4, j::4] for i in range(4) for j in range(4)) / 4
@@ -95,6 +97,7 @@ def test_levels_start_from_the_seeds_noise_and_the_level_below(fox):
     np.testing.assert_allclose(fox.later[2].latents[0, 0].astype(np.float32), wanted, rtol=2**-6, atol=2**-6)
 
 
+@pytest.mark.slow
 def test_noise_levels_are_those_that_the_student_is_sampled_with(fox):
     distilled = SchedulerConfig.distilled()
     for level in range(3):

@@ -18,16 +18,17 @@ from helios_jax.experiments import stage1_init, stage3_consistency, stage3_ode
 from helios_jax.training.batch import LatentBatch, OdeBatch, OdePoints, PromptBatch
 from helios_jax.training.descent import procedure_of
 from helios_jax.training.experiment import Lora
-from helios_jax.training.methods.consistency import Judges
 from helios_jax.training.metrics import read_metrics
 from helios_jax.training.overrides import frozen
 from helios_jax.training.params import flatten
 from helios_jax.training.sharding import put_batch
+from helios_jax.training.taught import Judges
 from helios_jax.training.trainer import train
 
 SIZE = (8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
 def test_settings_fit_their_batches(size):
     """Shapes only."""

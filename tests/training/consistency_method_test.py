@@ -14,8 +14,10 @@ from helios_jax.config import SchedulerConfig
 from helios_jax.diffusion.pyramid import pyramid_levels
 from helios_jax.distillation.grids import merged_schedules
 from helios_jax.training.injection import ContextDrop, Injection
-from helios_jax.training.methods.consistency import Consistency, Judges
+from helios_jax.training.methods.consistency import Consistency
 from helios_jax.training.methods.pyramid import level_paths
+from helios_jax.training.procedure import Procedure
+from helios_jax.training.taught import Judged, Judges
 
 METHOD = Consistency(
     context=Injection(layout=LAYOUT, drop=ContextDrop(t2v=0.0, i2v=0.0, v2v=0.0), corruption=None, saturation=None),
@@ -141,5 +143,7 @@ def test_without_guidance_there_is_no_negative_prompt():
     ],
 )
 def test_settings_are_checked(settings, message):
+    assert isinstance(METHOD, Procedure)
+    assert isinstance(METHOD, Judged)
     with pytest.raises(ValueError, match=message):
         Consistency(**settings)

@@ -99,16 +99,27 @@ def test_a_straight_teacher_is_its_own_student():
 
 
 def test_the_network_sees_the_recorded_past_and_truncated_timesteps():
-    batch, draws = ode_batch(1), jnp.zeros((1, 3))
+    batch, draws = ode_batch(2), jnp.zeros((2, 3))
     value, _ = loss(METHOD, networks(), batch, draws)
     levels = tuple(dataclasses.replace(points, timesteps=jnp.floor(points.timesteps) + 0.9) for points in batch.levels)
     shifted = dataclasses.replace(batch, levels=levels)
     assert float(loss(METHOD, networks(), shifted, draws)[0]) == float(value)
-    exact = dataclasses.replace(METHOD, integer_timesteps=False)
-    assert float(loss(exact, networks(), shifted, draws)[0]) != float(loss(exact, networks(), batch, draws)[0])
     for name in ("history", "anchor"):
         other = dataclasses.replace(batch, **{name: jnp.zeros_like(getattr(batch, name))})
         assert abs(float(loss(METHOD, networks(), other, draws)[0]) - float(value)) > 1e-4
+
+
+@pytest.mark.slow
+def test_timesteps_can_be_given_as_they_are():
+    batch, draws = ode_batch(2), jnp.zeros((2, 3))
+    exact = dataclasses.replace(METHOD, integer_timesteps=False)
+    value = float(loss(exact, networks(), batch, draws)[0])
+    levels = tuple(dataclasses.replace(points, timesteps=jnp.floor(points.timesteps)) for points in batch.levels)
+    floored = dataclasses.replace(batch, levels=levels)
+    assert value != float(loss(exact, networks(), floored, draws)[0])
+    assert float(loss(exact, networks(), floored, draws)[0]) == pytest.approx(
+        float(loss(METHOD, networks(), batch, draws)[0]), rel=1e-6
+    )
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ stages 1 and 2, so that the student also learns chunks without any, and nothing 
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +47,10 @@ from helios_jax.training.methods import CONTEXT, NOISE, TIMESTEP, fold, mean_squ
 from helios_jax.training.methods.pyramid import level_paths
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
+from helios_jax.training.state import Restore
+from helios_jax.training.taught import Judges, Taught
 from helios_jax.typing import Array, Float, Key
 from helios_jax.user_input import finite_number
-
-if TYPE_CHECKING:
-    from helios_jax.training.state import Restore
-    from helios_jax.training.taught import Taught
 
 
 @jax.tree_util.register_dataclass
@@ -71,28 +69,13 @@ class ConsistencyDraws:
     context: InjectionDraws
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judges:
-    """The networks of (2) and (4) that are not trained by the loss.
-
-    Attributes:
-        teacher: v_0.
-        average: The student's moving average, of f'.
-        negative: Embeddings of the negative prompt; ``None`` without guidance.
-    """
-
-    teacher: Networks
-    average: Networks
-    negative: Float[Array, "1 S E"] | None
-
-
 Velocity = Callable[[Array, Array], Array]
 """(sample, timestep) -> velocity, fp32, of one network with its text and context."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """A ``Procedure`` that trains ``networks.transformer`` on ``LatentBatch``; the experiment needs an ``ema``.
+    """Trains ``networks.transformer`` on ``LatentBatch``; a ``Procedure``. The experiment needs an ``ema``.
 
     Attributes:
         context: How the context is computed from the batch.
@@ -123,10 +106,8 @@ class Consistency:
         if not finite_number(self.weight, "method.weight", at_least=0):
             raise ValueError("method.weight=0 would train nothing; it must be above 0")
 
-    def start(self, experiment: Any, mesh: Mesh, restore: "Restore | None") -> "Taught":
+    def start(self, experiment: Any, mesh: Mesh, restore: Restore | None) -> Taught:
         """See ``Procedure``."""
-        from helios_jax.training.taught import Taught
-
         return Taught(experiment, self, mesh, restore)
 
     def loss(
@@ -138,16 +119,7 @@ class Consistency:
         execution: Execution,
         first_key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The mean loss of a batch, differentiable with respect to ``networks``, and what to log.
-
-        Args:
-            networks: The student.
-            judges: The other networks.
-            batch: A batch, or a microbatch of it.
-            keys: One key per sample.
-            execution: How blocks are run.
-            first_key: The key of the first sample of the whole batch, see ``SharesDecisions``.
-        """
+        """See ``Judged``."""
         return self.loss_from_draws(networks, judges, batch, self.draw(batch, keys, first_key), execution)
 
     def draw(self, batch: LatentBatch, keys: Key[Array, " B"], first_key: Key[Array, ""]) -> ConsistencyDraws:
@@ -183,7 +155,7 @@ class Consistency:
             student_steps=self.student_steps,
             teacher_steps=self.teacher_steps,
             frames=clean.shape[1],
-            size=clean.shape[2:4],
+            size=(clean.shape[2], clean.shape[3]),
         )
         errors: list[Array] = []
         for index, path in enumerate(level_paths(pyramid_levels(self.scheduler), clean, draws.noise)):
@@ -235,7 +207,7 @@ class Consistency:
         return velocity
 
     def network_calls(self, networks: Networks, batch: LatentBatch) -> NetworkCalls:
-        """The student's calls, one on each level, see ``CountsCalls``; ``Taught`` adds the other networks'."""
+        """The student's calls, one on each level, see ``Judged``."""
         config, (frames, height, width) = networks.transformer.config, batch.target.shape[1:4]
         sizes = level_sizes(self.scheduler, height, width)
         return NetworkCalls(
