@@ -13,21 +13,12 @@ an H100. The device waits for the host between updates here, but not in training
 generator update and five critic updates, in the order and without the waits of training.
 """
 
-import argparse
 import dataclasses
-import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from provenance import provenance
 
 MEMORY = ("resident", "scheduled")
 RATES = {"without gradients": 600e12, "with gradients": 515e12}

@@ -1,6 +1,7 @@
 """``helios-prepare``: encodes videos for training; ``helios_jax.data.prepare.flags`` describes its arguments."""
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
@@ -38,7 +39,9 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
     require_extra("train", "preparing data sets")
     from helios_jax.data.prepare.job import write_latents
 
-    work, make_encode, settings = _import_job(args) if args.from_pt else _encode_job(args)
+    jobs = {"from_pt": _import_job, "prompts": _record_job, "from_ode_pt": _import_ode_job}
+    job = next((job for source, job in jobs.items() if getattr(args, source) is not None), _encode_job)
+    work, make_encode, settings = job(args)
     clips = sum(map(len, work.values()))
     print(f"{clips} clips, latent sizes {', '.join(f'{h}x{w} ({len(work[h, w])})' for h, w in work)}", flush=True)
     if args.beam is not None:
@@ -56,6 +59,7 @@ def prepare(args: argparse.Namespace, check_interrupted: Check = lambda: None) -
         clips_per_file=args.clips_per_file,
         part=part,
         on_clip=_progress(check_interrupted),
+        make_writer=_writer(args),
     )
     print(f"{args.out}: {'complete' if complete else f'worker {part[0]} of {part[1]} is done, others are not'}")
     return _report_skipped(args.out, list(work)) if complete else 0
@@ -133,6 +137,76 @@ def _import_job(
     for file in find_torch_latents(args.from_pt, min_frames=args.min_frames):
         work.setdefault(file.size, []).append(file)
     return work, _load_importer, {"from_pt": str(args.from_pt), "min_frames": args.min_frames}
+
+
+def _record_job(
+    args: argparse.Namespace,
+) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
+    """Prompts by latent size, a function that loads the teacher, and the settings that decide the result."""
+    from helios_jax.checkpoints.settings import read_settings
+    from helios_jax.data.prepare.ode import RecordOptions
+    from helios_jax.data.prepare.ode_prompts import read_ode_prompts
+
+    names = ("chunks", "guidance_scale", "student_steps", "amplify_first_chunk", "max_text_tokens", "batch", "text")
+    options = RecordOptions(
+        teacher_steps=args.steps,
+        shift_after_upsampling=args.grid == "published",
+        dtype=args.dtype,
+        **{name: getattr(args, name) for name in names},
+    )
+    prompts = read_ode_prompts(args.prompts, seed=args.seed, negative_prompt=args.negative_prompt)
+    found = read_settings(args.model)
+    scheduler, (size,) = options.student_scheduler(found.scheduler), args.sizes
+    factor = found.vae.scale_factor_spatial
+    multiple = factor * found.transformer.patch_size[-1] << (scheduler.num_levels - 1)
+    if size[0] % multiple or size[1] % multiple:
+        raise ValueError(f"--sizes: {size[0]}x{size[1]} must be multiples of {multiple} for {args.model}")
+    latent = size[0] // factor, size[1] // factor
+    make = functools.partial(_load_recorder, args.model, args.cache, options)
+    return {latent: prompts}, make, {"model": str(args.model), **dataclasses.asdict(options)}
+
+
+def _import_ode_job(
+    args: argparse.Namespace,
+) -> tuple[Mapping[Size, Sequence[Any]], Callable[[], Any], dict[str, Any]]:
+    """Original files of trajectories, a function that loads the importer, and the settings that decide the result."""
+    from helios_jax.data.helios_ode.torch_files import find_torch_ode
+
+    height, width = args.sizes[0]
+    return (
+        {(height // 8, width // 8): find_torch_ode(args.from_ode_pt)},
+        _load_ode_importer,
+        {"from_ode_pt": str(args.from_ode_pt)},
+    )
+
+
+def _writer(args: argparse.Namespace) -> Callable[..., Any]:
+    """The writer of the data set that the arguments ask for."""
+    if args.prompts is None and args.from_ode_pt is None:
+        from helios_jax.data.helios_latents.writer import LatentWriter
+
+        return LatentWriter
+    from helios_jax.data.helios_ode.writer import OdeWriter
+
+    return functools.partial(OdeWriter, levels=3 if args.prompts is None else len(args.steps))
+
+
+def _load_recorder(model: str, cache: Path | None, options: Any) -> Any:
+    """Loads the teacher."""
+    from helios_jax.compilation import use_compilation_caches
+    from helios_jax.data.prepare.ode import OdeRecorder
+
+    use_compilation_caches(cache)
+    start = time.monotonic()
+    recorder = OdeRecorder.load(model, options)
+    print(f"{model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
+    return recorder
+
+
+def _load_ode_importer() -> Any:
+    from helios_jax.data.helios_ode.torch_files import import_torch_ode
+
+    return import_torch_ode
 
 
 def _load_encoder(model: str, cache: Path | None, **options: Any) -> Any:

@@ -28,7 +28,8 @@ FLOORS = (
     {"helios_jax.parallel"},
     {"helios_jax.context", "helios_jax.models", "helios_jax.diffusion"},
     {"helios_jax.media", "helios_jax.checkpoints"}
-    | {"helios_jax.data.draws", "helios_jax.data.moving_shapes", "helios_jax.data.helios_latents"},
+    | {"helios_jax.data.draws", "helios_jax.data.moving_shapes", "helios_jax.data.helios_latents"}
+    | {"helios_jax.data.helios_ode"},
     {"helios_jax.sampling"},
     {"helios_jax.distillation"},
     {"helios_jax.evaluation"},

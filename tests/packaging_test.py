@@ -27,6 +27,8 @@ EXPERIMENTS = [
     "stage1_post_corrected.py",
     "stage2_init.py",
     "stage2_post.py",
+    "stage3_consistency.py",
+    "stage3_ode.py",
     "tiny_vae.py",
 ]
 

@@ -296,7 +296,7 @@ def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of --clips, --moving_shapes, --from_pt; got none"),
+        ([], "give one of --clips, --moving_shapes, --from_pt, --prompts, --from_ode_pt; got none"),
         (["--clips=x", "--from_pt=y"], "got --clips, --from_pt"),
         (["--clips=x"], "give --model"),
         (["--clips=missing.json", "--model={model}"], "no file missing.json"),

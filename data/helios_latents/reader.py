@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from helios_jax.data.helios_latents.record import LatentRecord, RecordError, Size, parse_size, size_name
@@ -25,9 +25,21 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
         FileNotFoundError: There is no (finished) dataset, or one of its files is missing.
         ValueError: The metadata is damaged, or the folder holds another kind of dataset.
     """
+    return open_dataset(folder, "helios_latents", {"uid", "caption", "latents", "anchor", "embeds"}, LatentFiles)
+
+
+def open_dataset(folder: Path, kind: str, fields: Set[str], files: Callable[[Any, Size], Any]) -> dict[Size, Any]:
+    """Opens a dataset of one kind; see ``open_latents``.
+
+    Args:
+        folder: The folder.
+        kind: Name of the dataset.
+        fields: Features that its records must have.
+        files: Gives access to the records of one size.
+    """
     import tensorflow_datasets as tfds
 
-    found = _dataset_folder(user_path(folder, "folder"))
+    found = _dataset_folder(user_path(folder, "folder"), kind)
     for name in ("features.json", "dataset_info.json"):
         if not read_object(found / name, _REMEDY):
             raise ValueError(f"{found / name} is damaged (it is empty); {_REMEDY}")
@@ -36,11 +48,10 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
         names = set(builder.info.features)
     except Exception as error:  # TFDS and protobuf raise many kinds
         raise ValueError(f"the metadata in {found} is damaged: {_first_line(error)}; {_REMEDY}") from error
-    missing = {"uid", "caption", "latents", "anchor", "embeds"} - names
-    if missing:
-        raise ValueError(f"{folder} holds {builder.name} without {', '.join(sorted(missing))}; need helios_latents")
+    if missing := fields - names:
+        raise ValueError(f"{folder} holds {builder.name} without {', '.join(sorted(missing))}; need {kind}")
     try:
-        opened = {parse_size(name): LatentFiles(builder, parse_size(name)) for name in builder.info.splits}
+        opened = {parse_size(name): files(builder, parse_size(name)) for name in builder.info.splits}
     except Exception as error:
         info = found / "dataset_info.json"
         raise ValueError(f"{info} does not describe its files: {_first_line(error)}; {_REMEDY}") from error
@@ -52,13 +63,15 @@ def open_latents(folder: Path) -> dict[Size, "LatentFiles"]:
 _REMEDY = "run helios-prepare again with the same arguments, which keeps finished files and rewrites the metadata"
 
 
-class LatentFiles(Sequence[LatentRecord]):
-    """Records of one latent size.
+class LatentFiles(Sequence[Any]):
+    """Records of one latent size, each a ``LatentRecord``.
 
     Args:
         builder: The dataset.
         size: Which of its sizes.
     """
+
+    record_type: Any = LatentRecord
 
     def __init__(self, builder: Any, size: Size) -> None:
         self.size = size
@@ -72,7 +85,7 @@ class LatentFiles(Sequence[LatentRecord]):
         return self._ends[-1]
 
     def __getitem__(self, index: Any) -> Any:
-        """Reads one record, a ``LatentRecord``; slices are not supported.
+        """Reads one record; slices are not supported.
 
         Raises:
             IndexError: There is no such record.
@@ -81,7 +94,7 @@ class LatentFiles(Sequence[LatentRecord]):
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return LatentRecord.from_example(self._source[index])
+            return self.record_type.from_example(self._source[index])
         # array_record, protobuf and TFDS raise different errors for damaged bytes.
         except Exception as error:
             raise RecordError(f"{self.where(index)} cannot be read: {_first_line(error)}") from error
@@ -108,9 +121,9 @@ class LatentFiles(Sequence[LatentRecord]):
         return f"record {index - first} of {self._files[file]}"
 
 
-def _dataset_folder(folder: pathlib.Path) -> pathlib.Path:
+def _dataset_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """The folder with TFDS's metadata."""
-    versions = sorted((folder / "helios_latents").glob("*.*.*"))
+    versions = sorted((folder / kind).glob("*.*.*"))
     found = folder if (folder / "features.json").is_file() else (versions or [folder])[-1]
     if (found / "dataset_info.json").is_file():
         return found
@@ -120,7 +133,7 @@ def _dataset_folder(folder: pathlib.Path) -> pathlib.Path:
         raise FileNotFoundError(
             f"{found} is not finished: {finished} of {files} files; run helios-prepare again with the same arguments"
         )
-    raise FileNotFoundError(f"no helios_latents in {folder}; helios-prepare writes them")
+    raise FileNotFoundError(f"no {kind} in {folder}; helios-prepare writes them")
 
 
 def _first_line(error: BaseException) -> str:

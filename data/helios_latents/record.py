@@ -55,17 +55,15 @@ class LatentRecord:
         if self.embeds.ndim != 2:
             raise ValueError(f"text embeddings of shape {list(self.embeds.shape)}; need [tokens, width]")
         for name in _ARRAYS:
-            if not _finite(getattr(self, name)):
+            if not finite(getattr(self, name)):
                 raise ValueError(f"its {name} are not all finite")
 
     def to_example(self) -> dict[str, Any]:
         """The record as ``HeliosLatents`` stores it, arrays in bfloat16."""
         import ml_dtypes
 
-        arrays = {name: np.asarray(getattr(self, name), ml_dtypes.bfloat16) for name in _ARRAYS}
-        if len(self.embeds) == 0:
-            # TFDS loses the shape of empty arrays. No text is stored as one row of zeros, which no token has.
-            arrays["embeds"] = np.zeros((1, max(1, self.embeds.shape[1])), ml_dtypes.bfloat16)
+        arrays = {name: np.asarray(getattr(self, name), ml_dtypes.bfloat16) for name in ("latents", "anchor")}
+        arrays["embeds"] = stored_embeds(self.embeds)
         return {name: getattr(self, name) for name in _VALUES} | arrays
 
     @classmethod
@@ -84,11 +82,19 @@ class LatentRecord:
         )
 
 
-def _finite(array: np.ndarray) -> bool:
+def finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite in bfloat16, the dtype in which they are stored."""
     import ml_dtypes
 
     return bool(np.isfinite(np.asarray(array, ml_dtypes.bfloat16)).all())
+
+
+def stored_embeds(embeds: np.ndarray) -> np.ndarray:
+    """Text embeddings in bfloat16, as records store them."""
+    import ml_dtypes
+
+    # TFDS loses the shape of empty arrays. No text is stored as one row of zeros, which no token has.
+    return np.asarray(embeds if len(embeds) else np.zeros((1, max(1, embeds.shape[1]))), ml_dtypes.bfloat16)
 
 
 _ARRAYS = ("latents", "anchor", "embeds")

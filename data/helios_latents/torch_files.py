@@ -108,7 +108,7 @@ class TorchLatents:
             width=self.width,
             latents=latents,
             anchor=latents[0, 0],
-            embeds=embeds[: _num_tokens(embeds)],
+            embeds=embeds[: num_tokens(embeds)],
         )
 
 
@@ -149,7 +149,7 @@ def import_torch_latents(files: Sequence[TorchLatents], size: Size) -> Iterator[
             yield Failure(uid=file.uid, error=str(error))
 
 
-def _num_tokens(embeds: np.ndarray) -> int:
+def num_tokens(embeds: np.ndarray) -> int:
     """Rows up to the last that is not zero; the rest is padding."""
     rows = np.flatnonzero(np.any(embeds != 0, axis=-1))
     return int(rows[-1]) + 1 if rows.size else 0

@@ -10,14 +10,14 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import etils.epath as epath
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer, naming, splits
 
 from helios_jax.data.helios_latents.builder import HeliosLatents
-from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
+from helios_jax.data.helios_latents.record import Size, size_name
 from helios_jax.safe_files import claimed, read_object, replace_text
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
@@ -28,6 +28,24 @@ _AGAIN = "fix that and run the same command again: finished files are kept"
 
 type Slot = tuple[Size, int]
 """One file: the latent size of its clips and its number among the files of that size."""
+
+
+@runtime_checkable
+class Record(Protocol):
+    """What is written: ``LatentRecord``, or the record of another dataset that is laid out alike."""
+
+    @property
+    def uid(self) -> str:
+        """Its name, unique in its dataset."""
+        ...
+
+    def check(self, size: Size) -> None:
+        """Raises ValueError unless its arrays are finite and fit the latent size."""
+        ...
+
+    def to_example(self) -> dict[str, Any]:
+        """The record as the TFDS builder stores it."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +94,7 @@ class LatentWriter:
         folder = user_path(folder, "folder")
         # A builder reads the metadata in its folder. That metadata may be damaged and is rewritten anyway, so the
         # builder is given a folder that does not exist.
-        self._builder = HeliosLatents(data_dir=folder / "nothing")
+        self._builder = self._make_builder(folder / "nothing")
         self.folder = folder / self._builder.name / str(self._builder.version)
         self._files = dict(files)
         features = self._builder.info.features
@@ -84,6 +102,10 @@ class LatentWriter:
         (self.folder / "progress").mkdir(parents=True, exist_ok=True)
         counts = {size_name(size): count for size, count in files.items()}
         self._claim(json.loads(json.dumps({"files": counts, **settings})))
+
+    def _make_builder(self, folder: pathlib.Path) -> Any:
+        """The TFDS builder, whose features and metadata are written."""
+        return HeliosLatents(data_dir=folder)
 
     @property
     def slots(self) -> list[Slot]:
@@ -94,7 +116,7 @@ class LatentWriter:
         """Whether the file is complete."""
         return self._progress_file(slot).is_file()
 
-    def write(self, slot: Slot, outcomes: Iterable[LatentRecord | Failure]) -> FileReport:
+    def write(self, slot: Slot, outcomes: Iterable[Record | Failure]) -> FileReport:
         """Writes one file, in the order of ``outcomes``.
 
         Raises:
@@ -104,7 +126,7 @@ class LatentWriter:
         with claimed(self._progress_file(slot).with_suffix(".lock"), f"{self._path(slot)} is being written"):
             return self._write(slot, outcomes)
 
-    def _write(self, slot: Slot, outcomes: Iterable[LatentRecord | Failure]) -> FileReport:
+    def _write(self, slot: Slot, outcomes: Iterable[Record | Failure]) -> FileReport:
         path, skipped, sizes = self._path(slot), [], []
         partial = path.with_name(f"{path.name}.partial")
 
@@ -185,7 +207,7 @@ class LatentWriter:
             listed = "; ".join(f"{key} was {begun.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} was begun with other settings ({listed}); choose another folder")
 
-    def _serialize(self, record: LatentRecord, slot: Slot) -> bytes:
+    def _serialize(self, record: Record, slot: Slot) -> bytes:
         try:
             record.check(slot[0])
         except ValueError as error:

@@ -5,7 +5,8 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from helios_jax.arguments import Parser, path, whole
+from helios_jax.arguments import Parser, finite, path, whole, wholes
+from helios_jax.sampling.settings import MAX_GUIDANCE, MAX_STEPS
 
 Size = tuple[int, int]
 """Rows and columns."""
@@ -19,12 +20,17 @@ Videos to latents and text embeddings, ready for training.
     helios-prepare --model=CKPT --clips=folder --out=latents             videos, each with a caption in a .txt file
     helios-prepare --model=CKPT --moving_shapes=1000 --out=latents       scenes of a procedural world
     helios-prepare --from_pt=folder --out=latents                        latent files of the original implementation
+    helios-prepare --model=CKPT --prompts=prompts.csv --out=ode          trajectories of a teacher, for distillation
+    helios-prepare --from_ode_pt=folder --out=ode                        those of the original implementation
 
 CKPT is the folder or hub id of a checkpoint; its VAE and text encoder are used. clips.json is a list of objects
 {"path": "a.mp4", "cut": [0, 129], "crop": [x0, x1, y0, y1], "fps": 24, "cap": ["A red fox ..."]}.
 
 Frames are resampled to 24 per second. As in the published data set, clips whose aspect is nearer to another of the
 published sizes are left out and the rest is cropped around the centre; --fit changes that.
+
+With --prompts, CKPT is a pyramid model such as Helios-Mid, which samples a video of --chunks chunks for each prompt of
+a .txt or .csv file (as for helios-sample). Recorded are the samples at the steps that a few-step student will take.
 
 All devices of the machine take part. After an interruption the same command resumes the work: finished files are
 kept. Clips that are left out, damaged or without a caption are listed at the end and in OUT/skipped-<size>.jsonl; the
@@ -51,6 +57,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_whole("moving_shapes", "number of procedural scenes, each --max_frames long", 1)
     add_whole("num_shapes", "shapes in each procedural scene (default: 1 to 3)", 1)
     add("from_pt", "folder of .pt files with chunked latents", type=path("--from_pt"))
+    add("prompts", "txt or csv file of prompts, to record trajectories", type=path("--prompts"))
+    add("from_ode_pt", "folder of .pt files with recorded trajectories", type=path("--from_ode_pt"))
+    add_whole("chunks", "with --prompts: chunks of 33 frames of each video", 1, default=5)
+    guidance = finite("--guidance_scale", at_least=1, at_most=MAX_GUIDANCE)
+    add("guidance_scale", "with --prompts: guidance of the teacher (default 5)", type=guidance, default=5.0)
+    add("negative_prompt", "with --prompts: what guidance steers away from (default: the published one)")
+    for name, of, default in (("steps", "the teacher's", "20,20,20"), ("student_steps", "the student's", "2,2,2")):
+        kind = wholes(f"--{name}", at_least=1, at_most=MAX_STEPS)
+        add(name, f"with --prompts: {of} steps per level (default {default})", type=kind, default=default)
+    add(
+        "amplify_first_chunk",
+        "with --prompts: twice the student's steps in the first chunk (default: on)",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+    )
+    add(
+        "grid",
+        "with --prompts: the student's steps as they are sampled (default), or as in the published training",
+        choices=("sampled", "published"),
+        default="sampled",
+    )
     add("sizes", "pixels HxW, or HxW,HxW: the nearest aspect (default 384x640)", type=_sizes, default="384x640")
     add(
         "fit",
@@ -68,19 +95,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_whole("min_frames", "clips with fewer frames are skipped", 1, default=121)
     add_whole("max_frames", "longer clips are cut to this many frames", 1, default=501)
     add_whole("max_text_tokens", "length that texts are cut to", 1, default=512)
-    add("text", "compute text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
+    add("text", "compute and store text embeddings (default: on)", action=argparse.BooleanOptionalAction, default=True)
     add_whole("seed", "seed of the posterior samples, and of the procedural world", 0, _MAX_SEED, default=0)
-    add("dtype", "compute dtype of the text encoder", choices=("bfloat16", "float32"), default="bfloat16")
+    add("dtype", "compute dtype of text encoder and teacher", choices=("bfloat16", "float32"), default="bfloat16")
     add("vae_dtype", "compute dtype of the VAE", choices=("bfloat16", "float32"), default="float32")
-    add_whole("batch", "chunks of 33 frames per device and call", 1, default=1)
+    add_whole("batch", "chunks of 33 frames per device and call; with --prompts videos at a time", 1, default=1)
     add_whole("readers", "threads that decode clips", 1, default=4)
     add("processes", "readers are processes, for --moving_shapes", action="store_true")
-    add_whole("clips_per_file", "clips in each file", 1, default=64)
+    add_whole("clips_per_file", "clips in each file (default 64; 8 with --prompts, which take minutes each)", 1)
     add_whole("shard_index", "number of this worker, from 0", 0)
     add_whole("num_shards", "number of workers", 1)
     add("beam", "encode on Apache Beam, with these pipeline options", nargs="?", const="", metavar="OPTIONS")
     add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=path("--cache"))
-    return parser.parse_args(argv[1:])
+    args = parser.parse_args(argv[1:])
+    if args.clips_per_file is None:
+        args.clips_per_file = 64 if args.prompts is None else 8
+    return args
 
 
 def check(args: argparse.Namespace) -> None:
@@ -89,14 +119,19 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: They do not go together.
     """
-    sources = {name: getattr(args, name) for name in ("clips", "moving_shapes", "from_pt")}
+    sources = {name: getattr(args, name) for name in ("clips", "moving_shapes", "from_pt", "prompts", "from_ode_pt")}
     given = [f"--{name}" for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out={args.out} is a file; give a folder")
-    if args.from_pt is None and args.model is None:
-        raise ValueError("give --model, the checkpoint whose VAE and text encoder are to be used")
+    if args.from_pt is None and args.from_ode_pt is None and args.model is None:
+        raise ValueError("give --model, the checkpoint whose networks are to be used")
+    records = args.prompts is not None or args.from_ode_pt is not None
+    if records and args.beam is not None:
+        raise ValueError("--beam encodes clips; divide prompts with --shard_index and --num_shards")
+    if records and len(args.sizes) != 1:
+        raise ValueError(f"trajectories have one size; --sizes names {len(args.sizes)}")
     if args.beam is not None and args.num_shards is not None:
         raise ValueError("--beam divides the work itself: drop --num_shards and --shard_index")
     if args.beam is not None and importlib.util.find_spec("apache_beam") is None:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from helios_jax.data.helios_latents.record import LatentRecord, Size, size_name
-from helios_jax.data.helios_latents.writer import Failure, LatentWriter
+from helios_jax.data.helios_latents.record import Size, size_name
+from helios_jax.data.helios_latents.writer import Failure, LatentWriter, Record
 from helios_jax.typing import Path
 
 
@@ -36,7 +36,7 @@ class Named(Protocol):
 class Encode(Protocol):
     """Turns named items into records."""
 
-    def __call__(self, items: Sequence[Any], size: Size) -> Iterator[LatentRecord | Failure]:
+    def __call__(self, items: Sequence[Any], size: Size) -> Iterator[Record | Failure]:
         """One record, or a failure, for each item, in order."""
         ...
 
@@ -74,6 +74,7 @@ def write_latents(
     clips_per_file: int = 64,
     part: tuple[int, int] = (0, 1),
     on_clip: Callable[[Status], None] = lambda status: None,
+    make_writer: Callable[..., LatentWriter] = LatentWriter,
 ) -> bool:
     """Encodes a list of clips to ``helios_latents``, or this worker's part of it.
 
@@ -85,6 +86,7 @@ def write_latents(
         clips_per_file: Clips in each file.
         part: Number of this worker, and the number of workers.
         on_clip: Called after each clip.
+        make_writer: Creates the writer of another dataset, with the arguments of ``LatentWriter``.
 
     Returns:
         Whether the dataset is complete; if not, other workers still have work to do.
@@ -98,7 +100,7 @@ def write_latents(
     files = {size: list(itertools.batched(items, clips_per_file)) for size, items in work.items() if items}
     identities = [[getattr(item, "identity", item.uid) for item in work[size]] for size in files]
     digest = hashlib.blake2b(json.dumps(identities).encode(), digest_size=16)
-    writer = LatentWriter(
+    writer = make_writer(
         folder,
         {size: len(contents) for size, contents in files.items()},
         {"clips": digest.hexdigest(), "clips_per_file": clips_per_file, **settings},
@@ -110,7 +112,7 @@ def write_latents(
         done = skipped = 0
         start = time.monotonic()
 
-        def counted(outcomes: Iterator[LatentRecord | Failure]) -> Iterator[LatentRecord | Failure]:
+        def counted(outcomes: Iterator[Record | Failure]) -> Iterator[Record | Failure]:
             nonlocal done, skipped
             for outcome in outcomes:
                 yield outcome

@@ -6,6 +6,7 @@
     dmd       scores, their difference as a gradient, the critic's loss, and the noise levels of both
     gan       the generator's and the discriminator's adversarial losses, on crops (``crops``)
     judge     the fake score's network with the heads of the discriminator
+    grids     a teacher's steps on a level, with every step of its student among them
 
 Pure functions of arrays and networks (arXiv 2603.04379), with the pyramid tables and the solver of sampling.
 """

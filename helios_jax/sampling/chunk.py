@@ -91,6 +91,7 @@ class ChunkSampler:
         history: History,
         noise: NoiseSource,
         on_step: Callable[[StepInfo], None],
+        on_level: Callable[[int, Array], None] = lambda level, start: None,
     ) -> tuple[Float[Array, "B T H W C"], list[Verdict]]:
         """Samples chunk number ``chunk``.
 
@@ -102,6 +103,8 @@ class ChunkSampler:
             history: The context.
             noise: Source of all draws.
             on_step: Called after each step has been dispatched.
+            on_level: Called before the first step of each level with its number and the sample that it starts from,
+                whose buffer the first step reuses.
 
         Returns:
             Clean latents in model space, in the dtype that ``Solver.finish`` returns, and for each level whether its
@@ -124,6 +127,7 @@ class ChunkSampler:
                 shape = (batch, frames, *plan.size, channels)
                 draw = jax.device_put(noise.normal(f"chunk{chunk}/block{level}", shape), placement)
                 state = begin_level(solver, state, draw, plan.transition, self.scheduler.gamma, dtype)
+            on_level(level, state.x)
             for step, scalars in enumerate(plan.step_scalars):
                 # CFG-Zero* starts with steps of velocity zero. The host decides this, so the network is not called at
                 # all; a select within ``denoise_step`` would compute the velocity and discard it.

@@ -76,6 +76,42 @@ class LatentPair:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OdePoints:
+    """Points of one chunk's trajectory on one level, for every sample.
+
+    Attributes:
+        latents: Samples at the student's steps.
+        end: The end point of the level.
+        timesteps: Timesteps of the steps.
+        sigmas: Their noise levels.
+    """
+
+    latents: Float[AnyArray, "B points T H W C"]
+    end: Float[AnyArray, "B T H W C"]
+    timesteps: Float[AnyArray, "B points"]
+    sigmas: Float[AnyArray, "B points"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OdeBatch:
+    """Chunks of recorded videos, each with its teacher's trajectory and the chunks before it.
+
+    Attributes:
+        levels: The trajectory, lowest level first.
+        history: The frames before the chunk, oldest first, zeros before the start of the video.
+        anchor: The first frame of the video; zeros where the chunk is the first.
+        text: The prompts.
+    """
+
+    levels: tuple[OdePoints, ...]
+    history: Float[AnyArray, "B T2 H W C"] = dataclasses.field(metadata=CLIPS)
+    anchor: Float[AnyArray, "B 1 H W C"] = dataclasses.field(metadata=CLIPS)
+    text: PromptBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoBatch:
     """Clips as pixels.
 

@@ -51,21 +51,8 @@ class Latents:
                 f"drop_text={self.drop_text} must be in [0, 1), and 0 without a tokenizer: stored embeddings do not "
                 "include that of the empty text"
             )
-
-        if isinstance(self.folders, str) or not self.folders:
-            raise ValueError(f"data.folders={self.folders!r} must be a list of at least one data set")
-        if self.ratios and len(self.ratios) != len(self.folders):
-            raise ValueError(
-                f"data.ratios={self.ratios} must have one ratio for each of {len(self.folders)} data.folders"
-            )
-        for ratio in self.ratios:
-            if not finite_number(ratio, "data.ratios", at_least=0):
-                raise ValueError(f"data.ratios={self.ratios} must be above 0; leave out the folder instead")
-        for name in ("tokens", "threads"):
-            whole_number(getattr(self, name), f"data.{name}", at_least=1)
+        _check_folders(self)
         whole_number(self.windows, "data.windows", at_least=1, at_most=2)
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"data.on_error={self.on_error!r} must be 'raise' or 'skip'")
 
     def _open(self, folder: str) -> Mapping[Size, Sequence[Any]]:
         """The records of each size, ``LatentRecord``: read one by one, since reading a damaged one raises."""
@@ -78,16 +65,12 @@ class Latents:
         """See ``Data``; yields ``LatentBatch``, or ``LatentPair`` with two windows."""
         from helios_jax.training.loaders import latent_loader
 
-        text: TextFormat = PaddedEmbeds(tokens=self.tokens)
-        if self.tokenizer:
-            tokenizer = Tokenizer.from_folder(local_folder(self.tokenizer))
-            text = Tokens(tokenizer=tokenizer, tokens=self.tokens, drop=self.drop_text)
         index, count = part
         return latent_loader(
             [self._open(folder) for folder in self.folders],
             batch=batch_size,
             seed=seed,
-            text=text,
+            text=_text_format(self.tokenizer, self.tokens, self.drop_text),
             ratios=self.ratios or None,
             history_config=self.layout,
             process_index=index,
@@ -96,6 +79,85 @@ class Latents:
             threads=self.threads,
             windows=self.windows,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Chunks of videos that ``helios-prepare --prompts`` recorded.
+
+    Attributes:
+        folders: Data sets.
+        ratios: How often a video of each data set is seen, relative to one with ratio 1; empty: 1 for all.
+        chunks: Different chunks of each video in a batch, one sample each; the size of a batch must be a multiple.
+        tokens: Length that texts are padded to.
+        tokenizer: Checkpoint with a tokenizer, to train on tokens; empty: stored embeddings are used.
+        layout: Geometry of the context, the same as the method's.
+        on_error: What to do about a record that cannot be used.
+        in_memory: Read everything first and keep it in memory, for small data sets and many steps per second.
+        threads: Threads that read.
+    """
+
+    folders: tuple[str, ...]
+    ratios: tuple[float, ...] = ()
+    chunks: int = 3
+    tokens: int = 512
+    tokenizer: str = ""
+    layout: HistoryConfig = dataclasses.field(default_factory=HistoryConfig)
+    on_error: OnError = "raise"
+    in_memory: bool = False
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        _check_folders(self)
+        whole_number(self.chunks, "data.chunks", at_least=1)
+
+    def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Resumable:
+        """See ``Data``; yields ``OdeBatch``."""
+        from helios_jax.data.helios_ode.reader import open_ode
+        from helios_jax.training.ode_loader import ode_loader
+
+        sources: list[Mapping[Size, Sequence[Any]]] = []
+        for folder in self.folders:
+            opened: Mapping[Size, Sequence[Any]] = open_ode(user_path(folder, "data.folders"))
+            if self.in_memory:
+                opened = {size: InMemory(records, self.on_error) for size, records in opened.items()}
+            sources.append(opened)
+        index, count = part
+        return ode_loader(
+            sources,
+            batch=batch_size,
+            seed=seed,
+            chunks=self.chunks,
+            text=_text_format(self.tokenizer, self.tokens),
+            ratios=self.ratios or None,
+            history_config=self.layout,
+            process_index=index,
+            process_count=count,
+            on_error=self.on_error,
+            threads=self.threads,
+        )
+
+
+def _check_folders(data: Latents | Trajectories) -> None:
+    """Raises ValueError unless the settings that both have can work."""
+    if isinstance(data.folders, str) or not data.folders:
+        raise ValueError(f"data.folders={data.folders!r} must be a list of at least one data set")
+    if data.ratios and len(data.ratios) != len(data.folders):
+        raise ValueError(f"data.ratios={data.ratios} must have one ratio for each of {len(data.folders)} data.folders")
+    for ratio in data.ratios:
+        if not finite_number(ratio, "data.ratios", at_least=0):
+            raise ValueError(f"data.ratios={data.ratios} must be above 0; leave out the folder instead")
+    for name in ("tokens", "threads"):
+        whole_number(getattr(data, name), f"data.{name}", at_least=1)
+    if data.on_error not in ("raise", "skip"):
+        raise ValueError(f"data.on_error={data.on_error!r} must be 'raise' or 'skip'")
+
+
+def _text_format(tokenizer: str, tokens: int, drop: float = 0.0) -> TextFormat:
+    """Stored embeddings, or tokens if there is a checkpoint with a tokenizer."""
+    if not tokenizer:
+        return PaddedEmbeds(tokens=tokens)
+    return Tokens(tokenizer=Tokenizer.from_folder(local_folder(tokenizer)), tokens=tokens, drop=drop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from helios_jax.training.flops import training_flops
 from helios_jax.training.log import report
 from helios_jax.training.methods import Method, SharesDecisions
 from helios_jax.training.metrics import Metrics
-from helios_jax.training.params import Params, count_text, unflatten
+from helios_jax.training.params import Params, unflatten
 from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import microbatches, partition_specs
 from helios_jax.training.state import Items, Restore, TrainState, released_state, split_params, start_state, state_items
@@ -64,13 +64,8 @@ class Descending:
         self._graph, trainable, self._frozen = split_params(networks, experiment.trainable, mesh)
         # Otherwise the parameters as loaded would stay in memory next to their fp32 copies.
         del networks
-        counts = f"{count_text(trainable)} parameters are trained and {count_text(self._frozen)} are frozen"
-        report(f"{counts}, on {dict(mesh.shape)}")
-        updater = Updater(
-            optimizer=experiment.optimizer.build(trainable, experiment.steps),
-            learning_rates=experiment.optimizer.learning_rates(experiment.steps),
-            ema=experiment.ema,
-        )
+        report_counts(trainable, self._frozen, mesh)
+        updater = updater_of(experiment, trainable)
         self._method = method
         self._state = start_state({PLAYER: updater}, {PLAYER: trainable}, mesh, restore)
         # The state is donated: parameters, moments and averages are updated in place, because a second copy would not
@@ -116,7 +111,6 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
 
     If the loss, the gradient or the update is not finite, the update is skipped and the metric "skipped" is 1.
     """
-    count = experiment.accumulation
 
     def loss(
         trainable: Params, frozen: Params, first_key: Key[Array, ""], batch: Any, keys: Key[Array, " B"]
@@ -132,28 +126,60 @@ def make_step(experiment: Experiment, method: Method, graph: nnx.GraphDef, updat
         player = state.players[PLAYER]
         keys = sample_keys(experiment.seed, state.step, experiment.batch_size)
         gradient = functools.partial(jax.grad(loss, has_aux=True), player.trainable, frozen, keys[0])
-        # Keys belong to samples and are split with the batch: microbatches change memory use, not draws.
-        leaves, structure = jax.tree.flatten((batch, keys))
-        pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
-
-        def accumulate(sums: Any, piece: list[Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, gradient(*structure.unflatten(piece))), None
-
-        first = structure.unflatten([leaf[0] for leaf in pieces])
-        if count == 1:
-            # No loop of one iteration: XLA compiles the body of a loop to slower code, much slower on CPUs.
-            gradients, metrics = gradient(*first)
-        else:
-            # A scan, not an unrolled loop: activations of only one microbatch exist at a time. Dividing the sums by
-            # ``count`` gives the means of the whole batch, because losses are means over samples.
-            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *first))
-            sums, _ = jax.lax.scan(accumulate, zeros, pieces)
-            gradients, metrics = jax.tree.map(lambda total: total / count, sums)
-
+        gradients, metrics = mean_gradient(gradient, batch, keys, experiment.accumulation, mesh)
         player, applied = updater.apply(player, gradients, metrics["loss"], average=True)
         return TrainState(step=state.step + 1, players={PLAYER: player}), metrics | applied
 
     return step
+
+
+def mean_gradient(
+    gradient: Callable[[Any, Key[Array, " B"]], tuple[Params, Metrics]],
+    batch: Any,
+    keys: Key[Array, " B"],
+    count: int,
+    mesh: Mesh,
+) -> tuple[Params, Metrics]:
+    """The gradient and the metrics of a batch, one microbatch after the other; inside a jitted function.
+
+    Args:
+        gradient: Computes both, as means over the samples of a microbatch.
+        batch: The batch.
+        keys: One key per sample.
+        count: Number of microbatches.
+        mesh: Where the batch lives.
+    """
+    # Keys belong to samples and are split with the batch: microbatches change memory use, not draws.
+    leaves, structure = jax.tree.flatten((batch, keys))
+    pieces = microbatches(leaves, partition_specs((batch, keys)), count, mesh)
+
+    def accumulate(sums: Any, piece: list[Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, gradient(*structure.unflatten(piece))), None
+
+    first = structure.unflatten([leaf[0] for leaf in pieces])
+    if count == 1:
+        # No loop of one iteration: XLA compiles the body of a loop to slower code, much slower on CPUs.
+        return gradient(*first)
+    # A scan, not an unrolled loop: activations of only one microbatch exist at a time. Dividing the sums by
+    # ``count`` gives the means of the whole batch, because losses are means over samples.
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *first))
+    sums, _ = jax.lax.scan(accumulate, zeros, pieces)
+    return jax.tree.map(lambda total: total / count, sums)
+
+
+def updater_of(experiment: Experiment, trainable: Params) -> Updater:
+    """The optimizer and the moving average of an experiment with one player."""
+    return Updater(
+        optimizer=experiment.optimizer.build(trainable, experiment.steps),
+        learning_rates=experiment.optimizer.learning_rates(experiment.steps),
+        ema=experiment.ema,
+    )
+
+
+def report_counts(trainable: Params, frozen: Params, mesh: Mesh) -> None:
+    """Reports the numbers of parameters."""
+    counts = f"{count_text(trainable)} parameters are trained and {count_text(frozen)} are frozen"
+    report(f"{counts}, on {dict(mesh.shape)}")
 
 
 def sample_keys(seed: int, step: Int[Array, ""] | int, batch_size: int) -> Key[Array, " {batch_size}"]:

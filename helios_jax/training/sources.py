@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from absl import logging
 
-from helios_jax.data.helios_latents.record import LatentRecord, RecordError, Size
+from helios_jax.data.helios_latents.record import RecordError, Size
 from helios_jax.typing import Path
 
 OnError = Literal["raise", "skip"]
@@ -77,7 +77,7 @@ class Source:
         try:
             self.check(record)
         except ValueError as error:
-            name = f" ({record.uid!r})" if isinstance(record, LatentRecord) else ""
+            name = f" ({record.uid!r})" if hasattr(record, "uid") else ""  # clips of pixels have none
             raise RecordError(f"{self.where(index)}{name} cannot be used: {error}") from error
         return record
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from helios_jax.data.helios_latents.record import LatentRecord
 from helios_jax.training.batch import PromptBatch
 from helios_jax.typing import Int
 
@@ -18,14 +17,29 @@ _CAPTIONS_KEPT = 2**16
 
 
 @runtime_checkable
+class Captioned(Protocol):
+    """A record with a text: ``LatentRecord`` or ``OdeRecord``."""
+
+    @property
+    def caption(self) -> str:
+        """The text."""
+        ...
+
+    @property
+    def embeds(self) -> np.ndarray:
+        """[tokens, width], output of the text encoder; no rows if it is not stored."""
+        ...
+
+
+@runtime_checkable
 class TextFormat(Protocol):
     """How captions become a ``PromptBatch``."""
 
-    def check(self, record: LatentRecord) -> None:
+    def check(self, record: Captioned) -> None:
         """Raises ValueError when the record's text cannot be used."""
         ...
 
-    def __call__(self, records: Sequence[LatentRecord], draws: Sequence[float]) -> PromptBatch:
+    def __call__(self, records: Sequence[Captioned], draws: Sequence[float]) -> PromptBatch:
         """The text of a batch, in host memory; ``draws`` has a number in [0, 1) for each record."""
         ...
 
@@ -40,7 +54,7 @@ class PaddedEmbeds:
 
     tokens: int = 512
 
-    def check(self, record: LatentRecord) -> None:
+    def check(self, record: Captioned) -> None:
         """Raises ValueError for a record without embeddings, or with more rows than there is room for."""
         rows = len(record.embeds)
         if rows == 0:
@@ -48,7 +62,7 @@ class PaddedEmbeds:
         if rows > self.tokens:
             raise ValueError(f"its text has {rows} tokens, the loader pads to {self.tokens}; raise that number")
 
-    def __call__(self, records: Sequence[LatentRecord], draws: Sequence[float]) -> PromptBatch:
+    def __call__(self, records: Sequence[Captioned], draws: Sequence[float]) -> PromptBatch:
         """Pads the embeddings; ``draws`` are not used."""
         first = records[0].embeds
         embeds = np.zeros((len(records), self.tokens, first.shape[1]), first.dtype)
@@ -72,12 +86,12 @@ class Tokens:
     drop: float = 0.0
     _known: dict[str, Int[np.ndarray, " S"]] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
-    def check(self, record: LatentRecord) -> None:
+    def check(self, record: Captioned) -> None:
         """Raises ValueError for a record without caption."""
         if not record.caption.strip():
             raise ValueError("it has no caption")
 
-    def __call__(self, records: Sequence[LatentRecord], draws: Sequence[float]) -> PromptBatch:
+    def __call__(self, records: Sequence[Captioned], draws: Sequence[float]) -> PromptBatch:
         """Tokenizes the captions, or the empty text where a draw is below ``drop``."""
         captions = ["" if draw < self.drop else record.caption for record, draw in zip(records, draws, strict=True)]
         rows = [self._ids(caption) for caption in captions]

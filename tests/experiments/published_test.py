@@ -15,8 +15,17 @@ import pytest
 
 from helios_jax.checkpoints.components import find_component
 from helios_jax.config import PipelineConfig, SchedulerConfig, TransformerConfig
-from helios_jax.experiments import stage1_init, stage1_post, stage1_post_corrected, stage2_init, stage2_post
+from helios_jax.experiments import (
+    stage1_init,
+    stage1_post,
+    stage1_post_corrected,
+    stage2_init,
+    stage2_post,
+    stage3_consistency,
+    stage3_ode,
+)
 from helios_jax.training.experiment import Experiment
+from helios_jax.training.methods.ode import Ode
 from helios_jax.training.networks import Networks
 from helios_jax.training.overrides import frozen
 from helios_jax.training.params import flatten, values_by_pattern
@@ -29,6 +38,8 @@ MODULES = {
     "stage1_post_corrected": stage1_post_corrected,
     "stage2_init": stage2_init,
     "stage2_post": stage2_post,
+    "stage3_ode": stage3_ode,
+    "stage3_consistency": stage3_consistency,  # not published
 }
 
 # Values that all stages share: AdamW, corruption, context, and what is switched off.
@@ -86,6 +97,36 @@ STAGE_2 = SHARED | {
     "validation_steps": (20, 20, 20),
 }
 
+# Regression of recorded end points: the recorded past as it is, at the steps of the student.
+STAGE_3_ODE = {key: value for key, value in SHARED.items() if not key.startswith(("drop_", "corruption_"))} | {
+    "seed": 47,
+    "learning_rate": 2e-6,
+    "warmup_steps": 0,
+    "betas": (0.0, 0.999),
+    "weight_decay": 1e-3,
+    "clip_norm": 10.0,
+    "rank": 256,
+    "alpha": 256,
+    "patch_embedding": "frozen",
+    "history_patchers": "lora",
+    "lora_parameters": 1251.4,
+    "full_parameters": 0.0,
+    "batch_per_gpu": 1,
+    "ema": (0.99, 250),
+    "checkpoint_every": 250,
+    "timesteps": "points of the teacher",
+    "training_shift": "linear",
+    "loss_weight": 80.0,
+    "chunks_of_a_video": 3,
+    "integer_timesteps": False,
+    "validation_every": 250,
+    "validation_guidance": 1.0,
+    "validation_steps": (2, 2, 2),
+    "validation_shift": "linear",
+}
+for absent in ("saturation", "input_corruption", "decide", "caption_dropout"):
+    del STAGE_3_ODE[absent]
+
 PUBLISHED = {
     "stage1_init": STAGE_1 | {"seed": 43, "learning_rate": 5e-5},
     "stage1_post": STAGE_1 | {"seed": 44, "learning_rate": 3e-5},
@@ -118,6 +159,7 @@ PUBLISHED = {
         "lora_parameters": 1252.8,
         "level_ratios": (1, 1, 1),
     },
+    "stage3_ode": STAGE_3_ODE,
 }
 
 DIFFERENCES = {
@@ -125,6 +167,12 @@ DIFFERENCES = {
     "batch_per_gpu": "the number of GPUs is not published, so that experiments give the size of the global batch, 128",
 }
 """Settings of all experiments that differ from the published ones, with the reason."""
+
+OF_ODE = {
+    "accumulation": "the chunks of a video are microbatches; published steps add their losses, which is the same",
+    "integer_timesteps": "the student is trained at the timesteps that it is sampled with",
+}
+"""Likewise, of stage3_ode alone, whose context has nothing to decide."""
 
 CORRECTIONS = {"corruption_zero_test": "window noise reaches the frames that the image-to-video form drops"}
 """Likewise, of stage1_post_corrected alone."""
@@ -158,13 +206,10 @@ def how(paths: list[str], layer: str) -> str:
 
 def found(settings: Experiment) -> dict[str, object]:
     """The settings of an experiment under the names of the table."""
-    adamw, method, samples = settings.optimizer, settings.method, settings.validation
-    context, sizes = method.context, trained_parameters(settings)
+    adamw, samples, sizes = settings.optimizer, settings.validation, trained_parameters(settings)
     (patchers,) = {how([*sizes], f"patch_{tier}") for tier in ("short", "mid", "long")}
     lora = sum(size for path, size in sizes.items() if path.endswith(("lora_a", "lora_b")))
-    sampling = getattr(method, "timesteps", None)
-    saturation = context.saturation
-    return {
+    return (found_of_recordings(settings) if isinstance(settings.method, Ode) else found_of_clips(settings)) | {
         "seed": settings.seed,
         "learning_rate": adamw.learning_rate,
         "schedule": adamw.schedule,
@@ -174,10 +219,44 @@ def found(settings: Experiment) -> dict[str, object]:
         "weight_decay": adamw.weight_decay,
         "clip_norm": adamw.clip_norm,
         "accumulation": settings.accumulation,
-        "caption_dropout": settings.data.drop_text,
         "text_tokens": settings.data.tokens,
-        "ema": settings.ema,
+        "ema": settings.ema and (settings.ema.decay, settings.ema.start),
         "checkpoint_every": settings.checkpoint_every,
+        "rank": settings.lora.rank,
+        "alpha": settings.lora.alpha or settings.lora.rank,
+        "patch_embedding": how([*sizes], "patch_embedding"),
+        "history_patchers": patchers,
+        "lora_parameters": round(lora / 1e6, 1),
+        "full_parameters": round((sum(sizes.values()) - lora) / 1e6, 1),
+        "batch_per_gpu": settings.batch_size,
+        "validation_every": samples.every,
+        "validation_guidance": samples.guidance_scale,
+        "validation_steps": samples.steps,
+        "validation_shift": settings.product.scheduler.time_shift_type,
+    }
+
+
+def found_of_recordings(settings: Experiment) -> dict[str, object]:
+    """Likewise, of a student that regresses recorded end points."""
+    method, data = settings.method, settings.data
+    return {
+        "history_sizes": method.layout.sizes,
+        "window": method.layout.chunk_frames,
+        "timesteps": "points of the teacher",
+        "training_shift": settings.product.scheduler.time_shift_type,  # recordings are at the steps of sampling
+        "loss_weight": method.weight,
+        "chunks_of_a_video": data.chunks,
+        "integer_timesteps": method.integer_timesteps,
+    }
+
+
+def found_of_clips(settings: Experiment) -> dict[str, object]:
+    """Likewise, of flow matching on real videos."""
+    method = settings.method
+    context, sampling = method.context, getattr(method, "timesteps", None)
+    saturation = context.saturation
+    return {
+        "caption_dropout": settings.data.drop_text,
         "history_sizes": context.layout.sizes,
         "window": context.layout.chunk_frames,
         "drop_t2v": context.drop.t2v,
@@ -191,22 +270,11 @@ def found(settings: Experiment) -> dict[str, object]:
         "saturation": saturation and (saturation.clean, saturation.pale, saturation.strong),
         "input_corruption": method.input_corruption,
         "decide": context.decide,
-        "rank": settings.lora.rank,
-        "alpha": settings.lora.alpha or settings.lora.rank,
-        "patch_embedding": how([*sizes], "patch_embedding"),
-        "history_patchers": patchers,
-        "lora_parameters": round(lora / 1e6, 1),
-        "full_parameters": round((sum(sizes.values()) - lora) / 1e6, 1),
-        "batch_per_gpu": settings.batch_size,
         "timesteps": f"{sampling.density}({sampling.logit_mean}, {sampling.logit_std})"
         if sampling
         else "uniform per level",
         "training_shift": sampling.shift if sampling else "none",
         "level_ratios": getattr(method, "ratios", None),
-        "validation_every": samples.every,
-        "validation_guidance": samples.guidance_scale,
-        "validation_steps": samples.steps,
-        "validation_shift": settings.product.scheduler.time_shift_type,
     }
 
 
@@ -214,7 +282,9 @@ def found(settings: Experiment) -> dict[str, object]:
 def test_experiments_are_the_published_recipes(name):
     settings, published = found(experiment(name)), PUBLISHED[name]
     assert settings.keys() == published.keys()
-    allowed = DIFFERENCES.keys() | (CORRECTIONS.keys() if name == "stage1_post_corrected" else set())
+    allowed = DIFFERENCES.keys() | {"stage1_post_corrected": CORRECTIONS, "stage3_ode": OF_ODE}.get(name, {}).keys()
+    if name == "stage3_ode":
+        allowed -= {"decide"}
     differing = {key for key in published if settings[key] != published[key]}
     assert differing == allowed, {key: (settings[key], published[key]) for key in differing ^ allowed}
 
@@ -246,17 +316,19 @@ def test_learning_rates_grow_linearly_from_zero_and_stay(name):
 
 @pytest.mark.parametrize(
     ("name", "released"),
-    [(name, "base") for name in PUBLISHED if "stage1" in name] + [(name, "mid") for name in PUBLISHED if "2" in name],
+    [(name, "base") for name in PUBLISHED if "stage1" in name]
+    + [(name, "mid") for name in PUBLISHED if "stage2" in name]
+    + [("stage3_ode", "distilled"), ("stage3_consistency", "distilled")],
 )
 def test_products_are_sampled_as_the_released_models(name, released):
-    """model_index.json and scheduler_config.json of the released Base and Mid."""
+    """model_index.json and scheduler_config.json of the released models."""
     index = json.loads((PIPELINES / released / "model_index.json").read_text())
     schedule = json.loads((PIPELINES / released / "scheduler" / "scheduler_config.json").read_text())
     product = experiment(name).product
     assert product.config == PipelineConfig.from_diffusers(index)
     assert product.scheduler == SchedulerConfig.from_diffusers(schedule)
     assert product.config.is_cfg_zero_star == (released == "mid")
-    if released == "mid":
+    if released != "base" and name != "stage3_ode":
         assert experiment(name).method.scheduler == product.scheduler
 
 
@@ -267,6 +339,15 @@ def test_the_small_model_is_trained_alike(name):
     parts = {"start": large.start, "product": dataclasses.replace(small.product, parts=large.product.parts)}
     assert dataclasses.replace(small, **parts) == large
     assert small.product.parts == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+def test_consistency_takes_the_place_of_the_regression():
+    """Other data and another loss; optimizer, adapters, product and validation are the same."""
+    ode, consistency = experiment("stage3_ode"), experiment("stage3_consistency")
+    others = ("method", "data", "accumulation", "ema")
+    assert dataclasses.replace(consistency, **{name: getattr(ode, name) for name in others}) == ode
+    assert consistency.data == experiment("stage2_init").data
+    assert consistency.method.guidance_scale == 5.0
 
 
 def test_validation_steers_away_from_the_published_negative_prompt():

@@ -19,6 +19,7 @@ EXPERIMENTS = [
     *(("stage1_post_corrected", size) for size in ("14b", "1_3b")),
     *(("stage2_init", size) for size in ("14b", "1_3b", "tiny")),
     *(("stage2_post", size) for size in ("14b", "1_3b")),
+    *((name, size) for name in ("stage3_ode", "stage3_consistency") for size in ("14b", "1_3b", "tiny")),
     ("tiny_vae", "images"),
     ("tiny_vae", "clips"),
 ]

@@ -2,7 +2,10 @@
 
     base      flow matching at full resolution (stage 1)
     pyramid   flow matching on the levels of the pyramid (stage 2)
+    ode       regression of a teacher's recorded end points (stage 3)
     vae       reconstruction and KL of the VAE
+
+``consistency`` (stage 3, without recordings) also needs a teacher and an average, and is therefore a procedure.
 
 By convention a method's ``loss`` is composed of two functions, so that tests can replay recorded draws:
 
