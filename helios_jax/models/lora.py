@@ -69,7 +69,10 @@ def add_lora[M: nnx.Module](
     chosen = {path: layer for path, layer in layers.items() if _matches(path, targets) and not _matches(path, excludes)}
     for path, layer in chosen.items():
         if hasattr(layer, "lora_a"):
-            raise ValueError(f"{path} has an adapter already; merge_lora it first")
+            raise ValueError(
+                f"{path} has an adapter already, for example one that training starts from; leave the layer out "
+                "(excludes), leave out lora altogether to train the adapters that are there, or merge_lora them first"
+            )
 
     @jax.jit
     def draw(key: Key[Array, ""]) -> dict[str, tuple[Array, Array]]:
@@ -121,6 +124,11 @@ def strip_lora[M: nnx.Module](module: M) -> M:
             for name in _ATTRIBUTES:
                 delattr(layer, name)
     return module
+
+
+def adaptable_layers(module: nnx.Module) -> dict[str, AdaptableLayer]:
+    """The layers that can carry an adapter, by path."""
+    return dict(_layers(module))
 
 
 def adapted_layers(module: nnx.Module) -> dict[str, AdaptableLayer]:

@@ -28,7 +28,7 @@ _DEFAULT_LIMIT = 64
 
 def is_on_host(tree: Any) -> bool:
     """Whether any array of a tree is in pinned host memory."""
-    return any(leaf.sharding.memory_kind == HOST for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST for leaf in jax.tree.leaves(tree))
 
 
 def on_host[T](tree: T) -> T:
