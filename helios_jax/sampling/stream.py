@@ -31,7 +31,8 @@ from helios_jax.user_input import whole_number
 
 LESS_MEMORY = (
     "choose a smaller height and width or fewer prompts at once, pass vae_slice_frames=1, park the text encoder "
-    "(park=('text_encoder',)), or shard the model over several devices with mesh=; other processes on the device take memory too"
+    "(park=('text_encoder',)), or shard the model over several devices with mesh=; other processes on the device take "
+    "memory too"
 )
 
 
