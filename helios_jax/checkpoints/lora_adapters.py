@@ -26,7 +26,7 @@ from helios_jax.config import TransformerConfig
 from helios_jax.models.lora import AdaptableLayer, adaptable_layers, adapted_layers, attach, strip_lora
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.parallel.mesh import parameter_sharding
-from helios_jax.typing import Array, DType, Float, Path
+from helios_jax.typing import DType, Float, Path
 
 _Place = tuple[int | None, int | None]
 """Layer of a stack and part of a fused projection."""
@@ -154,7 +154,7 @@ def _place(entry: Entry) -> _Place:
 
 def _home(layer: AdaptableLayer, shape: tuple[int, ...]) -> jax.sharding.Sharding:
     """Where a factor lives: on the devices of its kernel, sharded like any parameter of this shape."""
-    kernel: Array = layer.kernel[...]
-    if isinstance(kernel.sharding, jax.sharding.NamedSharding):
-        return parameter_sharding(shape, kernel.sharding.mesh)
-    return kernel.sharding
+    place = layer.kernel[...].sharding
+    if isinstance(place, jax.sharding.NamedSharding) and isinstance(place.mesh, jax.sharding.Mesh):
+        return parameter_sharding(shape, place.mesh)
+    return place

@@ -58,7 +58,10 @@ class Conditioner:
             return self.from_nothing(request.height // factor, request.width // factor)
         with fetched(self.vae) as vae:
             ready = dataclasses.replace(self, vae=vae)
-            return ready.from_image(request.image) if request.video is None else ready.from_video(request.video)
+            if request.video is not None:
+                return ready.from_video(request.video)
+            assert request.image is not None, "one of the two is given"
+            return ready.from_image(request.image)
 
     def from_nothing(self, height: int, width: int) -> History:
         """The context of text-to-video. ``height`` and ``width`` are latent sides."""

@@ -43,6 +43,9 @@ _TOKENS = 32
 
 SEPARATE, MERGED, WITHOUT = "separate", "merged", "without"
 
+_Stream = tuple[Array, Tokens, Array]
+"""The stream between two blocks, what all blocks read, and the embedded text."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateLoss:
@@ -153,8 +156,9 @@ def _velocities(network: HeliosTransformer, released: Released) -> dict[str, Flo
     graphs = {SEPARATE: _fp32(network), MERGED: _fp32(plain), WITHOUT: _fp32(plain)}
     states = {SEPARATE: nnx.state(network), MERGED: _merged_outside_blocks(plain, released), WITHOUT: nnx.state(plain)}
     networks = {name: Network(graph=graphs[name], params=states[name]) for name in graphs}
-    inputs = jax.device_put(_inputs(network.config), replicated_like(nnx.state(network)))
-    streams = {name: _begin(one, inputs) for name, one in networks.items()}
+    # By way of the host, since every process draws the same inputs on its own device.
+    inputs = jax.device_put(jax.device_get(_inputs(network.config)), replicated_like(nnx.state(network)))
+    streams: dict[str, _Stream] = {name: _begin(one, inputs) for name, one in networks.items()}
     blocks = {name: nnx.split(one.module.blocks) for name, one in networks.items()}
     for layer in range(network.config.num_layers):
         for name, (graph, stacks) in blocks.items():
@@ -222,9 +226,7 @@ def _inputs(config: TransformerConfig) -> _Inputs:
 
 
 @jax.jit
-def _begin(
-    network: Network[HeliosTransformer], inputs: _Inputs
-) -> tuple[Float[Array, "B S D"], Tokens, Float[Array, "B S2 D"]]:
+def _begin(network: Network[HeliosTransformer], inputs: _Inputs) -> _Stream:
     """The stream before the first block, what all blocks read, and the embedded text."""
     module, layout = network.module, None if inputs.history is None else HistoryConfig()
     context = None if inputs.history is None else module.context(inputs.history.tiers(HistoryConfig()))

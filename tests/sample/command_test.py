@@ -64,13 +64,14 @@ def test_text_to_video(model, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_parked_networks_make_the_same_video(model, tmp_path, capsys):
     line = (model, "--prompt=fox", f"--out={tmp_path / 'fox.mp4'}", "--num_frames=33", *SMALL)
     assert run(*line) == 0
     expected = decoded(tmp_path / "fox.mp4")
     capsys.readouterr()
     assert run(*line, "--park=text_encoder,vae", "--overwrite") == 0
-    assert capsys.readouterr().out.count("parked") == 2
+    assert "kB parked, text_encoder" in capsys.readouterr().out
     np.testing.assert_array_equal(decoded(tmp_path / "fox.mp4"), expected)
     with pytest.raises(SystemExit):
         run(*line, "--park=transformer")
