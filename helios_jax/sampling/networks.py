@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-from typing import Self
 
 from helios_jax.checkpoints.lora_set import LoadedLora, LoraSet
 from helios_jax.checkpoints.parking import PARKABLE, parked_names
@@ -16,8 +15,8 @@ from helios_jax.typing import Path
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class LoadedNetworks:
-    """Base class of ``HeliosPipeline``.
+class _Networks:
+    """The networks.
 
     Attributes:
         transformer: The denoiser.
@@ -30,7 +29,12 @@ class LoadedNetworks:
     text_encoder: TextEncoder | None = None
     _loras: LoraSet = dataclasses.field(default_factory=LoraSet, init=False, repr=False)
 
-    def park(self, *names: str) -> Self:
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class LoadedNetworks(_Networks):
+    """Base class of ``HeliosPipeline``. Every method changes the object and returns it."""
+
+    def park[P: _Networks](self: P, *names: str) -> P:
         """Keeps networks in pinned host memory between uses, as "model CPU offload" does; returns the pipeline.
 
         Videos are the same, bit for bit. A parked network is copied to the device before it is used and deleted there
@@ -54,7 +58,7 @@ class LoadedNetworks:
         gc.collect()
         return self
 
-    def unpark(self, *names: str) -> Self:
+    def unpark[P: _Networks](self: P, *names: str) -> P:
         """Brings parked networks back to the device for good; returns the pipeline.
 
         Args:
@@ -73,7 +77,9 @@ class LoadedNetworks:
         """Names of the networks that are in host memory."""
         return tuple(name for name in PARKABLE if is_on_host(getattr(self, name)))
 
-    def load_lora(self, path: Path, name: str | None = None, scale: float = 1.0, *, merge: bool = True) -> Self:
+    def load_lora[P: _Networks](
+        self: P, path: Path, name: str | None = None, scale: float = 1.0, *, merge: bool = True
+    ) -> P:
         """Merges a LoRA file into the transformer, in addition to loaded ones; returns the pipeline.
 
         The weights depend only on which files are loaded and on their scales: each weight is the original one plus the
@@ -103,7 +109,7 @@ class LoadedNetworks:
         self.transformer, self._loras = self._loras.with_file(self.transformer, path, name, scale, merge=merge)
         return self
 
-    def set_lora(self, name: str, scale: float) -> Self:
+    def set_lora[P: _Networks](self: P, name: str, scale: float) -> P:
         """Changes the strength of a loaded LoRA; returns the pipeline.
 
         Raises:
@@ -112,7 +118,7 @@ class LoadedNetworks:
         self.transformer, self._loras = self._loras.with_scale(self.transformer, name, scale)
         return self
 
-    def unload_lora(self, name: str) -> Self:
+    def unload_lora[P: _Networks](self: P, name: str) -> P:
         """Removes a LoRA as if it had never been loaded, bit for bit; returns the pipeline.
 
         Raises:

@@ -157,7 +157,8 @@ def _velocities(network: HeliosTransformer, released: Released) -> dict[str, Flo
     states = {SEPARATE: nnx.state(network), MERGED: _merged_outside_blocks(plain, released), WITHOUT: nnx.state(plain)}
     networks = {name: Network(graph=graphs[name], params=states[name]) for name in graphs}
     # By way of the host, since every process draws the same inputs on its own device.
-    inputs = jax.device_put(jax.device_get(_inputs(network.config)), replicated_like(nnx.state(network)))
+    leaves, structure = jax.tree.flatten(_inputs(network.config))
+    inputs = structure.unflatten(jax.device_put(jax.device_get(leaves), replicated_like(nnx.state(network))))
     streams: dict[str, _Stream] = {name: _begin(one, inputs) for name, one in networks.items()}
     blocks = {name: nnx.split(one.module.blocks) for name, one in networks.items()}
     for layer in range(network.config.num_layers):
