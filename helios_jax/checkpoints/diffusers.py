@@ -5,6 +5,7 @@ host copy is one published tensor. Everything is checked against the files' head
 weights is read.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -81,6 +82,50 @@ def load_diffusers(
         }
         arrays = _read_parameters(entries, targets, lambda name, index: files.read(stored[name], index))
     return with_parameters(abstract, arrays)
+
+
+class StoredTensors:
+    """The tensors of one network in the published layout, by name and as they are stored; a context manager.
+
+    Args:
+        folder: The checkpoint, or the component's own folder.
+        component: "transformer", "vae" or "text_encoder".
+
+    Attributes:
+        config: The configuration of the network.
+        dtypes: Stored dtype of each tensor by its canonical name.
+
+    Raises:
+        FileNotFoundError: Folder, configuration or weights are missing.
+        ValueError: See ``load_diffusers``.
+    """
+
+    def __init__(self, folder: Path, component: str) -> None:
+        parts = find_component(component)
+        folder = component_folder(folder, component)
+        self.config = parts.read_config(folder)
+        self._files = TensorFolder(folder)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._stored = _stored_names(self._files, parts)
+            entries = published_entries(parts.abstract(self.config, "float32"), parts.keys)
+            _check_stored(folder, entries, self._stored, self._files)
+            self.dtypes = {name: self._files.tensors[stored].dtype for name, stored in self._stored.items()}
+            undo.pop_all()
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor in its published layout."""
+        return self._files.read(self._stored[name])
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
+
+    def __enter__(self) -> "StoredTensors":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def check_diffusers(folder: Path, component: str) -> None:

@@ -28,6 +28,7 @@ class Footprint:
         dtype: Dtype of transformer and text encoder.
         vae_dtype: Dtype of the VAE.
         bytes: Component -> bytes on one device.
+        parked: Components that wait in host memory between uses; one of them at a time is on the device.
         limit: Bytes of memory of one device; ``None`` if the device does not report it.
         in_use: Bytes of it that are in use.
     """
@@ -38,17 +39,22 @@ class Footprint:
     dtype: str
     vae_dtype: str
     bytes: dict[str, int]
+    parked: tuple[str, ...] = ()
     limit: int | None = None
     in_use: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes of all weights on one device."""
-        return sum(self.bytes.values())
+        """The most bytes of weights that are on one device at a time."""
+        parked = [self.bytes.get(name, 0) for name in self.parked]
+        return sum(self.bytes.values()) - sum(parked) + max(parked, default=0)
 
     def __str__(self) -> str:
         devices = self.device if self.num_devices == 1 else f"{self.num_devices} x {self.device}"
-        parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in self.bytes.items())
+        parts = ", ".join(
+            f"{name} {bytes_in_words(size)}{' parked' if name in self.parked else ''}"
+            for name, size in self.bytes.items()
+        )
         limit = "" if self.limit is None else f" of {bytes_in_words(self.limit)}"
         dtypes = self.dtype if self.dtype == self.vae_dtype else f"{self.dtype}, VAE {self.vae_dtype}"
         each = " each" if self.num_devices > 1 else ""
@@ -73,7 +79,12 @@ class Footprint:
 
 
 def footprint(
-    settings: PipelineSettings, *, dtype: DType, vae_dtype: DType, mesh: jax.sharding.Mesh | None = None
+    settings: PipelineSettings,
+    *,
+    dtype: DType,
+    vae_dtype: DType,
+    mesh: jax.sharding.Mesh | None = None,
+    parked: tuple[str, ...] = (),
 ) -> Footprint:
     """The memory of a checkpoint's weights on the default device, or on each device of ``mesh``; reads no weights."""
     sizes, parameters = {}, 0
@@ -98,6 +109,7 @@ def footprint(
         dtype=str(jnp.dtype(dtype)),
         vae_dtype=str(jnp.dtype(vae_dtype)),
         bytes=sizes,
+        parked=parked,
         limit=memory.get("bytes_limit"),
         in_use=memory.get("bytes_in_use", 0),
     )

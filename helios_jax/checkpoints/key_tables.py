@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from helios_jax.typing import AnyArray, Array
+from helios_jax.typing import AnyArray
 
 ParamPath = tuple[Any, ...]
 """Path of a parameter in an nnx state: attribute names and list indices."""
@@ -119,7 +119,7 @@ class Entry:
         """Whether the tensor is the whole parameter."""
         return self.layer is None and self.columns is None
 
-    def of(self, parameter: Array) -> Array:
+    def of(self, parameter: AnyArray) -> AnyArray:
         """The tensor's part of its parameter, in our layout."""
         part = parameter if self.layer is None else parameter[self.layer]
         return part if self.columns is None else part[..., self.columns]

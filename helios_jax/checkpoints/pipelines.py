@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,6 +14,7 @@ from helios_jax.checkpoints.components import write_json
 from helios_jax.checkpoints.footprint import footprint
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
+from helios_jax.checkpoints.parking import parked_names
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.checkpoints.weights import Layout, check_layout, check_weights, load_weights, save_weights
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig
@@ -20,6 +22,8 @@ from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer, check_tokenizer
 from helios_jax.models.transformer import HeliosTransformer
 from helios_jax.models.vae import WanVae
+from helios_jax.parallel.devices import devices_of
+from helios_jax.parallel.host_memory import check_host_memory, delete, on_host, total_bytes
 from helios_jax.typing import DType, Path
 
 __all__ = ["PipelineParts", "PipelineSettings", "load_parts", "read_settings", "read_tokenizer", "save_parts"]
@@ -50,6 +54,7 @@ def load_parts(
     dtype: DType,
     vae_dtype: DType,
     mesh: jax.sharding.Mesh | None,
+    park: Sequence[str] = (),
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: Path | None = None,
@@ -58,8 +63,10 @@ def load_parts(
     """Loads a checkpoint; see ``HeliosPipeline.from_pretrained`` for arguments and errors."""
     dtypes = {"transformer": compute_dtype(dtype, "dtype"), "vae": compute_dtype(vae_dtype, "vae_dtype")}
     dtypes["text_encoder"] = dtypes["transformer"]
+    parked = parked_names(park)
     settings = read_settings(path, revision=revision, token=token, cache_dir=cache_dir)
-    footprint(settings, dtype=dtypes["transformer"], vae_dtype=dtypes["vae"], mesh=mesh).check(allow_cpu=allow_cpu)
+    sizes = footprint(settings, dtype=dtypes["transformer"], vae_dtype=dtypes["vae"], mesh=mesh, parked=parked)
+    sizes.check(allow_cpu=allow_cpu)
     folder = local_folder(path, revision=revision, token=token, cache_dir=cache_dir)
     # All files are checked before the first weights are read.
     for component in settings.components:
@@ -67,8 +74,14 @@ def load_parts(
     tokenizer = None if settings.text_encoder is None else read_tokenizer(folder, settings.text_encoder)
 
     def load(component: str) -> Network[Any]:
-        return Network.of(load_weights(folder, component, dtype=dtypes[component], mesh=mesh))
+        network = Network.of(load_weights(folder, component, dtype=dtypes[component], mesh=mesh))
+        if component not in parked:
+            return network
+        waiting = parked_network(network, component)
+        delete(network)  # now, and not when the garbage collector finds the module
+        return waiting
 
+    # The text encoder comes first, so that a parked one leaves the device before the transformer needs the memory.
     return PipelineParts(
         config=settings.config,
         scheduler=settings.scheduler,
@@ -76,6 +89,17 @@ def load_parts(
         transformer=load("transformer"),
         vae=load("vae"),
     )
+
+
+def parked_network[T](network: T, name: str) -> T:
+    """A network in pinned host memory; the given arrays stay valid.
+
+    Raises:
+        MemoryError: Pinned host memory has too little room.
+        ValueError: The devices have no such memory.
+    """
+    check_host_memory(total_bytes(network), what=f"the {name.replace('_', ' ')}", devices=devices_of(network))
+    return on_host(network)
 
 
 def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:

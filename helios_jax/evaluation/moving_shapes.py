@@ -145,9 +145,11 @@ def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings:
 def through_vae(pipe: "HeliosPipeline", frames: Clips) -> Clips:
     """Encodes and decodes the clips in chunks."""
     from helios_jax.models.vae import reconstruct
+    from helios_jax.parallel.host_memory import fetched
 
     chunks = np.split(frames, frames.shape[1] // pipe.chunk_frames, axis=1)
-    return np.concatenate([np.asarray(reconstruct(pipe.vae, chunk)) for chunk in chunks], axis=1)
+    with fetched(pipe.vae) as vae:
+        return np.concatenate([np.asarray(reconstruct(vae, chunk)) for chunk in chunks], axis=1)
 
 
 def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str]) -> Row:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.models.layers import Linear, PatchEmbed
-from helios_jax.typing import Array, Float, Key
+from helios_jax.typing import Array, DType, Float, Key
 
 FUSED = {"to_qkv": 3}
 """Layers that fuse several projections side by side, and how many."""
@@ -69,7 +69,10 @@ def add_lora[M: nnx.Module](
     chosen = {path: layer for path, layer in layers.items() if _matches(path, targets) and not _matches(path, excludes)}
     for path, layer in chosen.items():
         if hasattr(layer, "lora_a"):
-            raise ValueError(f"{path} has an adapter already; merge_lora it first")
+            raise ValueError(
+                f"{path} has an adapter already, for example one that training starts from; leave the layer out "
+                "(excludes), leave out lora altogether to train the adapters that are there, or merge_lora them first"
+            )
 
     @jax.jit
     def draw(key: Key[Array, ""]) -> dict[str, tuple[Array, Array]]:
@@ -100,17 +103,36 @@ def merge_lora[M: nnx.Module](module: M) -> M:
     return strip_lora(merged)
 
 
-def merged_kernel(layer: AdaptableLayer, index: int | None = None) -> Float[Array, "*shape"]:
-    """The kernel of a layer with its adapter merged in, in the kernel's dtype; the layer is not modified.
+def merged_kernel(
+    layer: AdaptableLayer,
+    index: int | None = None,
+    *,
+    kernel: Float[Array, "*shape"] | None = None,
+    dtype: DType | None = None,
+) -> Float[Array, "*shape"]:
+    """The kernel of a layer with its adapter merged in, rounded once; the layer is not modified.
 
     Args:
         layer: A layer with an adapter.
         index: One layer of a stack, so that no second copy of the stack is needed; ``None``: all of it.
+        kernel: The kernel, of this index, to merge into; ``None``: that of the layer.
+        dtype: Dtype of the result; ``None``: that of the layer's kernel.
     """
-    kernel, a, b = (parameter[...] for parameter in (layer.kernel, layer.lora_a, layer.lora_b))
+    own, a, b = (parameter[...] for parameter in (layer.kernel, layer.lora_a, layer.lora_b))
     if index is not None:
-        kernel, a, b = (jnp.asarray(stack[index]) for stack in (kernel, a, b))
-    return _merge(kernel, a, b, layer.lora_scale, kernel.ndim > _kernel_ndim(layer))
+        a, b = (jnp.asarray(stack[index]) for stack in (a, b))
+    if kernel is None:
+        kernel = own if index is None else jnp.asarray(own[index])
+    stacked = kernel.ndim > _kernel_ndim(layer)
+    return _merge(kernel, a, b, layer.lora_scale, stacked, jnp.dtype(own.dtype if dtype is None else dtype))
+
+
+def adapter_kernel(layer: AdaptableLayer, index: int | None = None) -> Float[Array, "*shape"]:
+    """What the adapter of a layer adds to its kernel, in fp32; ``index`` is one layer of a stack."""
+    a, b = (parameter[...] for parameter in (layer.lora_a, layer.lora_b))
+    if index is not None:
+        a, b = a[index], b[index]
+    return layer.lora_scale * _product(jnp.asarray(a), jnp.asarray(b))
 
 
 def strip_lora[M: nnx.Module](module: M) -> M:
@@ -121,6 +143,11 @@ def strip_lora[M: nnx.Module](module: M) -> M:
             for name in _ATTRIBUTES:
                 delattr(layer, name)
     return module
+
+
+def adaptable_layers(module: nnx.Module) -> dict[str, AdaptableLayer]:
+    """The layers that can carry an adapter, by path."""
+    return dict(_layers(module))
 
 
 def adapted_layers(module: nnx.Module) -> dict[str, AdaptableLayer]:
@@ -152,16 +179,26 @@ def _initial_factors(layer: AdaptableLayer, path: str, rank: int, key: Key[Array
     return a, jnp.zeros((*lead, *parts, rank, out // math.prod(parts)))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+def _product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A B of one layer, with the shape of its kernel."""
+    fused = b.ndim == 3
+    lead = a.shape[: -2 if fused else -1]
+    terms = "ipr,pro->ipo" if fused else "ir,ro->io"
+    product = jnp.einsum(terms, a.reshape(-1, *b.shape[:-1]), b, precision=jax.lax.Precision.HIGHEST)
+    return product.reshape(*lead, -1)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _merge(
-    kernel: Float[Array, "*shape"], a: Float[Array, "..."], b: Float[Array, "..."], scale: float, stacked: bool
+    kernel: Float[Array, "*shape"],
+    a: Float[Array, "..."],
+    b: Float[Array, "..."],
+    scale: float,
+    stacked: bool,
+    dtype: DType,
 ) -> Float[Array, "*shape"]:
     def fold(factors: tuple[Array, Array, Array]) -> Array:
         kernel, a, b = factors
-        fused = b.ndim == 3
-        a = a.reshape(-1, *b.shape[:-1])
-        terms = "ipr,pro->ipo" if fused else "ir,ro->io"
-        product = jnp.einsum(terms, a, b, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
-        return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+        return (kernel.astype(jnp.float32) + scale * _product(a, b)).astype(dtype)
 
     return jax.lax.map(fold, (kernel, a, b)) if stacked else fold((kernel, a, b))

@@ -28,7 +28,7 @@ _DEFAULT_LIMIT = 64
 
 def is_on_host(tree: Any) -> bool:
     """Whether any array of a tree is in pinned host memory."""
-    return any(leaf.sharding.memory_kind == HOST for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST for leaf in jax.tree.leaves(tree))
 
 
 def on_host[T](tree: T) -> T:
@@ -66,19 +66,22 @@ def fetched[T](tree: T) -> Generator[T]:
     try:
         yield arrays
     finally:
-        delete(arrays, keep=tree)
+        both = zip(jax.tree.leaves(tree), jax.tree.leaves(arrays), strict=True)
+        delete([new for old, new in both if is_on_host(old)])
 
 
-def delete(tree: Any, *, keep: Any = ()) -> None:
-    """Deletes the arrays of a tree, except those that share a buffer with ``keep`` or are deleted already."""
-    kept = buffers(keep)
+def delete(tree: Any) -> None:
+    """Deletes the arrays of a tree, except those that are deleted already."""
     for leaf in jax.tree.leaves(tree):
-        if not leaf.is_deleted() and not buffers(leaf) & kept:
+        if not leaf.is_deleted():
             leaf.delete()
 
 
 def buffers(tree: Any) -> set[tuple[jax.Device, int]]:
-    """The buffers of a tree's arrays on the devices of this process; those of deleted and empty arrays are left out."""
+    """The buffers of a tree's arrays on the devices of this process; those of deleted and empty arrays are left out.
+
+    May wait until the arrays are computed.
+    """
     return {
         (shard.device, shard.data.unsafe_buffer_pointer())
         for leaf in jax.tree.leaves(tree)

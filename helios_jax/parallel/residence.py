@@ -34,6 +34,7 @@ from helios_jax.parallel.host_memory import (
     bytes_on_host,
     check_host_memory,
     delete,
+    is_on_host,
     on_device,
     on_host,
     total_bytes,
@@ -116,13 +117,14 @@ class Residence:
         """
         if name in self._entries:
             raise ValueError(f"{name!r} is held already: park gives it new arrays, drop removes it")
-        self._check(name, tree)
+        _check_arrays(name, tree)
+        self._check_apart(name, tree)
         entry = _Entry(is_master=master)
         if self.mode == "resident":
             entry.device = on_device(tree)
         else:
             entry.host = self._copied(name, tree)
-            delete(tree, keep=entry.host)
+            delete([leaf for leaf in jax.tree.leaves(tree) if not is_on_host(leaf)])
         self._entries[name] = entry
 
     def use(self, name: str) -> Any:
@@ -138,7 +140,7 @@ class Residence:
             if not entry.is_master:
                 # The runtime frees the memory when the copy is complete. A copy that stayed would be out of date
                 # after the next update.
-                delete(entry.host, keep=entry.device)
+                delete(entry.host)
                 entry.host = None
         self._check_alive(name, entry)
         return entry.device
@@ -171,8 +173,8 @@ class Residence:
                 changed.
 
         Raises:
-            ValueError: Unknown name; new arrays for a master; another structure or other shapes, dtypes or shardings
-                than before; or arrays that belong to another name.
+            ValueError: Unknown name; new arrays for a master; or another structure or other shapes, dtypes or
+                shardings than before.
             RuntimeError: Arrays were donated to a program, and its results are not given.
             MemoryError: Pinned host memory has too little room; the tree is then still on the device.
         """
@@ -185,7 +187,7 @@ class Residence:
             return
         if entry.host is None:
             entry.host = self._copied(name, entry.device)
-        delete(entry.device, keep=entry.host)
+        delete(entry.device)
         entry.device = None
 
     def drop(self, name: str) -> None:
@@ -229,14 +231,16 @@ class Residence:
         if entry.is_master:
             raise ValueError(f"{name!r} is a master, which never changes: park it without new arrays")
         before = entry.host if entry.device is None else entry.device
-        self._check(name, tree)
+        _check_arrays(name, tree)
         if (known := _description(before)) != (given := _description(tree)):
             raise ValueError(f"the new arrays of {name!r} differ in kind from the old ones{_difference(known, given)}")
         # Compiled programs are looked up by sharding, so a spec that is only written differently is replaced.
         places = jax.tree.map(lambda old: old.sharding.with_memory_kind("device"), before)
         new = jax.tree.map(functools.partial(_placed, name), on_device(tree), places)
-        # ``before`` may have been donated. Where a program returned an argument unchanged, the buffer is the same.
-        delete(before, keep=new)
+        # ``before`` may have been donated, and arrays that did not change may be part of the new tree. They are found
+        # by identity: asking for their buffers would wait for the program that computes the others.
+        kept = {id(leaf) for leaf in jax.tree.leaves(tree)}
+        delete([leaf for leaf in jax.tree.leaves(before) if id(leaf) not in kept])
         entry.device, entry.host = new, None
 
     def _copied(self, name: str, tree: Any) -> Any:
@@ -245,15 +249,10 @@ class Residence:
         check_host_memory(total_bytes(tree), held=held, what=repr(name), devices=devices_of(tree))
         return on_host(tree)
 
-    def _check(self, name: str, tree: Any) -> None:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not isinstance(leaf, jax.Array):
-                raise ValueError(f"{name!r}: {jax.tree_util.keystr(path)} is not an array of JAX but {type(leaf)}")
-            if leaf.is_deleted():
-                raise ValueError(f"{name!r}: {jax.tree_util.keystr(path)} was deleted or donated")
+    def _check_apart(self, name: str, tree: Any) -> None:
         own = buffers(tree)
         for other, entry in self._entries.items():
-            if other != name and own & buffers((entry.device, entry.host)):
+            if own & buffers((entry.device, entry.host)):
                 raise ValueError(f"{name!r} shares arrays with {other!r}: parking one would take them from the other")
 
     def _check_alive(self, name: str, entry: _Entry) -> None:
@@ -261,6 +260,14 @@ class Residence:
             raise RuntimeError(
                 f"arrays of {name!r} were donated to a program: give its results to park before the name is used again"
             )
+
+
+def _check_arrays(name: str, tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(f"{name!r}: {jax.tree_util.keystr(path)} is not an array of JAX but {type(leaf)}")
+        if leaf.is_deleted():
+            raise ValueError(f"{name!r}: {jax.tree_util.keystr(path)} was deleted or donated")
 
 
 def _placed(name: str, array: jax.Array, place: jax.sharding.Sharding) -> jax.Array:

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from helios_jax.checkpoints.lora_adapters import check_adapters
 from helios_jax.checkpoints.lora_merge import check_lora
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.config import HistoryConfig
@@ -85,7 +86,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         raise ValueError(f"{args.model} has no text encoder, so no prompts can be read; download the checkpoint again")
     defaults = RequestDefaults.of(model)
     for file, _ in args.lora:
-        check_lora(file, model.transformer)
+        (check_lora if args.merge_lora else check_adapters)(file, model.transformer)
     if not jobs:  # compile only
         _resolve(defaults, SampleInputs(prompt=""), settings_of(args, seed=0), "--warmup")
     content = content_digest(model.folder) if jobs else None
@@ -118,7 +119,7 @@ def check_device(args: argparse.Namespace, model: PipelineSettings) -> str:
     """
     from helios_jax.checkpoints.footprint import footprint
 
-    found = footprint(model, dtype=args.dtype, vae_dtype=args.vae_dtype)
+    found = footprint(model, dtype=args.dtype, vae_dtype=args.vae_dtype, parked=args.park)
     try:
         found.check(allow_cpu=args.allow_cpu)
     except ValueError as error:

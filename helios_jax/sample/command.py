@@ -80,12 +80,13 @@ def _load(args: argparse.Namespace) -> "HeliosPipeline":
         args.model,
         dtype=args.dtype,
         vae_dtype=args.vae_dtype,
+        park=args.park,
         revision=args.revision,
         cache_dir=args.cache_dir,
         allow_cpu=args.allow_cpu,
     )
     for number, (path, scale) in enumerate(args.lora, 1):
-        pipe.load_lora(path, name=f"{path.stem} ({number})", scale=scale)
+        pipe.load_lora(path, name=f"{path.stem} ({number})", scale=scale, merge=args.merge_lora)
     print(f"{args.model}: loaded in {time.monotonic() - start:.1f} s", flush=True)
     return pipe
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
 from helios_jax.checkpoints.lora_argument import parse_lora_argument
+from helios_jax.checkpoints.parking import PARKABLE, parked_names
 from helios_jax.sampling.settings import (
     MAX_GUIDANCE,
     MAX_SEED,
@@ -98,8 +99,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_whole("max_text_tokens", "length that texts are padded or cut to", 1, MAX_TEXT_TOKENS, DEFAULTS.max_text_tokens)
     add_whole("seed", "seed of all draws, or -1 to draw one, which is printed", -1, MAX_SEED, 0)
     add("lora", "LoRA file to merge, FILE or FILE:SCALE; may be repeated", type=_lora, action="append", default=[])
+    add("merge_lora", "merge LoRA files into the weights, or keep their small updates apart", action=flag, default=True)
     add("dtype", "compute dtype of transformer and text encoder (default bfloat16)", **dtypes)
     add("vae_dtype", "compute dtype of the VAE (default bfloat16)", **dtypes)
+    add(
+        "park",
+        f"networks that wait in host memory while they are not used, {' or '.join(PARKABLE)}, or both with a comma",
+        type=_park,
+        default=(),
+    )
     add_whole("vae_slice_frames", "latent frames the VAE handles at a time, to save memory", 1)
     add("fps", "frames per second of the file, such as 24, 29.97 or 30000/1001 (default 24)", type=_fps, default=24)
     add("stream", "no end unless --num_frames is given; lines on standard input are new prompts", action="store_true")
@@ -136,6 +144,14 @@ def _fps(text: str) -> int | float | Fraction:
 def _video_fps(text: str) -> float | None:
     """A rate, or ``None`` for the frames as they are stored."""
     return None if text == "stored" else finite("--video_fps", at_least=0.1, at_most=1000)(text)
+
+
+def _park(text: str) -> tuple[str, ...]:
+    """NAME or NAME,NAME."""
+    try:
+        return parked_names([name.strip() for name in text.split(",")])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"--{error}") from error
 
 
 def _lora(text: str) -> tuple[Path, float]:

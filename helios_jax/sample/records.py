@@ -54,6 +54,7 @@ def record_of(
         "revision": model.folder.name if snapshot else args.revision,
         **({} if content is None else {"model_content": content}),
         "lora": [[os.path.abspath(file), scale] for file, scale in args.lora],
+        **({"merge_lora": args.merge_lora} if args.lora else {}),
         **{name: None if path is None else os.path.abspath(path) for name, path in given.items()},
         **vars(settings),
         "steps": request.steps,

@@ -22,6 +22,7 @@ from helios_jax.media.pixels import Frames, to_signed
 from helios_jax.media.reading import ClipEnds
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, normalize
+from helios_jax.parallel.host_memory import fetched
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.request import Request, visible_chunks
 from helios_jax.sampling.settings import SigmaRange
@@ -33,7 +34,7 @@ class Conditioner:
     """Turns images and clips into the initial ``History``.
 
     Attributes:
-        vae: The VAE.
+        vae: The VAE; for ``history_of`` it may be parked in host memory.
         history_config: Layout of the context.
         noise: Where draws come from.
         batch: Videos generated at once; all of them start from the same image or clip.
@@ -52,12 +53,15 @@ class Conditioner:
 
     def history_of(self, request: Request) -> History:
         """The context that a request starts from."""
-        if request.video is not None:
-            return self.from_video(request.video)
-        if request.image is not None:
-            return self.from_image(request.image)
-        factor = self._config.scale_factor_spatial
-        return self.from_nothing(request.height // factor, request.width // factor)
+        if request.video is None and request.image is None:
+            factor = self._config.scale_factor_spatial
+            return self.from_nothing(request.height // factor, request.width // factor)
+        with fetched(self.vae) as vae:
+            ready = dataclasses.replace(self, vae=vae)
+            if request.video is not None:
+                return ready.from_video(request.video)
+            assert request.image is not None, "one of the two is given"
+            return ready.from_image(request.image)
 
     def from_nothing(self, height: int, width: int) -> History:
         """The context of text-to-video. ``height`` and ``width`` are latent sides."""

@@ -17,21 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helios_jax.checkpoints.lora_set import LoadedLora, LoraSet
 from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_parts
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.media.fitting import Fit
 from helios_jax.models.network import Network, count_in_words
-from helios_jax.models.tokenization import TextEncoder
-from helios_jax.models.transformer import HeliosTransformer
-from helios_jax.models.vae import WanVae
 from helios_jax.parallel.devices import describe_devices, devices_of, explains_memory_errors
 from helios_jax.parallel.mesh import on_mesh_of
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo
 from helios_jax.sampling.conditioning import Conditioner
 from helios_jax.sampling.inputs import Prompt, SampleInputs, check_options
+from helios_jax.sampling.networks import LoadedNetworks
 from helios_jax.sampling.noise import KeyNoise, NoiseSource
 from helios_jax.sampling.output import SampleOutput
 from helios_jax.sampling.progress import Progress
@@ -49,7 +46,7 @@ _NETWORKS = frozenset({"transformer", "vae"})
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class HeliosPipeline:
+class HeliosPipeline(LoadedNetworks):
     """A Helios checkpoint on the device(s). A context manager, which closes it.
 
     Attributes:
@@ -62,10 +59,6 @@ class HeliosPipeline:
 
     config: PipelineConfig
     scheduler: SchedulerConfig
-    transformer: Network[HeliosTransformer]
-    vae: Network[WanVae]
-    text_encoder: TextEncoder | None = None
-    _loras: LoraSet = dataclasses.field(default_factory=LoraSet, init=False, repr=False)
 
     def __repr__(self) -> str:
         if self._is_closed:
@@ -90,6 +83,7 @@ class HeliosPipeline:
         dtype: DType = "bfloat16",
         vae_dtype: DType = "bfloat16",
         mesh: jax.sharding.Mesh | None = None,
+        park: Sequence[str] = (),
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: Path | None = None,
@@ -104,6 +98,7 @@ class HeliosPipeline:
                 fp32. "float32" is for comparison with other implementations.
             vae_dtype: Compute dtype of the VAE; "float32" is the published setting.
             mesh: Devices to shard the parameters over; ``None`` for one device.
+            park: Networks that wait in host memory between uses, "text_encoder" or "vae" or both; see ``park``.
             revision: Branch, tag or commit of a hub id; its main branch by default.
             token: Access token of the hub; the one that ``hf auth login`` stored by default.
             cache_dir: Where downloads are kept; the hub's own cache folder by default.
@@ -119,6 +114,7 @@ class HeliosPipeline:
             dtype=dtype,
             vae_dtype=vae_dtype,
             mesh=mesh,
+            park=park,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -130,10 +126,15 @@ class HeliosPipeline:
         """Writes the checkpoint, whole or not at all; ``from_pretrained`` reads both layouts.
 
         Raises:
-            ValueError: Unknown layout.
+            ValueError: Unknown layout, or a LoRA was loaded with ``merge=False``, for which a checkpoint has no place.
             FileExistsError: There is such a folder, and it is not empty.
             OSError: The folder cannot be written to, or the disk is full.
         """
+        if separate := [name for name, lora in self.loras.items() if not lora.is_merged]:
+            raise ValueError(
+                f"{', '.join(separate)} loaded with merge=False, and a checkpoint has no place for adapters: unload "
+                "them (unload_lora), or load them with merge=True"
+            )
         parts = PipelineParts(
             config=self.config,
             scheduler=self.scheduler,
@@ -142,52 +143,6 @@ class HeliosPipeline:
             text_encoder=self.text_encoder,
         )
         save_parts(parts, folder, layout)
-
-    def load_lora(self, path: Path, name: str | None = None, scale: float = 1.0) -> "HeliosPipeline":
-        """Merges a LoRA file into the transformer, in addition to loaded ones; returns the pipeline.
-
-        The weights depend only on which files are loaded and on their scales: each weight is the original one plus the
-        sum of all updates, rounded once. ``unload_lora`` therefore restores the weights bit for bit, in any order. To
-        make this possible, host memory holds the files' updates and the originals of all parameters that they change,
-        up to 28 GB for a file that updates every layer of the 14B model in bfloat16. Running streams keep the weights
-        that they started with. ``save`` writes the weights with all loaded files merged.
-
-        Args:
-            path: A safetensors file with the names of diffusers, PEFT, Wan2.1 or Kohya's trainers (see
-                ``helios_jax.checkpoints.lora_files``), or a folder that holds one.
-            name: Name for ``set_lora`` and ``unload_lora``; by default that of the file without its extension.
-            scale: Strength; may be negative or zero.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The name is taken, or is a number (write ``scale=0.8``); the scale is not finite; the file
-                cannot be merged into this transformer. The pipeline is then unchanged.
-        """
-        self.transformer, self._loras = self._loras.with_file(self.transformer, path, name, scale)
-        return self
-
-    def set_lora(self, name: str, scale: float) -> "HeliosPipeline":
-        """Changes the strength of a loaded LoRA; returns the pipeline.
-
-        Raises:
-            ValueError: No LoRA of this name is loaded, or the scale is not finite.
-        """
-        self.transformer, self._loras = self._loras.with_scale(self.transformer, name, scale)
-        return self
-
-    def unload_lora(self, name: str) -> "HeliosPipeline":
-        """Removes a LoRA as if it had never been loaded, bit for bit; returns the pipeline.
-
-        Raises:
-            ValueError: No LoRA of this name is loaded.
-        """
-        self.transformer, self._loras = self._loras.without(self.transformer, name)
-        return self
-
-    @property
-    def loras(self) -> dict[str, LoadedLora]:
-        """The loaded LoRAs by name, in the order in which they were loaded, each with its path and scale."""
-        return dict(self._loras.loras)
 
     def close(self) -> None:
         """Releases the networks; their device memory is freed as soon as no stream or other pipeline uses them.

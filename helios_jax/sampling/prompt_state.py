@@ -1,13 +1,15 @@
 """The text side of a stream: from prompts to the embeddings of successive chunks."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.models.tokenization import TextEncoder
+from helios_jax.parallel.host_memory import fetched
 from helios_jax.sampling.inputs import SampleInputs, check_embeds, check_texts
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, EmbeddingTimeline, PromptSchedule
 from helios_jax.typing import AnyArray, Array, DType, Float
@@ -18,7 +20,7 @@ class PromptEncoder:
     """Turns the prompts of one call into embeddings of one shape and dtype.
 
     Attributes:
-        text_encoder: Prompts -> embeddings; ``None`` when the checkpoint has none.
+        text_encoder: Prompts -> embeddings; ``None`` when the checkpoint has none. It may be parked in host memory.
         batch: Videos generated at once.
         max_tokens: Length that texts are padded or cut to.
         width: Dimension of embeddings.
@@ -31,11 +33,18 @@ class PromptEncoder:
     width: int
     dtype: DType
 
+    @contextlib.contextmanager
+    def fetched(self) -> Generator["PromptEncoder"]:
+        """Gives the encoder with its network on the device, for several calls of ``texts``."""
+        with fetched(self.text_encoder) as text_encoder:
+            yield dataclasses.replace(self, text_encoder=text_encoder)
+
     def texts(self, texts: str | Sequence[str]) -> Float[Array, "B S E"]:
         """Embeddings of one text for the whole batch, or of one text per video."""
         assert self.text_encoder is not None, "the request was checked"
         each = [texts] * self.batch if isinstance(texts, str) else list(texts)
-        return self.text_encoder(each, self.max_tokens)
+        with fetched(self.text_encoder) as text_encoder:
+            return text_encoder(each, self.max_tokens)
 
     def embeds(self, embeds: AnyArray) -> Float[Array, "B S E"]:
         """Embeddings from elsewhere, in the transformer's dtype."""
@@ -59,6 +68,16 @@ class PromptState:
     @classmethod
     def start(cls, encoder: PromptEncoder, inputs: SampleInputs, *, guided: bool) -> "PromptState":
         """Encodes the prompts of a checked call; the negative ones only if it is guided."""
+        only_embeds = inputs.prompt_embeds is not None and (not guided or inputs.negative_prompt_embeds is not None)
+        with contextlib.nullcontext(encoder) if only_embeds else encoder.fetched() as ready:
+            timeline, negative = cls._encoded(ready, inputs, guided=guided)
+        return cls(encoder=encoder, timeline=timeline, negative=negative)
+
+    @staticmethod
+    def _encoded(
+        encoder: PromptEncoder, inputs: SampleInputs, *, guided: bool
+    ) -> tuple[EmbeddingTimeline, Float[AnyArray, "B S E"] | None]:
+        """Embeddings of the prompts and of the negative ones."""
         prompt, negative = inputs.prompt, None
         if inputs.prompt_embeds is not None:
             timeline = EmbeddingTimeline(encoder.embeds(inputs.prompt_embeds))
@@ -72,7 +91,7 @@ class PromptState:
         elif guided:
             given = inputs.negative_prompt
             negative = encoder.texts(NEGATIVE_PROMPT if given is None else given)
-        return cls(encoder=encoder, timeline=timeline, negative=negative)
+        return timeline, negative
 
     def encode(self, prompt: str | Sequence[str] | AnyArray) -> Float[Array, "B S E"]:
         """Embeddings of a new prompt; see ``Stream.set_prompt``."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from helios_jax.config import PipelineConfig
 from helios_jax.models.network import Network, count_in_words
 from helios_jax.parallel.devices import bytes_in_words, describe_devices, devices_of
+from helios_jax.parallel.host_memory import bytes_by_device, bytes_on_host
 
 
 def kind_of(config: PipelineConfig) -> str:
@@ -34,11 +35,11 @@ def device_report(config: PipelineConfig, networks: Mapping[str, Network[Any]]) 
     lines = [f"Helios {kind_of(config)} on {describe_devices(devices)}"]
     total = 0
     for name, network in networks.items():
-        size = max(_bytes_by_device(network).values(), default=0)
+        size, parked = max(bytes_by_device(network).values(), default=0), bytes_on_host(network)
         total += size
         lines.append(
             f"  {name}: {count_in_words(parameters_of(network))} parameters, {jnp.dtype(network.dtype).name}, "
-            f"{bytes_in_words(size)}"
+            + (f"{bytes_in_words(parked)} in host memory" if parked else bytes_in_words(size))
         )
     each = " on each device" if len(devices) > 1 else ""
     lines.append(f"  together: {bytes_in_words(total)}{each}")
@@ -47,11 +48,3 @@ def device_report(config: PipelineConfig, networks: Mapping[str, Network[Any]]) 
         in_use, limit = bytes_in_words(stats["bytes_in_use"]), bytes_in_words(stats["bytes_limit"])
         lines.append(f"  memory of {devices[0].device_kind}: {in_use} of {limit} in use")
     return "\n".join(lines)
-
-
-def _bytes_by_device(network: Network[Any]) -> dict[jax.Device, int]:
-    found: dict[jax.Device, int] = {}
-    for leaf in jax.tree.leaves(network.params):
-        for shard in leaf.addressable_shards:
-            found[shard.device] = found.get(shard.device, 0) + shard.data.nbytes
-    return found

@@ -14,6 +14,7 @@ from helios_jax.context import History
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae
 from helios_jax.parallel.devices import explains_memory_errors
+from helios_jax.parallel.host_memory import fetched
 from helios_jax.parallel.mesh import on_mesh_of, readable
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.chunk import ChunkSampler, StepInfo, remember, rope_table
@@ -29,8 +30,9 @@ from helios_jax.typing import AnyArray, Array, Float, UInt8
 from helios_jax.user_input import whole_number
 
 LESS_MEMORY = (
-    "choose a smaller height and width or fewer prompts at once, pass vae_slice_frames=1, or shard the model over "
-    "several devices with mesh=; other processes on the device take memory too"
+    "choose a smaller height and width or fewer prompts at once, pass vae_slice_frames=1, park the text encoder "
+    "(park=('text_encoder',)), or shard the model over several devices with mesh=; other processes on the device take "
+    "memory too"
 )
 
 
@@ -75,7 +77,7 @@ class Stream:
     Args:
         request: The checked call.
         sampler: Samples a chunk.
-        vae: Decodes it.
+        vae: Decodes it. It may be parked in host memory.
         text: Prompts.
         history: The context of the first chunk.
         noise: Source of all draws.
@@ -252,7 +254,9 @@ class Stream:
             noise=self._noise,
             on_step=self._on_step,
         )
-        pixels, finite = decode_and_check(self._vae, latents, slice_frames=self._slice_frames)
+        # A parked VAE is fetched only now: while the transformer runs, activations may have its memory.
+        with fetched(self._vae) as vae:
+            pixels, finite = decode_and_check(vae, latents, slice_frames=self._slice_frames)
         # In the order of the computation. Later chunks need no check of their context: it consists of checked latents.
         verdicts = [*self._text.verdicts, *(() if index else self._context_verdicts), *levels, (FRAMES, finite)]
         pixels = readable(pixels)

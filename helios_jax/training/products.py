@@ -1,7 +1,9 @@
 """Products of training: a pipeline, or a VAE with the statistics of its latents in its configuration."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from jax.sharding import Mesh
 
 from helios_jax.checkpoints.adapters import save_adapters
 from helios_jax.checkpoints.components import COMPONENTS, write_json
+from helios_jax.checkpoints.diffusers import StoredTensors
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.settings import PipelineSettings, check_agreement
 from helios_jax.config import PipelineConfig, SchedulerConfig
@@ -17,9 +20,12 @@ from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.training.experiment import Data, Start
+from helios_jax.training.log import report
+from helios_jax.training.merge_report import measure
 from helios_jax.training.methods.vae import measure_latents
 from helios_jax.training.networks import Networks
 from helios_jax.training.release import check_copied, copy_part, copy_tokenizer, save_released
+from helios_jax.training.released import Released
 from helios_jax.training.starts import Precision, check_precision, load_part, network_configs
 from helios_jax.user_input import user_path, whole_number
 
@@ -33,8 +39,12 @@ class Pipeline:
         config: Kind of pipeline.
         scheduler: Settings of its sampler.
         dtype: Precision of transformer and text encoder: of trained networks in the product, and of the other networks
-            in validation. The product copies a network that is not trained in its stored precision.
+            in validation. The product copies a network that is not trained in its stored precision. Small updates,
+            such as those of distillation, need "float32" here: see the report that ``export`` writes.
         vae_dtype: The same for the VAE.
+        source: Folder or hub id of the checkpoint that training started from, if it holds the transformer in fp32 and
+            in the published layout: its weights are read again when adapters are merged into them, so the product
+            does not contain the rounding of the frozen weights. "": merge into the frozen weights.
     """
 
     parts: str
@@ -42,6 +52,7 @@ class Pipeline:
     scheduler: SchedulerConfig
     dtype: Precision = "bfloat16"
     vae_dtype: Precision = "bfloat16"
+    source: str = ""
 
     def __post_init__(self) -> None:
         user_path(self.parts, "parts")
@@ -51,6 +62,9 @@ class Pipeline:
     def check(self, start: Start) -> None:
         """See ``NeedsFiles``. Of a start that is not one of ``training.starts``, only the tokenizer is checked."""
         folder, configs = local_folder(self.parts), network_configs(start)
+        with self._source() as source:
+            if source is not None and configs is not None and source.config != configs.get("transformer"):
+                raise ValueError(f"source={self.source!r} is a transformer of other sizes than that of the start")
         if configs is None:
             check_copied(folder, ())
             return
@@ -76,21 +90,28 @@ class Pipeline:
     def export(self, networks: Networks, folder: pathlib.Path) -> None:
         """See ``Product``. Adapters of the transformer are also saved separately, as ``folder/lora.safetensors``.
 
+        How much merging them has lost is printed and written to ``folder/merging.json`` (``merge_report``).
+
         In addition to ``networks``, this needs device memory for one layer of one kernel at a time
         (``training.release``). Networks that were not trained are not loaded onto the device.
 
         Raises:
             FloatingPointError: A value is not finite; the folder then has no ``model_index.json``, which marks a
                 complete checkpoint.
+            ValueError: ``source`` holds other weights than those that were frozen.
         """
         trained, parts = _parts(networks), local_folder(self.parts)
         if "transformer" in trained and adapted_layers(trained["transformer"]):
             save_adapters(trained["transformer"], folder / "lora.safetensors")
-        for name in COMPONENTS:
-            if name in trained:
-                save_released(name, trained[name], folder, self.vae_dtype if name == "vae" else self.dtype)
-            else:
-                copy_part(parts, name, folder)
+        with self._source() as source:
+            for name in COMPONENTS:
+                if name not in trained:
+                    copy_part(parts, name, folder)
+                elif name == "transformer":
+                    save_released(name, trained[name], folder, self.dtype, source=source)
+                    self._report_merging(trained[name], folder, source)
+                else:
+                    save_released(name, trained[name], folder, self.vae_dtype if name == "vae" else self.dtype)
         copy_tokenizer(parts, folder)
         if jax.process_index() > 0:
             return
@@ -98,6 +119,27 @@ class Pipeline:
         write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler.to_diffusers())
         # Written last, because a folder without it counts as an unfinished checkpoint.
         write_json(folder / "model_index.json", self.config.to_diffusers(self.scheduler))
+
+    @contextlib.contextmanager
+    def _source(self) -> Generator[StoredTensors | None]:
+        """The files of ``source``, or ``None`` without one."""
+        if not self.source:
+            yield None
+            return
+        with StoredTensors(local_folder(self.source), "transformer") as source:
+            # Some small parameters are fp32 in every checkpoint; kernels decide.
+            if not any(dtype.itemsize >= 4 for name, dtype in source.dtypes.items() if ".to_" in name):
+                raise ValueError(f"source={self.source!r} holds no kernels in fp32, so it adds nothing: leave it out")
+            yield source
+
+    def _report_merging(self, transformer: Any, folder: pathlib.Path, source: StoredTensors | None) -> None:
+        """Measures and reports what merging has lost, if there are adapters that were trained."""
+        if not adapted_layers(transformer):
+            return
+        found = measure(transformer, Released("transformer", transformer, self.dtype, source=source))
+        if found.updates and jax.process_index() == 0:
+            report(str(found))
+            write_json(folder / "merging.json", {**found.to_json(), "source": self.source})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,33 +8,35 @@ Where several processes share the arrays, all of them call these functions: each
 fetched by the first process, which alone reads and writes files.
 """
 
-import functools
 import pathlib
 import shutil
 from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from helios_jax.checkpoints.components import find_component, new_component_folder, write_json
-from helios_jax.checkpoints.diffusers import save_diffusers
-from helios_jax.checkpoints.key_tables import published_entries
+from helios_jax.checkpoints.diffusers import StoredTensors, save_diffusers
 from helios_jax.checkpoints.tensor_files import TensorFolder, write_tensors
 from helios_jax.checkpoints.weights import layout_of, load_weights
-from helios_jax.models.lora import adapted_layers, merged_kernel, strip_lora
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.models.tokenization import Tokenizer
-from helios_jax.parallel.mesh import readable
-from helios_jax.typing import AnyArray, Array, Bool, DType, Float
+from helios_jax.training.released import Released
+from helios_jax.typing import DType
 
 SHARD_BYTES = 10 * 10**9
 """Largest size of a weight file, as published."""
 
 
-def save_released(name: str, network: ConfiguredModule, folder: pathlib.Path, dtype: DType, config: Any = None) -> None:
+def save_released(
+    name: str,
+    network: ConfiguredModule,
+    folder: pathlib.Path,
+    dtype: DType,
+    config: Any = None,
+    source: StoredTensors | None = None,
+) -> None:
     """Writes a trained network as ``folder/name``, with adapters merged and the dtypes of published checkpoints.
 
     Args:
@@ -43,44 +45,26 @@ def save_released(name: str, network: ConfiguredModule, folder: pathlib.Path, dt
         folder: The checkpoint.
         dtype: Precision to release it in; parameters that are published only in fp32 stay fp32.
         config: Configuration with the same sizes to write to ``config.json``; ``None``: that of ``network``.
+        source: The files that frozen weights are read from again; see ``Released``.
 
     Raises:
         FloatingPointError: A value is not finite.
+        ValueError: The source holds other weights than the network.
         FileExistsError: The folder already holds weights of this network.
     """
-    component, config = find_component(name), config or network.config
-    abstract = component.abstract(config, dtype)
-    entries = published_entries(abstract, component.keys)
-    dtypes = {path: np.dtype(variable.dtype) for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))}
-    arrays = dict(nnx.to_flat_state(nnx.state(strip_lora(network), nnx.Param)))
-    layers = adapted_layers(network)
-
-    def part_of(published: str) -> jax.Array:
-        """A tensor in its final precision, gathered on the devices."""
-        entry = entries[published]
-        *owner, parameter = entry.path
-        layer = layers.get("/".join(map(str, owner)))
-        if layer is None or parameter != "kernel":
-            part = arrays[entry.path][...]
-            part = part if entry.layer is None else part[entry.layer]
-        else:
-            part = merged_kernel(layer, entry.layer)
-        part = part if entry.columns is None else part[..., entry.columns]
-        part, finite = readable(_cast(part, dtypes[entry.path]))
-        if not finite:
-            raise FloatingPointError(f"{name}: {published} is not finite in {dtypes[entry.path]}; it is not written")
-        return part
+    config = config or network.config
+    released = Released(name, network, dtype, config, source)
 
     def read(published: str) -> np.ndarray:
-        return entries[published].layout.to_published(np.asarray(part_of(published)))
+        return released.entries[published].layout.to_published(np.asarray(released.tensor(published)))
 
     if jax.process_index() > 0:
-        for published in entries:  # in the order in which the first process writes
-            part_of(published)
+        for published in released.entries:  # in the order in which the first process writes
+            released.tensor(published)
         return
     target = new_component_folder(folder, name)
-    tensors = ((published, entry.shape, dtypes[entry.path]) for published, entry in entries.items())
-    write_tensors(target, component.weights, tensors, read, SHARD_BYTES)
+    tensors = ((published, entry.shape, released.dtypes[entry.path]) for published, entry in released.entries.items())
+    write_tensors(target, find_component(name).weights, tensors, read, SHARD_BYTES)
     write_json(target / "config.json", config.to_diffusers())
 
 
@@ -152,9 +136,3 @@ def _part_folder(checkpoint: pathlib.Path, name: str) -> pathlib.Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{checkpoint} has no {name}/, which the product needs because it is not trained")
     return folder
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cast(part: Float[AnyArray, "*shape"], dtype: DType) -> tuple[Float[Array, "*shape"], Bool[Array, ""]]:
-    part = jnp.asarray(part).astype(dtype)
-    return part, jnp.isfinite(part).all()

@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 
 from helios_jax.checkpoints.components import COMPONENTS, component_folder, find_component
 from helios_jax.checkpoints.hub import local_folder
+from helios_jax.checkpoints.lora_adapters import load_adapters
+from helios_jax.checkpoints.lora_argument import find_lora_file
 from helios_jax.checkpoints.weights import load_weights
 from helios_jax.config import TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.training.methods.vae import prepare_vae
@@ -93,28 +95,56 @@ class Wan:
 class FromCheckpoint:
     """Networks of a Helios checkpoint, in either layout.
 
+    A phase that continues the adapters of an earlier one starts from the weights that they were trained on, with the
+    adapters of its product apart: ``adapters="runs/ode/product/2500/lora.safetensors"``. Nothing is lost to rounding
+    then. The experiment needs no ``lora``, and trains ".*/lora_[ab]".
+
     Attributes:
         folder: Folder or hub id, for example the ``product`` of an earlier stage.
         parts: Which of its networks train together.
         dtype: Their precision.
+        adapters: LoRA file, or folder with one, whose updates become adapters of the transformer; "": none.
     """
 
     folder: str
     parts: tuple[str, ...] = ("transformer",)
     dtype: Precision = "bfloat16"
+    adapters: str = ""
 
     def __post_init__(self) -> None:
         user_path(self.folder, "folder")
         check_precision(self.dtype, "dtype")
+        if self.adapters and "transformer" not in self.parts:
+            raise ValueError(f"adapters={self.adapters!r} belong to a transformer, and parts={self.parts} has none")
         if not self.parts:
             raise ValueError(f"parts=() must name at least one of {', '.join(COMPONENTS)}")
         for part in self.parts:
             find_component(part)
 
     def networks(self, mesh: Mesh, key: Key[Array, ""]) -> Networks:
-        """See ``Start``. The key is not used."""
+        """See ``Start``. The key is not used. Adapters are fp32, as those that training adds."""
+        self.check_adapters()
         folder = local_folder(self.folder)
-        return Networks(**{part: load_part(folder, part, self.dtype, mesh) for part in self.parts})
+        networks = {part: load_part(folder, part, self.dtype, mesh) for part in self.parts}
+        if self.adapters:
+            networks["transformer"] = load_adapters(networks["transformer"], self.adapters, dtype="float32")
+        return Networks(**networks)
+
+    def check_adapters(self) -> None:
+        """Checks that the file of adapters is there and that the weights do not include it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file lies in the checkpoint: products have their adapters merged.
+        """
+        if not self.adapters:
+            return
+        file, folder = find_lora_file(self.adapters), local_folder(self.folder)
+        if file.resolve().parent == folder.resolve():
+            raise ValueError(
+                f"adapters={self.adapters!r} are merged into the transformer of {self.folder} already, and would count "
+                "twice: give the folder that they were trained on"
+            )
 
 
 Checkpoint = FromCheckpoint
@@ -138,6 +168,7 @@ def network_configs(start: Any) -> dict[str, Any] | None:
 
         return {"transformer": read_wan_config(local_folder(start.folder))}
     if isinstance(start, FromCheckpoint):
+        start.check_adapters()
         folder = local_folder(start.folder)
         return {part: find_component(part).read_config(component_folder(folder, part)) for part in start.parts}
     return None

@@ -64,6 +64,20 @@ def test_text_to_video(model, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
+def test_parked_networks_make_the_same_video(model, tmp_path, capsys):
+    line = (model, "--prompt=fox", f"--out={tmp_path / 'fox.mp4'}", "--num_frames=33", *SMALL)
+    assert run(*line) == 0
+    expected = decoded(tmp_path / "fox.mp4")
+    capsys.readouterr()
+    assert run(*line, "--park=text_encoder,vae", "--overwrite") == 0
+    assert "kB parked, text_encoder" in capsys.readouterr().out
+    np.testing.assert_array_equal(decoded(tmp_path / "fox.mp4"), expected)
+    with pytest.raises(SystemExit):
+        run(*line, "--park=transformer")
+    assert "--park: 'transformer' cannot be parked" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", [(), ("--overwrite",)])
 def test_files_of_others_are_not_touched(model, tmp_path, capsys, more):
     (tmp_path / "fox.mp4").write_bytes(b"mine")

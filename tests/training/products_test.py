@@ -21,7 +21,7 @@ from helios_jax.checkpoints.orbax import save_orbax
 from helios_jax.checkpoints.random import write_random_checkpoint
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
 from helios_jax.models.lora import add_lora, merge_lora
-from helios_jax.training import release
+from helios_jax.training import merge_report, products, released
 from helios_jax.training.methods.vae import Vae
 from helios_jax.training.params import flatten
 from helios_jax.training.preview import preview
@@ -146,11 +146,22 @@ def test_an_export_holds_one_layer_in_addition_to_the_networks(tmp_path_factory,
         seen.append(sum(array.nbytes for array in jax.live_arrays()))
         return release_cast(part, dtype)
 
-    release_cast = release._cast
-    monkeypatch.setattr(release, "_cast", cast)
+    def merged_block(*args):
+        blocks.append(sum(array.nbytes for array in jax.live_arrays()))
+        return make_block(*args)
+
+    blocks, make_block = [], merge_report._merged_block
+    monkeypatch.setattr(merge_report, "_merged_block", merged_block)
+    writing, measure = [], products.measure
+    monkeypatch.setattr(products, "measure", lambda *args: writing.append(len(seen)) or measure(*args))
+    release_cast = released._cast
+    monkeypatch.setattr(released, "_cast", cast)
     Pipeline(parts=str(folder), config=PipelineConfig(), scheduler=SchedulerConfig.mid()).export(networks, tmp_path)
     assert len(seen) > 12 * 10
-    assert max(seen) - before < 4 * largest < own / 5
+    assert max(seen[: writing[0]]) - before < 4 * largest < own / 5
+    # The report compares networks block by block: each finds the memory as the one before.
+    assert len(blocks) == 12
+    assert max(blocks) - min(blocks) < own / 100
 
 
 def test_memory_of_an_export_at_14b():
