@@ -8,6 +8,7 @@ import pytest
 from helios_jax.data.moving_shapes import MovingShapes
 from helios_jax.data.moving_shapes.world import SPEEDS
 from helios_jax.evaluation import videos
+from helios_jax.evaluation.moving_shapes import measure_shapes
 from helios_jax.evaluation.shape_motion import displacement
 from helios_jax.media.saving import save_video
 
@@ -22,6 +23,17 @@ def test_shapes_move_as_fast_as_their_scene_says(speed):
 def test_nothing_moves_without_shapes():
     noise = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3)).astype(np.uint8)
     assert np.isnan(displacement(noise))
+
+
+def test_scenes_of_the_small_world_do_not_drift():
+    scenes = MovingShapes(seed=2, size=4, frames=99, height=64, width=64)
+    measured = [measure_shapes(scenes[number]["frames"]) for number in range(4)]
+    found = videos.describe(measured, measured)
+    assert [len(found["chunks"][name]) for name in ("brightness", "border_jump")] == [3, 3]
+    assert abs(found["drift"]["brightness"]) < 0.01
+    assert abs(found["chunks"]["border_jump"][1]) < 0.002
+    assert found["frechet"] == pytest.approx(0, abs=1e-3)
+    assert 1 / 256 <= found["displacement"] <= 4 / 256
 
 
 def brightening(start, frames=12):
