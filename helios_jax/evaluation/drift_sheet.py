@@ -42,7 +42,9 @@ def drift_sheet(
     width = 12.0
     strip_height = (width - 0.6) * strip.shape[0] / strip.shape[1]
     figure = Figure(figsize=(width, 4.6 + strip_height), layout="constrained")
-    curves, frames = figure.subfigures(2, 1, height_ratios=[4.6, strip_height])
+    # ``figure.subfigures`` would return an array, whose type says nothing of its length.
+    grid = figure.add_gridspec(2, 1, height_ratios=[4.6, strip_height])
+    curves, frames = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     means = mean_statistics(statistics)
     for panel, name in zip(curves.subplots(2, len(STATISTICS) // 2).flat, STATISTICS, strict=True):
         chunks = np.arange(len(means[name]))
