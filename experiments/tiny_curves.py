@@ -31,6 +31,7 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
     rows, curves = [], {}
     for run in runs:
         records = sorted(read_metrics(run / "metrics.jsonl").items())
+        records = [(step, values) for step, values in records if "loss" in values]  # others are of a validation alone
         curves[run.name] = [(step, values["loss"]) for step, values in records]
         kept = records[:: -(-len(records) // ROWS)]
         rows += [{"run": run.name, "step": step, **values} for step, values in kept]

@@ -7,6 +7,8 @@
     gan       the generator's and the discriminator's adversarial losses, on crops (``crops``)
     judge     the fake score's network with the heads of the discriminator
     grids     a teacher's steps on a level, with every step of its student among them
+    regularisers, moments, rewards
+              optional terms of the generator's loss
 
 Pure functions of arrays and networks (arXiv 2603.04379), with the pyramid tables and the solver of sampling.
 """

@@ -5,7 +5,8 @@
 Writes scores.json, the videos below their scenes (samples.webp) and some frames of each (samples.png). A video counts
 as recovered when colour, kind and direction of every captioned shape can be read from its pixels and there is no other
 shape. The scores of the rendered scenes after a pass through the VAE are an upper bound. Rates are given with their
-counts, for all captions and by number of shapes.
+counts, for all captions and by number of shapes. The statistics of ``evaluation.videos`` (drift over chunks, high
+frequencies, motion, Fréchet distance from the scenes) follow for samples, scenes through the VAE, and scenes.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from helios_jax.data.moving_shapes.scoring import score
 from helios_jax.data.moving_shapes.source import MovingShapes
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.evaluation.caption_sheet import caption_sheet
+from helios_jax.evaluation.videos import Measured, describe, measure
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.typing import UInt8
 
@@ -120,7 +122,12 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
         list(ahead_of_time(judge, zip(clips, captions, strict=True), workers, processes=apart))
         for clips in (videos, again)
     )
+    measured = {
+        name: list(ahead_of_time(measure_shapes, clips, workers, processes=apart))
+        for name, clips in (("sampled", videos), ("vae", again), ("scenes", frames))
+    }
     result = {"settings": dataclasses.asdict(evaluation), "sampled": rates(sampled), "vae": rates(bound)}
+    result["statistics"] = {name: describe(found, measured["scenes"]) for name, found in measured.items()}
     rows = [{"caption": caption, **row} for caption, row in zip(captions, sampled, strict=True)]
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     text = json.dumps(result, indent=1)
@@ -162,6 +169,11 @@ def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str]) -> Row:
         **{name: sum(getattr(shape, name) for shape in found.shapes) for name in OF_SHAPES},
         **{name: int(getattr(found, name)) for name in OF_VIDEOS},
     }
+
+
+def measure_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> Measured:
+    """Measures a video of moving shapes, chunk by chunk."""
+    return measure(video, CHUNK, shapes=True)
 
 
 def rates(rows: Iterable[Row]) -> Row:

@@ -7,7 +7,7 @@ result is saved as, in ``products``) and ``Validation``.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -105,12 +105,26 @@ class Validation(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The result of a validation.
+
+    Attributes:
+        files: What it wrote. Every process returns the paths; the first one has written them.
+        values: Scalars by name, without the prefix "validation/" that the log gives them; only the first process needs
+            to have them.
+    """
+
+    files: Sequence[pathlib.Path]
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 @runtime_checkable
 class Validator(Protocol):
     """A validation that has loaded what it needs."""
 
-    def __call__(self, networks: Any, folder: pathlib.Path) -> Sequence[pathlib.Path]:
-        """Writes files to ``folder`` that show what the networks produce, and returns their paths."""
+    def __call__(self, networks: Any, folder: pathlib.Path) -> Findings:
+        """Writes files to ``folder`` that show what the networks produce, and measures it."""
         ...
 
 

@@ -11,11 +11,11 @@ import math
 import pathlib
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 
-from helios_jax.training.experiment import Experiment
+from helios_jax.training.experiment import Experiment, Findings
 from helios_jax.training.flops import peak_flops
 from helios_jax.training.metrics import JsonLines, Metrics, MetricWriter, Writers
 from helios_jax.training.tensorboard import TensorBoard
@@ -99,9 +99,11 @@ class Log:
         yield
         self._wait += time.perf_counter() - start
 
-    def show(self, step: int, files: Sequence[pathlib.Path]) -> None:
-        """Passes images and videos among ``files`` to the metric writers."""
-        self._writer.show(step, files)
+    def show(self, step: int, found: Findings) -> None:
+        """Passes the images, videos and scalars of a validation to the metric writers, scalars as "validation/..."."""
+        self._writer.show(step, found.files)
+        if found.values:
+            self._writer.write(step, {f"validation/{name}": value for name, value in found.values.items()})
 
     def _warn(self, step: int, player: str, values: Mapping[str, float]) -> None:
         """Reports a skipped update; raises FloatingPointError if the run must stop."""

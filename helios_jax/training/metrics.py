@@ -33,8 +33,8 @@ class MetricWriter(Protocol):
 class JsonLines:
     """One JSON object per line in ``<folder>/metrics.jsonl``, on disk when ``write`` returns.
 
-    A resumed run appends. It may repeat steps that a killed run had already written; then the last line of a step
-    counts. Lines need not have the same metrics.
+    A resumed run appends. It may repeat steps that a killed run had already written; then the last value of a metric
+    counts. Lines need not have the same metrics, and a step may have several lines: of training and of validation.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,5 +103,6 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
     for line in pathlib.Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             record = json.loads(line)
-            records[record.pop("step")] = record
+            step = record.pop("step")
+            records[step] = records.get(step, {}) | record
     return records

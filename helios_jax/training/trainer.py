@@ -141,9 +141,9 @@ class _Run:
                     return True
                 if validate is not None and validation is not None and done % validation.every == 0:
                     with log.pause():
-                        files = validate(running.networks(), self._workdir / "validation" / str(done))
-                        log.show(done, files)
-                    report(f"step {done}: wrote {', '.join(str(file) for file in files)}")
+                        found = validate(running.networks(), self._workdir / "validation" / str(done))
+                        log.show(done, found)
+                    report(f"step {done}: wrote {', '.join(str(file) for file in found.files)}")
         return False
 
     def _stopped(self, sigterm: Sigterm) -> bool:

@@ -1,6 +1,7 @@
 """Validation during training: sampled videos, or clips next to their reconstruction by the VAE.
 
-Both write mp4 files and contact sheets (PNG). In a run with several processes all of them take part in the
+Both write mp4 files and contact sheets (PNG). ``Samples`` can also measure how its videos change from chunk to chunk
+(``training.monitors``). In a run with several processes all of them take part in the
 computation, because each holds a part of the networks; the first one writes the files.
 """
 
@@ -23,7 +24,8 @@ from helios_jax.parallel.mesh import readable
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.sampling.settings import SampleSettings, one_or_many
-from helios_jax.training.experiment import Data, Product
+from helios_jax.training.experiment import Data, Findings, Product
+from helios_jax.training.monitors import SHEET, Monitor, Monitors
 from helios_jax.training.networks import Networks
 from helios_jax.training.products import Pipeline
 from helios_jax.typing import UInt8
@@ -46,6 +48,7 @@ class Samples:
         max_text_tokens: Length that texts are padded to.
         seed: Seed of the noise.
         fps: Frames per second of the files.
+        monitors: Measure the videos too; ``None``: do not.
     """
 
     every: int
@@ -59,6 +62,7 @@ class Samples:
     max_text_tokens: int = 512
     seed: int = 0
     fps: int = 24
+    monitors: Monitors | None = None
 
     def __post_init__(self) -> None:
         for name in ("every", "num_frames", "height", "width", "max_text_tokens", "fps"):
@@ -104,20 +108,35 @@ class Samples:
         if not trained:
             texts = [*self.prompts, self.negative_prompt]
             embeds = [np.asarray(readable(encoder([text], self.max_text_tokens))) for text in texts]
-        return Sampler(samples=self, product=product, vae=pipeline.vae, tokenizer=encoder.tokenizer, embeds=embeds)
+        monitor = None
+        if self.monitors is not None:
+            if self.num_frames <= pipeline.chunk_frames:
+                raise ValueError(
+                    f"monitors compare chunks: num_frames={self.num_frames} must be above {pipeline.chunk_frames}"
+                )
+            monitor = self.monitors.prepare(pipeline.vae, self.height, self.width, pipeline.chunk_frames)
+        return Sampler(
+            samples=self,
+            product=product,
+            vae=pipeline.vae,
+            tokenizer=encoder.tokenizer,
+            embeds=embeds,
+            monitor=monitor,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """Prepared ``Samples``: the VAE, and the prompts as embeddings unless the text encoder is trained."""
+    """Prepared ``Samples``: the VAE, the prompts as embeddings unless the text encoder is trained, and the monitor."""
 
     samples: Samples
     product: Pipeline
     vae: Network[WanVae]
     tokenizer: Tokenizer
     embeds: list[np.ndarray] | None
+    monitor: Monitor | None = None
 
-    def __call__(self, networks: Networks, folder: pathlib.Path) -> list[pathlib.Path]:
+    def __call__(self, networks: Networks, folder: pathlib.Path) -> Findings:
         """See ``Validator``."""
         samples, settings = self.samples, self.samples.settings
         text_encoder = None
@@ -130,7 +149,7 @@ class Sampler:
             vae=self.vae,
             text_encoder=text_encoder,
         )
-        files = []
+        files, videos = [], []
         for number, prompt in enumerate(samples.prompts):
             text: dict[str, Any]
             if self.embeds is None:
@@ -140,7 +159,12 @@ class Sampler:
             video = pipeline(**text, settings=settings, seed=samples.seed + number, progress=False)
             path = folder / f"{number}.mp4"
             files += write_clip(path, video.frames[0], samples.fps, pipeline.chunk_frames)
-        return files
+            videos.append(video.frames[0])
+        if self.monitor is None:
+            return Findings(files=files)
+        sheet = folder / SHEET
+        values = self.monitor(videos, sheet) if jax.process_index() == 0 else {}
+        return Findings(files=[*files, sheet], values=values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +200,7 @@ class Reconstructor:
     settings: Reconstructions
     frames: UInt8[np.ndarray, "B F H W 3"]
 
-    def __call__(self, networks: Networks, folder: pathlib.Path) -> list[pathlib.Path]:
+    def __call__(self, networks: Networks, folder: pathlib.Path) -> Findings:
         """See ``Validator``."""
         files = []
         for number, frames in enumerate(self.frames):
@@ -184,7 +208,7 @@ class Reconstructor:
             both = np.concatenate([frames, again], axis=2)
             chunk_frames = networks.vae.config.pixel_frames(HistoryConfig().chunk_frames)
             files += write_clip(folder / f"{number}.mp4", both, self.settings.fps, chunk_frames)
-        return files
+        return Findings(files=files)
 
 
 def write_clip(

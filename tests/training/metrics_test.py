@@ -46,6 +46,16 @@ def test_damaged_lines_are_left_out(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == {1: {"loss": 1.0}, 2: {"loss": 2.0}}
 
 
+def test_a_step_can_have_lines_of_training_and_of_validation(tmp_path):
+    writer = JsonLines(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    writer.write(1, {"validation/brightness/chunk0": 0.5})
+    writer.close()
+    assert (
+        read_metrics(tmp_path / "metrics.jsonl")[1].items() >= {"loss": 1, "validation/brightness/chunk0": 0.5}.items()
+    )
+
+
 @pytest.mark.parametrize("kind", [JsonLines, TensorBoard])
 def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, kind):
     writer = kind(tmp_path)

@@ -20,9 +20,12 @@ from helios_jax.checkpoints.components import find_component
 from helios_jax.checkpoints.orbax import save_orbax
 from helios_jax.checkpoints.random import write_random_checkpoint
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
+from helios_jax.evaluation.statistics import chunk_statistics, mean_statistics
+from helios_jax.media.reading import load_video
 from helios_jax.models.lora import add_lora, merge_lora
 from helios_jax.training import merge_report, products, released
 from helios_jax.training.methods.vae import Vae
+from helios_jax.training.monitors import Monitors
 from helios_jax.training.params import flatten
 from helios_jax.training.preview import preview
 from helios_jax.training.products import MeasuredVae, Pipeline
@@ -343,13 +346,41 @@ def test_validation_writes_videos_of_the_networks(product, trained, tmp_path):
         max_text_tokens=8,
     )
     validate = samples.prepare(product, trained, MESH)
-    files = validate(trained, tmp_path / "5")
+    files = validate(trained, tmp_path / "5").files
     assert [file.relative_to(tmp_path).as_posix() for file in files] == ["5/0.mp4", "5/0.png", "5/1.mp4", "5/1.png"]
     assert all(file.stat().st_size > 500 for file in files)
     first = (tmp_path / "5" / "0.mp4").read_bytes()
     validate(trained, tmp_path / "6")
     assert (tmp_path / "6" / "0.mp4").read_bytes() == first  # fixed prompts and seeds
     assert (tmp_path / "5" / "1.mp4").read_bytes() != first
+
+
+@pytest.mark.slow
+def test_validation_measures_its_videos(product, trained, tmp_path):
+    samples = Samples(
+        every=1,
+        prompts=("a", "bc"),
+        negative_prompt="",
+        num_frames=66,
+        height=64,
+        width=64,
+        steps=(1, 1, 1),
+        max_text_tokens=8,
+        monitors=Monitors(reference=(("brightness", 0.5),)),
+    )
+    found = samples.prepare(product, trained, MESH)(trained, tmp_path)
+    assert [file.name for file in found.files] == ["0.mp4", "0.png", "1.mp4", "1.png", "monitors.png"]
+    assert (tmp_path / "monitors.png").stat().st_size > 10_000
+    videos = [load_video(tmp_path / f"{number}.mp4", 64, 64) for number in range(2)]
+    expected = mean_statistics([chunk_statistics(video, 33) for video in videos])
+    for chunk in range(2):
+        # The mp4 is lossy.
+        assert found.values[f"brightness/chunk{chunk}"] == pytest.approx(expected["brightness"][chunk], abs=0.01)
+        assert found.values[f"contrast/chunk{chunk}"] == pytest.approx(expected["contrast"][chunk], abs=0.02)
+    assert found.values["brightness/gap"] == pytest.approx(expected["brightness"].mean() - 0.5, abs=0.01)
+    short = dataclasses.replace(samples, num_frames=33)
+    with pytest.raises(ValueError, match="num_frames=33 must be above 33"):
+        short.prepare(product, trained, MESH)
 
 
 @pytest.mark.slow
@@ -368,7 +399,7 @@ def test_validation_can_sample_with_the_text_encoder_that_is_trained(product, pa
         max_text_tokens=8,
     )
     validate = samples.prepare(product, networks, MESH)
-    assert len(validate(networks, tmp_path)) == 2
+    assert len(validate(networks, tmp_path).files) == 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -396,11 +427,9 @@ def test_a_vae_is_exported_with_the_statistics_of_its_latents(vae, tmp_path):
 
 
 def test_clips_are_written_next_to_their_reconstructions(vae, tmp_path):
-    from helios_jax.media.reading import load_video
-
     reconstructions = Reconstructions(every=1, clips=NoisyClips(), count=1)
     validate = reconstructions.prepare(MeasuredVae(clips=NoisyClips()), vae, MESH)
-    video, _sheet = validate(vae, tmp_path)
+    video, _sheet = validate(vae, tmp_path).files
     frames = load_video(video, 16, 32)
     assert frames.shape == (5, 16, 32, 3)
     assert abs(float(frames[:, :, :16].mean()) - 99.5) < 3

@@ -21,7 +21,7 @@ from helios_jax.models.layers import linear
 from helios_jax.models.lora import merge_lora
 from helios_jax.parallel.mesh import readable
 from helios_jax.training.batch import VideoBatch
-from helios_jax.training.experiment import Experiment
+from helios_jax.training.experiment import Experiment, Findings
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.params import flatten
 
@@ -111,12 +111,12 @@ class ToyValidation:
     every: int = 5
 
     def prepare(self, product: Any, networks: Any, mesh: Any) -> Any:
-        def validate(networks: ToyNetworks, folder: pathlib.Path) -> list[pathlib.Path]:
+        def validate(networks: ToyNetworks, folder: pathlib.Path) -> Findings:
             norm = float(jax.jit(optax.tree.norm)(flatten(networks)[1]))
             if jax.process_index() == 0:
                 folder.mkdir(parents=True, exist_ok=True)  # a resumed run validates some steps again
                 (folder / "norm.txt").write_text(repr(norm))
-            return [folder / "norm.txt"]
+            return Findings(files=[folder / "norm.txt"], values={"norm": norm})
 
         return validate
 

@@ -14,7 +14,7 @@ from toy_training import ToyData, ToyIterator, ToyMethod, ToyNetworks, toy_exper
 
 from helios_jax.training.descent import PLAYER, procedure_of, sample_keys
 from helios_jax.training.ema import Ema
-from helios_jax.training.experiment import Lora
+from helios_jax.training.experiment import Findings, Lora
 from helios_jax.training.metrics import read_metrics
 from helios_jax.training.params import flatten
 from helios_jax.training.preemption import PREEMPTED
@@ -182,7 +182,7 @@ class ParamsValidation:
     def prepare(self, product, networks, mesh):
         def validate(networks, folder):
             self.seen[int(folder.name)] = jax.tree.map(np.asarray, flatten(networks)[1])
-            return [folder]
+            return Findings(files=[folder], values={"step": float(folder.name)})
 
         return validate
 
@@ -195,6 +195,10 @@ def test_moving_averages_are_validated_resumed_and_released(tmp_path, monkeypatc
     for steps in (3, 6):
         averages = {"ema": Ema(decay=0.5, start=2), "validation": averaged}
         assert train(toy_experiment(steps=steps, **averages), tmp_path / "averaged") == 0
+    records = read_metrics(tmp_path / "plain" / "metrics.jsonl")
+    assert [(record["validation/step"], "loss" in record) for _, record in sorted(records.items())] == [
+        (step, True) for step in range(1, 7)
+    ]
     expected = plain.seen[3]  # n = 0
     for step, decay in ((4, 2 / 11), (5, 3 / 12), (6, 4 / 13)):
         expected = {name: decay * expected[name] + (1 - decay) * plain.seen[step][name] for name in expected}

@@ -53,7 +53,7 @@ if __name__ == "__main__":
     kernel = networks.transformer.blocks.attn1.to_qkv.kernel[...]
     print("sharded over", len(kernel.sharding.device_set), kernel.sharding.shard_shape(kernel.shape) != kernel.shape)
     validate = samples.prepare(product, networks, mesh)
-    files = validate(networks, pathlib.Path(folder) / str(jax.process_index()))
+    files = validate(networks, pathlib.Path(folder) / str(jax.process_index())).files
     print(*files, sep="\n")
     (pathlib.Path(folder) / "product").mkdir(exist_ok=True)
     product.export(networks, pathlib.Path(folder) / "product")
