@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from absl.flags import argparse_flags
 
-from helios_jax.user_input import did_you_mean, finite_number, user_path, whole_number
+from helios_jax.user_input import did_you_mean, finite_number, number_in, user_path, whole_number, whole_number_in
 from helios_jax.version import __version__
 
 
@@ -65,7 +65,7 @@ def whole(flag: str, *, at_least: int | None = None, at_most: int | None = None)
 
     def read(text: str) -> int:
         try:
-            value: Any = int(text)
+            value: Any = whole_number_in(text)
         except ValueError:  # also raised for more digits than Python converts
             value = shortened(text)
         return _as_flag_error(lambda: whole_number(value, flag, at_least=at_least, at_most=at_most))
@@ -78,7 +78,7 @@ def finite(flag: str, *, at_least: float | None = None, at_most: float | None = 
 
     def read(text: str) -> float:
         try:
-            value: Any = float(text)
+            value: Any = number_in(text)
         except ValueError:
             value = shortened(text)
         return _as_flag_error(lambda: finite_number(value, flag, at_least=at_least, at_most=at_most))

@@ -106,6 +106,26 @@ def finite_number(value: Any, what: str, *, at_least: float | None = None, at_mo
     return number
 
 
+def number_in(text: str) -> float:
+    """The number that a text shows, in the digits 0 to 9; also "nan" and "inf", so that a check can name them.
+
+    Raises:
+        ValueError: It is not a number. Python would also read "1_0" as 10, and digits of other scripts.
+    """
+    if not re.fullmatch(
+        r"\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)\s*", text, re.IGNORECASE
+    ):
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
+def whole_number_in(text: str) -> int:
+    """Like ``number_in``, for whole numbers."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def yes_or_no(value: Any, what: str) -> bool:
     """``value`` as a bool, if it is a bool of Python or NumPy.
 

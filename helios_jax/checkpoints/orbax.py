@@ -118,7 +118,7 @@ def load_orbax(
         given={name: array.shape for name, array in stored.items()},
         source="config.json",
     )
-    digests = read_digests(folder / _DIGESTS)
+    digests = read_digests(folder / _DIGESTS, stored)
     arrays: dict[str, Array] = {}
     dtypes = {} if dtype is None else {_dotted(path): variable.dtype for path, variable in wanted.items()}
     for names in _groups(stored, dtypes):

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
 from helios_jax.checkpoints.lora_argument import parse_lora_argument
 from helios_jax.sampling.settings import (
+    MAX_FRAMES,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_SIDE,
@@ -83,7 +84,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=_video_fps,
         default=24.0,
     )
-    add_whole("num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1)
+    add_whole(
+        "num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1, MAX_FRAMES
+    )
     add("exact_frames", "cut the video to --num_frames frames (default: 4k + 1 as published)", action="store_true")
     add_whole("height", "pixel rows", 1, MAX_SIDE, DEFAULTS.height)
     add_whole("width", "pixel columns", 1, MAX_SIDE, DEFAULTS.width)
