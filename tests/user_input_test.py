@@ -99,5 +99,5 @@ def test_texts_that_are_no_numbers(text):
 
 def test_whole_numbers_in_texts():
     assert whole_number_in(" +07 ") == 7
-    with pytest.raises(ValueError, match="'7.0' is not a whole number"):
+    with pytest.raises(ValueError, match=r"'7.0' is not a whole number"):
         whole_number_in("7.0")

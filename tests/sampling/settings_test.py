@@ -131,5 +131,5 @@ def test_typos_name_the_function():
 
 
 def test_videos_are_at_most_a_year_long():
-    with pytest.raises(ValueError, match="num_frames=10+ must be a whole number from 1 to 1000000000"):
+    with pytest.raises(ValueError, match=r"num_frames=10+ must be a whole number from 1 to 1000000000"):
         hx.SampleSettings(num_frames=10**30)

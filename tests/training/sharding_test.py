@@ -51,7 +51,7 @@ def test_one_axis_takes_the_devices_that_are_left():
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "context": 1}
     with pytest.raises(ValueError, match="their product must be that number"):
         MeshShape(data=jax.device_count() + 1).build()
-    with pytest.raises(ValueError, match="mesh.fsdp=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"mesh.fsdp=0 must be at least 1"):
         MeshShape(fsdp=0)
     with pytest.raises(ValueError, match=r"mesh.data=-1, mesh.fsdp=-1 and mesh.context=1: only one may be -1"):
         MeshShape(data=-1)
