@@ -24,7 +24,10 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
         TypeError: It is not a path.
         ValueError: It is empty, holds a NUL, or a part of it is longer than file systems allow.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise TypeError(f"{what}={path!r} is not a path: a str or pathlib.Path is needed") from None
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{what}={text!r} is not a path")
     try:

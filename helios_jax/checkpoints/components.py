@@ -1,5 +1,6 @@
 """The three networks of a checkpoint (configuration, module and key table), and helpers of both layouts."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -83,6 +84,16 @@ COMPONENTS: dict[str, Component] = {
         weights="model",
     ),
 }
+
+
+def compute_dtype(dtype: DType, name: str) -> np.dtype:
+    """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
+    known = ("bfloat16", "float32")
+    # NumPy takes None for float64.
+    with contextlib.suppress(TypeError):
+        if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
+            return found
+    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
 
 
 def find_component(name: str) -> Component:

@@ -20,6 +20,7 @@ from helios_jax.checkpoints.components import (
     Component,
     check_tensors,
     component_folder,
+    compute_dtype,
     find_component,
     new_component_folder,
     with_parameters,
@@ -60,6 +61,7 @@ def load_diffusers(
             a damaged file.
     """
     parts = find_component(component)
+    dtype = None if dtype is None else compute_dtype(dtype, "dtype")
     folder = component_folder(folder, component)
     config = parts.read_config(folder) if config is None else config
     with TensorFolder(folder) as files:

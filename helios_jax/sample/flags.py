@@ -107,7 +107,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("fps", "frames per second of the file, such as 24, 29.97 or 30000/1001 (default 24)", type=_fps, default=24)
     add("stream", "no end unless --num_frames is given; lines on standard input are new prompts", action="store_true")
     add("warmup", "compile before sampling; with no prompt, only compile", action="store_true")
-    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=path("--cache"))
+    add(
+        "cache",
+        "folder for compiled programs, not on CPUs (default: helios_jax in the user's cache folder)",
+        type=path("--cache"),
+    )
     add("overwrite", "make finished videos again, in place of the files of the earlier run", action="store_true")
     add("allow_cpu", "run a model on a CPU that is made for GPUs: hours per second of video", action="store_true")
     return parser.parse_args(argv[1:])
