@@ -86,14 +86,13 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
-def compute_dtype(dtype: DType, name: str) -> np.dtype:
-    """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
-    known = ("bfloat16", "float32")
+def floating_dtype(dtype: DType, name: str) -> np.dtype:
+    """``dtype`` as NumPy's. Raises ValueError unless it is one of floating-point numbers."""
     # NumPy takes None for float64.
     with contextlib.suppress(TypeError):
-        if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
+        if dtype is not None and jnp.issubdtype(found := jnp.dtype(dtype), jnp.floating):
             return found
-    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
+    raise ValueError(f"{name}={dtype!r} is not a floating-point dtype such as 'bfloat16' or 'float32'")
 
 
 def find_component(name: str) -> Component:

@@ -20,8 +20,8 @@ from helios_jax.checkpoints.components import (
     Component,
     check_tensors,
     component_folder,
-    compute_dtype,
     find_component,
+    floating_dtype,
     new_component_folder,
     with_parameters,
     write_json,
@@ -61,7 +61,7 @@ def load_diffusers(
             a damaged file.
     """
     parts = find_component(component)
-    dtype = None if dtype is None else compute_dtype(dtype, "dtype")
+    dtype = None if dtype is None else floating_dtype(dtype, "dtype")
     folder = component_folder(folder, component)
     config = parts.read_config(folder) if config is None else config
     with TensorFolder(folder) as files:

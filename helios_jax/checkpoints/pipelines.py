@@ -1,12 +1,15 @@
 """Whole checkpoints: all parts of a pipeline, in either layout."""
 
+import contextlib
 import dataclasses
 from pathlib import Path as FilePath
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from helios_jax.checkpoints.components import compute_dtype, write_json
+from helios_jax.checkpoints.components import write_json
 from helios_jax.checkpoints.footprint import footprint
 from helios_jax.checkpoints.hub import local_folder
 from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
@@ -88,6 +91,16 @@ def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
     except ValueError as error:
         raise ValueError(f"{folder / 'tokenizer' / 'tokenizer.json'}: {error}") from error
     return tokenizer
+
+
+def compute_dtype(dtype: DType, name: str) -> np.dtype:
+    """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
+    known = ("bfloat16", "float32")
+    # NumPy takes None for float64.
+    with contextlib.suppress(TypeError):
+        if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
+            return found
+    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
 
 
 def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
