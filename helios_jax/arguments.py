@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from absl.flags import argparse_flags
 
-from helios_jax.user_input import did_you_mean, finite_number, user_path, whole_number
+from helios_jax.user_input import did_you_mean, finite_number, number_in, user_path, whole_number, whole_number_in
 from helios_jax.version import __version__
 
 
@@ -23,6 +23,7 @@ class Parser(argparse_flags.ArgumentParser):
         # An abbreviation would hide a typo: --vid is not --video.
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+        self._given: list[str] = []
         version = f"helios_jax {__version__}"
         self.add_argument("--version", action="version", version=version, help="print the version and exit")
 
@@ -30,11 +31,19 @@ class Parser(argparse_flags.ArgumentParser):
         """Prints one line instead of all flags and exits with code 2."""
         _, _, rest = message.partition(": ")
         message = rest if message.startswith("argument ") and rest.startswith("--") else message
+        if message.startswith("the following arguments are required"):
+            # Perhaps because one of them is misspelt, which is then the better message.
+            given = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+            if unknown := [flag for flag in given if flag not in self._flags()]:
+                message = f"unknown flag {shortened(unknown[0])}{did_you_mean(unknown[0], self._flags())}"
+            elif self._given and not self._given[0].startswith("-") and self._subparsers is None:
+                message += f"; {shortened(self._given[0])!r} is not a flag"
         print(f"{self.prog}: {message} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Reads the arguments; see ``argparse``."""
+        self._given = list(sys.argv[1:] if args is None else args)
         known, unknown = self.parse_known_args(args, namespace)
         if not unknown:
             return known
@@ -65,7 +74,7 @@ def whole(flag: str, *, at_least: int | None = None, at_most: int | None = None)
 
     def read(text: str) -> int:
         try:
-            value: Any = int(text)
+            value: Any = whole_number_in(text)
         except ValueError:  # also raised for more digits than Python converts
             value = shortened(text)
         return _as_flag_error(lambda: whole_number(value, flag, at_least=at_least, at_most=at_most))
@@ -78,7 +87,7 @@ def finite(flag: str, *, at_least: float | None = None, at_most: float | None = 
 
     def read(text: str) -> float:
         try:
-            value: Any = float(text)
+            value: Any = number_in(text)
         except ValueError:
             value = shortened(text)
         return _as_flag_error(lambda: finite_number(value, flag, at_least=at_least, at_most=at_most))
@@ -93,6 +102,8 @@ def wholes(flag: str, *, at_least: int | None = None, at_most: int | None = None
         inner = text.strip()
         if inner.startswith("(") and inner.endswith(")"):  # as a tuple of Python: (2, 2, 2) or (2,)
             inner = inner[1:-1].removesuffix(",")
+        if "," not in inner and len(inner.split()) > 1:
+            raise argparse.ArgumentTypeError(f"{flag}={shortened(text)!r}: put commas between the numbers")
         parts = inner.split(",")
         one = whole(flag if len(parts) == 1 else f"{flag}={shortened(text)}: part", at_least=at_least, at_most=at_most)
         return tuple(one(part) for part in parts)

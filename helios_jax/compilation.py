@@ -7,6 +7,7 @@ of algorithms. The programs and the results of autotuning are kept in a folder f
 import os
 import pathlib
 
+from helios_jax.backend import backend
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
@@ -25,7 +26,7 @@ def use_compilation_caches(folder: Path | None = None) -> pathlib.Path | None:
     """
     import jax
 
-    if jax.default_backend() == "cpu":
+    if backend() == "cpu":
         return None
     if jax.config.jax_compilation_cache_dir is not None:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)

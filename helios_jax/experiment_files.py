@@ -27,8 +27,8 @@ def experiment_file(name: str) -> Path:
     if name in installed:
         return installed[name]
     hint = did_you_mean(f"{Path(name).stem}.py", installed).removeprefix("; ")
-    hint = f"{hint} " if hint else ""
-    raise FileNotFoundError(f"no experiment file {name}; {hint}Installed are {', '.join(installed)}")
+    hint = f"{hint} " if hint else ""  # a question of its own
+    raise FileNotFoundError(f"no experiment file {name}; {hint}installed are {', '.join(installed)}")
 
 
 def installed_experiments() -> dict[str, Path]:

@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from helios_jax.cli import run_command
+from helios_jax.cli import KEPT, run_command
 from helios_jax.experiment_files import experiment_file, installed_experiments, load_experiment
 from helios_jax.extras import require_extra
 from helios_jax.training.preemption import noted_sigterm
 from helios_jax.training.workdir import checked_workdir
-from helios_jax.user_input import user_path
+from helios_jax.user_input import did_you_mean, user_path
 from helios_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -101,12 +101,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     from helios_jax.training.setting_flags import parse_settings
 
     config, argv = _taken("config", values.read_flags_from_files(argv, force_gnu=False))
+    needs_workdir = not {"--help_config", "--print_config"} & set(argv)
+    if config is None or (needs_workdir and _taken("workdir", argv)[0] is None):
+        _check_names(argv, values)  # a flag may be missing because it is misspelt
     if config is None:
         raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir; --help lists all")
-    if not {"--help_config", "--print_config"} & set(argv) and _taken("workdir", argv)[0] is None:
-        raise ValueError("give --config, an experiment such as stage1_init.py:14b, and --workdir")
     name, colon, size = config.partition(":")
     file = experiment_file(name)
+    if needs_workdir and _taken("workdir", argv)[0] is None:
+        raise ValueError("give --workdir, the folder of the run")
     mirror = load_experiment(file, size if colon else None)
     if not dataclasses.is_dataclass(mirror):
         raise ValueError(f"get_config of {file} gave no settings; it must return mutable(Experiment(...))")
@@ -131,6 +134,16 @@ def parse(argv: Sequence[str]) -> Arguments:
         cluster=given,
         cache=None if values.cache is None else user_path(values.cache, "--cache"),
     )
+
+
+def _check_names(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """Raises ValueError for a flag that does not exist; settings of the experiment are not checked."""
+    known = ["config", *values]
+    for word in argv[1:]:
+        name = word.lstrip("-").partition("=")[0]
+        if not word.startswith("-") or name.startswith("config.") or name in known or name.removeprefix("no") in known:
+            continue
+        raise ValueError(f"unknown flag {word.partition('=')[0]}{did_you_mean(f'--{name}', [f'--{k}' for k in known])}")
 
 
 def _taken(name: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -170,7 +183,8 @@ def main(argv: Sequence[str]) -> int:
         return train(arguments.experiment, arguments.workdir)
 
     with noted_sigterm():  # from here on, so that a signal during loading is not lost
-        return run_command("helios-train", work)
+        shows = {f"--{name}" for name in SHOWS} & set(argv)
+        return run_command("helios-train", work, leaves="nothing was written" if shows else KEPT)
 
 
 def _show(arguments: Arguments) -> int:

@@ -24,7 +24,10 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> pathlib.Path:
         TypeError: It is not a path.
         ValueError: It is empty, holds a NUL, or a part of it is longer than file systems allow.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise TypeError(f"{what}={path!r} is not a path: a str or pathlib.Path is needed") from None
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{what}={text!r} is not a path")
     try:
@@ -104,6 +107,26 @@ def finite_number(value: Any, what: str, *, at_least: float | None = None, at_mo
     if (at_least is not None and number < at_least) or (at_most is not None and number > at_most):
         raise ValueError(f"{what}={value!r} must be a finite number{_range(at_least, at_most)}")
     return number
+
+
+def number_in(text: str) -> float:
+    """The number that a text shows, in the digits 0 to 9; also "nan" and "inf", so that a check can name them.
+
+    Raises:
+        ValueError: It is not a number. Python would also read "1_0" as 10, and digits of other scripts.
+    """
+    if not re.fullmatch(
+        r"\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)\s*", text, re.IGNORECASE
+    ):
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
+def whole_number_in(text: str) -> int:
+    """Like ``number_in``, for whole numbers."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def yes_or_no(value: Any, what: str) -> bool:

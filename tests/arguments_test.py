@@ -32,9 +32,13 @@ def test_values(monkeypatch):
         ("--height=101", "--height=101 must be a whole number from 1 to 100"),
         ("--height=" + "9" * 5000, "--height='999"),
         ("--height", "expected one argument"),
+        ("--height=6_4", "--height='6_4' must be a whole number from 1 to 100"),
+        ("--scale=1_0", "--scale='1_0' must be a finite number of at least 0"),
+        ("--scale=\uff11", "must be a finite number of at least 0"),
         ("--scale=nan", "--scale=nan must be a finite number of at least 0"),
         ("--scale=x", "--scale='x' must be a finite number"),
         ("--steps=1,a,1", "--steps=1,a,1: part='a' must be a whole number"),
+        ("--steps=1 1 1", "--steps='1 1 1': put commas between the numbers"),
         ("--out=", "--out='' is not a path"),
         ("--dtype=c", "argument --dtype: invalid choice: 'c'"),
         ("--heigth=3", "unknown flag --heigth; did you mean --height?"),
@@ -52,6 +56,19 @@ def test_errors_are_one_line(argument, message, capsys):
     assert message in shown
     assert shown.count("\n") == 1
     assert len(shown) < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modle=m"], "unknown flag --modle; did you mean --model?"),
+        (["m", "--height=3"], "required: --model; 'm' is not a flag"),
+    ],
+)
+def test_a_missing_flag_may_be_misspelt(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_required_flags(capsys):

@@ -22,7 +22,13 @@ FOLDERS = {
 COMMANDS = ("sample", "convert", "prepare", "train", "demo")
 FLOORS = (
     {"helios_jax.typing", "helios_jax.version", "helios_jax._lazy", "helios_jax._warnings", "helios_jax.config"}
-    | {"helios_jax.cli", "helios_jax.compilation", "helios_jax.experiment_files", "helios_jax.extras"}
+    | {
+        "helios_jax.cli",
+        "helios_jax.backend",
+        "helios_jax.compilation",
+        "helios_jax.experiment_files",
+        "helios_jax.extras",
+    }
     | {"helios_jax.arguments", "helios_jax.user_input", "helios_jax.safe_files"}
     | {"helios_jax.data.workers", "pallas_kernels"},
     {"helios_jax.parallel"},

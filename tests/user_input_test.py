@@ -1,11 +1,21 @@
 """Checks of paths, names and numbers."""
 
+import math
 import pathlib
 
 import numpy as np
 import pytest
 
-from helios_jax.user_input import did_you_mean, finite_number, plain_name, user_path, whole_number, yes_or_no
+from helios_jax.user_input import (
+    did_you_mean,
+    finite_number,
+    number_in,
+    plain_name,
+    user_path,
+    whole_number,
+    whole_number_in,
+    yes_or_no,
+)
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
@@ -70,3 +80,24 @@ def test_yes_or_no():
 def test_neither_yes_nor_no(value):
     with pytest.raises(ValueError, match=r"x=.* must be True or False"):
         yes_or_no(value, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("10", 10), (" -.5 ", -0.5), ("1.", 1), ("2E-3", 0.002), ("+inf", math.inf)]
+)
+def test_numbers_in_texts(text, number):
+    assert number_in(text) == number
+
+
+@pytest.mark.parametrize("text", ["1_0", "\uff11", "", "e3", ".", "1,5", "0x10", "1 0"])
+def test_texts_that_are_no_numbers(text):
+    with pytest.raises(ValueError, match="is not a number"):
+        number_in(text)
+    with pytest.raises(ValueError, match="is not a whole number"):
+        whole_number_in(text)
+
+
+def test_whole_numbers_in_texts():
+    assert whole_number_in(" +07 ") == 7
+    with pytest.raises(ValueError, match=r"'7.0' is not a whole number"):
+        whole_number_in("7.0")

@@ -124,6 +124,8 @@ def find_torch_latents(folder: Path, *, min_frames: int) -> Sequence[TorchLatent
         ValueError: A file's name does not state its size.
     """
     folder = user_path(folder, "from_pt")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the one that holds the .pt files")
     found = []
     for path in sorted(folder.rglob("*.pt")):
         numbers = path.stem.rsplit("_", 3)[1:]

@@ -32,6 +32,8 @@ def clips_from_json(file: Path, root: Path | None = None, options: ReadOptions =
     file = user_path(file, "clips")
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}: give a JSON list of clips, or a folder of videos")
+    if file.suffix.lower() in VIDEO_SUFFIXES:
+        raise ValueError(f"{file} is one video: give a JSON list of clips, or the folder of the video")
     entries = _read_json(file)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{file} must hold a list of at least one clip")

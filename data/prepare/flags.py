@@ -7,6 +7,7 @@ from typing import Any
 
 from helios_jax.arguments import Parser, finite, path, whole, wholes
 from helios_jax.sampling.settings import MAX_GUIDANCE, MAX_STEPS
+from helios_jax.user_input import number_in
 
 Size = tuple[int, int]
 """Rows and columns."""
@@ -170,6 +171,6 @@ def _rate(text: str) -> float | None:
     if text == "stored":
         return None
     try:
-        return float(frame_rate(float(text)))
+        return float(frame_rate(number_in(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither frames per second nor 'stored' ({error})") from error

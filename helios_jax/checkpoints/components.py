@@ -1,5 +1,6 @@
 """The three networks of a checkpoint (configuration, module and key table), and helpers of both layouts."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -83,6 +84,15 @@ COMPONENTS: dict[str, Component] = {
         weights="model",
     ),
 }
+
+
+def floating_dtype(dtype: DType, name: str) -> np.dtype:
+    """``dtype`` as NumPy's. Raises ValueError unless it is one of floating-point numbers."""
+    # NumPy takes None for float64.
+    with contextlib.suppress(TypeError):
+        if dtype is not None and jnp.issubdtype(found := jnp.dtype(dtype), jnp.floating):
+            return found
+    raise ValueError(f"{name}={dtype!r} is not a floating-point dtype such as 'bfloat16' or 'float32'")
 
 
 def find_component(name: str) -> Component:

@@ -22,6 +22,7 @@ from helios_jax.checkpoints.components import (
     check_tensors,
     component_folder,
     find_component,
+    floating_dtype,
     new_component_folder,
     with_parameters,
     write_json,
@@ -61,6 +62,7 @@ def load_diffusers(
             a damaged file.
     """
     parts = find_component(component)
+    dtype = None if dtype is None else floating_dtype(dtype, "dtype")
     folder = component_folder(folder, component)
     config = parts.read_config(folder) if config is None else config
     with TensorFolder(folder) as files:

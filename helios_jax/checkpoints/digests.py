@@ -12,7 +12,7 @@ and only the sum is copied to the host. The digest does not protect against deli
 import concurrent.futures
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -84,8 +84,12 @@ def write_digests(file: pathlib.Path, digests: Mapping[str, str]) -> None:
     file.write_text(json.dumps(dict(digests), indent=2) + "\n")
 
 
-def read_digests(file: pathlib.Path) -> dict[str, str]:
+def read_digests(file: pathlib.Path, names: Iterable[str] = ()) -> dict[str, str]:
     """The digests in a file; empty if the file does not exist, as in folders of earlier versions.
+
+    Args:
+        file: The file.
+        names: The arrays that must have a digest if the file exists.
 
     Raises:
         ValueError: The file is not what ``write_digests`` wrote.
@@ -98,6 +102,9 @@ def read_digests(file: pathlib.Path) -> dict[str, str]:
         raise ValueError(f"{file} is not readable JSON ({error}); copy it again") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ValueError(f"{file} is damaged: a digest for every array is expected; copy it again")
+    if missing := sorted(set(names) - content.keys()):
+        others = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise ValueError(f"{file} is damaged: the digest of {missing[0]}{others} is missing; copy it again")
     return content
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import pathlib
 
-from helios_jax.user_input import finite_number, user_path
+from helios_jax.user_input import finite_number, number_in, user_path
 
 
 def parse_lora_argument(text: str) -> tuple[pathlib.Path, float]:
@@ -30,7 +30,7 @@ def parse_lora_argument(text: str) -> tuple[pathlib.Path, float]:
     if not colon or user_path(text, "lora").exists():
         return user_path(text, "lora"), 1.0
     try:
-        number = float(scale)
+        number = number_in(scale)
     except ValueError:
         if "/" in scale or "\\" in scale or scale.endswith(".safetensors"):
             return user_path(text, "lora"), 1.0

@@ -15,6 +15,7 @@ import logging
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -118,7 +119,7 @@ def load_orbax(
         given={name: array.shape for name, array in stored.items()},
         source="config.json",
     )
-    digests = read_digests(folder / _DIGESTS)
+    digests = read_digests(folder / _DIGESTS, stored)
     arrays: dict[str, Array] = {}
     dtypes = {} if dtype is None else {_dotted(path): variable.dtype for path, variable in wanted.items()}
     for names in _groups(stored, dtypes):
@@ -192,7 +193,23 @@ def _damage_as_one_line(weights: pathlib.Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
         raise
     except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
-        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({_reason(error)}); copy it again") from error
+        reason = _reason(error)
+        _discard(error)
+        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({reason}); copy it again") from None
+
+
+def _discard(error: Exception) -> None:
+    """Frees what an error of Orbax refers to.
+
+    Orbax reads all arrays at once and abandons the others when one cannot be read. Python would print a traceback for
+    each of them whenever it happens to free them, so they are freed here, with that message off.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -75,7 +75,9 @@ class TensorFolder:
                 )
             if not listed:
                 continue
-            if weight_map and weight_map.get(name, file.name) != file.name:
+            if weight_map and name not in weight_map:
+                raise ValueError(f"{file} holds {name!r}, which the index does not list; download the index again")
+            if weight_map and weight_map[name] != file.name:
                 raise ValueError(f"{file} holds {name!r}, and the index says that it is in {weight_map[name]}")
             view = handle.get_slice(name)
             dtype = DTYPES.get(view.get_dtype())

@@ -152,7 +152,7 @@ def check_steps(config: SchedulerConfig, steps: int | Sequence[int]) -> tuple[in
     values = tuple(map(operator.index, steps)) if isinstance(steps, Sequence) else (operator.index(steps),)
     if len(values) != levels:
         needed = "one number" if levels == 1 else f"{levels} numbers, one per pyramid level"
-        example = 50 if levels == 1 else (20,) * levels
+        example = 50 if levels == 1 else (2 if config.solver == "dmd" else 20,) * levels
         raise ValueError(f"steps={steps!r} given; this model needs {needed}, for example steps={example}")
     if min(values) < 1:
         raise ValueError(f"steps={steps!r} given; every level needs at least 1 step")

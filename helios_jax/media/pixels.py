@@ -39,7 +39,9 @@ def checked_pixels(array: Any, layout: str) -> Frames:
     Raises:
         ValueError: Another shape, a dtype that is neither uint8 nor floating point, or floats outside [0, 1].
     """
-    array = np.asarray(array)
+    given, array = type(array).__name__, np.asarray(array)
+    if array.dtype.kind not in "fuib":
+        raise ValueError(f"got {given}, need an array of pixels {layout}")
     if array.ndim != layout.count(",") + 1 or array.shape[-1] != 3 or array.size == 0:
         raise ValueError(
             f"got an array of shape {list(array.shape)}, need {layout}: RGB with the channels last, one "

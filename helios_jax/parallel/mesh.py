@@ -19,6 +19,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from helios_jax.backend import backend
+
 REPLICATING = ("data", "context")
 """Mesh axes that do not shard parameters."""
 
@@ -34,6 +36,7 @@ def auto_mesh(mesh: Mesh) -> Mesh:
 def parameter_sharding(shape: tuple[int, ...], mesh: Mesh | None) -> jax.sharding.Sharding:
     """Where a parameter of ``shape`` lives: on the default device, or on ``mesh``, sharded by the names of its axes."""
     if mesh is None:
+        backend()  # explains why there is no device
         return SingleDeviceSharding(jax.config.jax_default_device or jax.devices()[0])
     names = tuple(name for name in mesh.axis_names if name not in REPLICATING)
     parts = math.prod(mesh.shape[name] for name in names)

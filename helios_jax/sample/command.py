@@ -10,6 +10,7 @@ from collections.abc import Generator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from helios_jax.backend import backend
 from helios_jax.cli import Check, run_interruptible, run_program
 from helios_jax.sample.flags import parse, settings_of
 from helios_jax.sample.jobs import check_inputs, plan_jobs
@@ -58,7 +59,8 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
         if args.warmup:
             conditioning = "image" if args.image else "video" if args.video else None
             seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
-            print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
+            kept = "" if backend() != "cpu" else "; on a CPU programs are not kept for the next process"
+            print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s{kept}", flush=True)
         else:
             print("the first chunk compiles programs that are not cached yet", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):

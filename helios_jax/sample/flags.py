@@ -11,6 +11,7 @@ from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
 from helios_jax.checkpoints.lora_argument import parse_lora_argument
 from helios_jax.checkpoints.parking import PARKABLE, parked_names
 from helios_jax.sampling.settings import (
+    MAX_FRAMES,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_SIDE,
@@ -84,7 +85,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=_video_fps,
         default=24.0,
     )
-    add_whole("num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1)
+    add_whole(
+        "num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1, MAX_FRAMES
+    )
     add("exact_frames", "cut the video to --num_frames frames (default: 4k + 1 as published)", action="store_true")
     add_whole("height", "pixel rows", 1, MAX_SIDE, DEFAULTS.height)
     add_whole("width", "pixel columns", 1, MAX_SIDE, DEFAULTS.width)
@@ -112,7 +115,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("fps", "frames per second of the file, such as 24, 29.97 or 30000/1001 (default 24)", type=_fps, default=24)
     add("stream", "no end unless --num_frames is given; lines on standard input are new prompts", action="store_true")
     add("warmup", "compile before sampling; with no prompt, only compile", action="store_true")
-    add("cache", "folder for compiled programs (default: helios_jax in the user's cache folder)", type=path("--cache"))
+    add(
+        "cache",
+        "folder for compiled programs, not on CPUs (default: helios_jax in the user's cache folder)",
+        type=path("--cache"),
+    )
     add("overwrite", "make finished videos again, in place of the files of the earlier run", action="store_true")
     add("allow_cpu", "run a model on a CPU that is made for GPUs: hours per second of video", action="store_true")
     return parser.parse_args(argv[1:])

@@ -68,7 +68,7 @@ class SampleInputs:
             width: Dimension of embeddings.
             has_text_encoder: Whether texts can be encoded.
             guided_tokens: In a guided call, the length that texts are padded to; otherwise ``None``: the negative
-                prompt is not used and not checked.
+                prompt is not used, and only has to be text.
 
         Raises:
             ValueError: They cannot be used; the message says what was given and what is needed.
@@ -76,6 +76,8 @@ class SampleInputs:
         batch = self.batch
         _check_one("prompt", self.prompt, self.prompt_embeds, batch, width, has_text_encoder)
         if guided_tokens is None:
+            if self.negative_prompt is not None and not isinstance(self.negative_prompt, PromptSchedule):
+                check_texts(self.negative_prompt, "negative_prompt")
             return
         if isinstance(self.negative_prompt, PromptSchedule):
             raise ValueError("negative_prompt is a PromptSchedule: the negative prompt is the same for all chunks")

@@ -109,6 +109,8 @@ class HeliosPipeline(LoadedNetworks):
             ValueError: Something in it is not supported or does not fit, or the weights do not fit into the device's
                 memory. Settings and memory are checked before weights are downloaded.
         """
+        if not isinstance(mesh, jax.sharding.Mesh | None):
+            raise ValueError(f"mesh={mesh!r} must be a jax.sharding.Mesh, from jax.make_mesh for example, or None")
         parts = load_parts(
             path,
             dtype=dtype,

@@ -17,6 +17,7 @@ This module imports nothing heavy.
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -147,6 +148,12 @@ def _videos(path: pathlib.Path, text: str) -> Iterator[PromptedVideo]:
                     "one video has one, so leave the others empty"
                 )
     for name, rows in found.items():
+        first_free = next(index for index in itertools.count() if index not in rows.texts)
+        if first_free < (last := max(rows.texts)):
+            raise ValueError(
+                f"{path}, line {rows.line}: id {name!r} has prompt_index {last} and no {first_free}; number the "
+                "prompts of one id 0, 1, 2, ..."
+            )
         prompts = tuple(rows.texts[index] for index in sorted(rows.texts))
         yield _prompted_video(path, name, rows.line, prompts, rows.options)
 

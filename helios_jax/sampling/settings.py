@@ -19,6 +19,9 @@ from helios_jax.user_input import did_you_mean, finite_number, whole_number, yes
 SigmaRange = tuple[float, float]
 """Lowest and highest sigma of a uniform draw."""
 
+MAX_FRAMES = 10**9
+"""Frames of the longest video, more than a year; an endless stream has ``num_frames=None``."""
+
 MAX_SIDE = 4096
 """Longest side of a video in pixels, six times the longest that the models were trained on."""
 
@@ -86,7 +89,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         checked = {
-            "num_frames": _optional(whole_number, self.num_frames, "num_frames", at_least=1),
+            "num_frames": _optional(whole_number, self.num_frames, "num_frames", at_least=1, at_most=MAX_FRAMES),
             "exact_frames": yes_or_no(self.exact_frames, "exact_frames"),
             "height": whole_number(self.height, "height", at_most=MAX_SIDE),
             "width": whole_number(self.width, "width", at_most=MAX_SIDE),

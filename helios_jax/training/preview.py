@@ -149,7 +149,11 @@ def _data(experiment: Experiment) -> Iterator[str]:
         yield f"config.data: {type(data).__name__}, which is not checked"
         return
     for folder in data.folders:
-        sizes = {f"{height}x{width}": len(files) for (height, width), files in open_latents(folder).items()}
+        opened = open_latents(folder)
+        for records in opened.values() if data.on_error == "raise" else ():
+            if len(records):
+                records[0]  # A file that cannot be read shows at its first record.
+        sizes = {f"{height}x{width}": len(files) for (height, width), files in opened.items()}
         counts = ", ".join(f"{count} clips of {size} latents" for size, count in sizes.items())
         yield f"config.data.folders: {folder} has {counts}"
     if data.tokenizer and (folder := on_disk(data.tokenizer)):

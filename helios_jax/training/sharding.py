@@ -36,7 +36,12 @@ class MeshShape:
 
     def __post_init__(self) -> None:
         for name in ("data", "fsdp", "context"):
-            whole_number(getattr(self, name), f"mesh.{name}", at_least=-1)
+            if not whole_number(getattr(self, name), f"mesh.{name}", at_least=-1):
+                raise ValueError(f"mesh.{name}=0 must be at least 1, or -1 for all remaining devices")
+        if (self.data, self.fsdp, self.context).count(-1) > 1:
+            raise ValueError(
+                f"mesh.data={self.data}, mesh.fsdp={self.fsdp} and mesh.context={self.context}: only one may be -1"
+            )
 
     def build(self) -> Mesh:
         """The mesh of all devices. Raises ValueError when they do not fit."""

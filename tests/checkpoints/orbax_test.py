@@ -1,5 +1,6 @@
 """The Orbax layout: round trips, dtypes, interrupted saves, errors."""
 
+import gc
 import json
 import os
 import pathlib
@@ -160,8 +161,17 @@ def test_the_digests_are_those_of_the_stored_parameters(vae_folder, tmp_path):
     model = hx.load_diffusers(DATA / "vae" / "other", "vae")
     expected = {name: digest(np.asarray(array)) for name, array in parameters(model).items()}
     assert json.loads((vae_folder / "vae" / "digests.json").read_text()) == expected
-    # Folders of earlier versions have none.
     shutil.copytree(vae_folder / "vae", tmp_path / "vae")
+    lost = sorted(expected)[0]
+    (tmp_path / "vae" / "digests.json").write_text(
+        json.dumps({name: text for name, text in expected.items() if name != lost})
+    )
+    with pytest.raises(ValueError, match=f"digests.json is damaged: the digest of {lost} is missing"):
+        load_orbax(tmp_path, "vae")
+    (tmp_path / "vae" / "digests.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"the digest of {lost} and \d+ others is missing"):
+        load_orbax(tmp_path, "vae")
+    # Folders of earlier versions have none.
     (tmp_path / "vae" / "digests.json").unlink()
     assert_same(load_orbax(tmp_path, "vae"), model)
 
@@ -208,4 +218,7 @@ def test_damaged_folders_give_one_line(vae_folder, tmp_path, capfd, damage):
         load_orbax(tmp_path, "vae")
     assert len(str(error.value)) < 400
     assert "\n" not in str(error.value)
+    # Reads that Orbax has abandoned would print tracebacks when they are freed.
+    del error
+    gc.collect()
     assert capfd.readouterr().err == ""

@@ -107,6 +107,9 @@ def test_index_and_shards_must_agree(tmp_path):
     index.write_text(json.dumps({"weight_map": weight_map | {"e": FIRST, "f": FIRST}}))
     with pytest.raises(ValueError, match=rf"the index says that 'e' is in {FIRST}, and it is not \(nor are 1 other"):
         TensorFolder(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": FIRST, "c": SECOND, "d": SECOND}}))
+    with pytest.raises(ValueError, match=f"{FIRST} holds 'b', which the index does not list"):
+        TensorFolder(tmp_path)
     index.write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "other.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match="has several indices"):

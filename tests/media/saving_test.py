@@ -34,7 +34,7 @@ def test_floats_are_rounded_to_levels(tmp_path):
         (np.full((3, 16, 32, 3), -0.5, np.float32), r"must lie in \[0, 1\]"),
         (np.full((3, 16, 32, 3), np.nan, np.float32), r"must lie in \[0, 1\]"),
         (np.zeros((3, 16, 32, 3), np.int32), "need uint8, or float32"),
-        ("frames.npy", r"need \[F, H, W, 3\]"),
+        ("frames.npy", r"got str, need an array of pixels \[F, H, W, 3\]"),
     ],
 )
 def test_what_is_no_video_is_refused_and_leaves_nothing(tmp_path, frames, message):

@@ -96,6 +96,8 @@ def test_columns_without_a_meaning_are_named_once(tmp_path):
         ("id,prompt_index,prompt\n1,one,a\n", "line 2: prompt_index='one'"),
         ("id,prompt_index,prompt\n1,,a\n", "line 2: prompt_index=''"),
         (f"id,prompt_index,prompt\n1,{'9' * 5000},a\n", "line 2: prompt_index='9999"),
+        ("id,prompt_index,prompt\n1,0,a\n1,2,b\n", "line 2: id '1' has prompt_index 2 and no 1"),
+        ("id,prompt_index,prompt\n1,1,a\n", "line 2: id '1' has prompt_index 1 and no 0"),
         ("id,prompt_index,prompt\n1,0,a\n1,0,b\n", "line 3: id '1' has prompt_index 0 twice"),
         ("id,prompt\n1,a\n1,b\n", "line 3: .*column prompt_index"),
         # Ids become names of files.

@@ -128,3 +128,8 @@ def test_typos_name_the_function():
             call(None, sed=3)
     with pytest.raises(ValueError, match=r"settings=\{'height': 64\} must be a SampleSettings"):
         pipe.stream(None, settings={"height": 64})
+
+
+def test_videos_are_at_most_a_year_long():
+    with pytest.raises(ValueError, match=r"num_frames=10+ must be a whole number from 1 to 1000000000"):
+        hx.SampleSettings(num_frames=10**30)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,16 @@ def test_a_dry_run_shows_everything_and_writes_nothing(parts, tmp_path, capsys):
     assert f"{tmp_path}/run: a new run" in changed
     assert f"config.data.folders: {parts}/latents has 2 clips of 8x8 latents" in changed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_reads_the_first_record(parts, tmp_path, capsys):
+    shutil.copytree(parts / "latents", tmp_path / "latents")
+    (file,) = (tmp_path / "latents").rglob("*.array_record*")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    damaged = [*command(parts, tmp_path / "run", "--dry_run"), f"--config.data.folders={tmp_path}/latents"]
+    assert train.main(damaged) == 1
+    assert f"{file}" in capsys.readouterr().err
+    assert train.main([*damaged, "--config.data.on_error=skip"]) == 0
 
 
 def test_a_dry_run_names_every_reason_why_a_run_cannot_start(parts, tmp_path, capsys):
