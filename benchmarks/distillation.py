@@ -6,22 +6,30 @@ Generator and critic as published: LoRA of rank 256 on both, heads of the discri
 velocity, AdamW without momentum, 384x640, batch 1, with real contexts. ``resident`` keeps everything on the device,
 ``scheduled`` parks what the next programs do not need in host memory; each is measured in a process of its own.
 
-Updates of the generator take exits of their own, so that their times differ; figures are means over ``--cycles`` updates
-with contexts (2 steps a level) and as many without (4 steps a level: amplified first chunks). "Floor" is the arithmetic
-that is executed, at 600 TFLOP/s without gradients and 515 TFLOP/s with them, the rates of this model's training steps on
-an H100. The device waits for the host between updates here, but not in training: "five steps" is a whole cycle of one
-generator update and five critic updates, in the order and without the waits of training.
+Updates of the generator take exits of their own, so that their times differ; figures are means over ``--cycles``
+updates with contexts (2 steps a level) and as many without (4 steps a level: amplified first chunks). "Floor" is the
+time of the arithmetic that is executed at 600 TFLOP/s without gradients and 515 TFLOP/s with them, rates that were
+measured in training steps of this model. The device waits for the host between these updates. "Five steps" is a whole
+cycle, one update of the generator and five of the critic, in the order and without the waits of training.
 """
 
+import argparse
 import dataclasses
+import itertools
+import json
 import resource
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+from training import run_apart
+
 MEMORY = ("resident", "scheduled")
-RATES = {"without gradients": 600e12, "with gradients": 515e12}
+FORWARD, GRADIENT = 600e12, 515e12
+"""Operations per second without and with gradients."""
 
 
 def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
@@ -80,7 +88,13 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
     running = experiment.method.start(experiment, experiment.mesh.build(), None)
     assert isinstance(running, Distilling)
     jax.block_until_ready([leaf for leaf in jax.tree.leaves(running.items())])
-    figures: dict[str, Any] = {"start, s": time.perf_counter() - start}
+    figures: dict[str, Any] = {}
+
+    def note(name: str, value: float) -> None:
+        figures[name] = value
+        print(f"{memory:12s}{name:44s}{value:10.2f}", flush=True)
+
+    note("start, s", time.perf_counter() - start)
 
     def window(seed: int, past: float) -> LatentBatch:
         return LatentBatch(
@@ -99,28 +113,28 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
 
     start = time.perf_counter()
     for past, pair in pairs.items():
-        # Exits decide which levels' gradients are compiled: with exits 0 above, all of them.
-        for step in all_levels(running, pair, past):
-            running._update_generator(pair.generator, step)
+        # At this step a gradient reaches every level, so all programs are compiled.
+        step = next(step for step in itertools.count() if not any(exits_at(running, step, amplified=not past)[1:]))
+        running._update_generator(pair.generator, step)
         jax.block_until_ready(running._update_critic(pair, 0))
-    figures["compilation, s"] = time.perf_counter() - start
+    note("compilation, s", time.perf_counter() - start)
     for past, name in ((1.0, "with context"), (0.0, "first chunk")):
         pair, times, floors = pairs[past], [], []
         for step in range(cycles):
             times.append(seconds(running._update_generator, pair.generator, step))
-            floors.append(floor(running, pair, step, amplified=not past))
-        figures[f"generator, {name}, s"] = statistics.mean(times)
-        figures[f"generator, {name}, share of the floor"] = sum(floors) / sum(times)
+            floors.append(generator_floor(config, exits_at(running, step, amplified=not past), (height, width)))
+        note(f"generator, {name}, s", statistics.mean(times))
+        note(f"generator, {name}, share of the floor", sum(floors) / sum(times))
         times = [seconds(running._update_critic, pair, step) for step in range(cycles)]
-        figures[f"critic, {name}, s"] = statistics.mean(times)
+        note(f"critic, {name}, s", statistics.mean(times))
     start = time.perf_counter()
     for number in range(1, 6):
         metrics = running.step(pairs[1.0], number)
     jax.block_until_ready(metrics)
-    figures["five steps, s"] = time.perf_counter() - start
+    note("five steps, s", time.perf_counter() - start)
     for player in ("generator", "critic"):
         both = [figures[f"{player}, {name}, s"] for name in ("with context", "first chunk")]
-        figures[f"{player}, 60 % with context, s"] = 0.6 * both[0] + 0.4 * both[1]
+        note(f"{player}, 60 % with context, s", 0.6 * both[0] + 0.4 * both[1])
     stats = jax.devices()[0].memory_stats() or {}
     figures |= {
         "peak device memory, GB": stats.get("peak_bytes_in_use", 0) / 1e9,
@@ -128,30 +142,62 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
         "loss of the generator": float(running._update_generator(pairs[1.0].generator, 0)["loss"]),
         "held": {name: dataclasses.asdict(held) for name, held in running._residence.report().items()},
     }
+    print(json.dumps(figures, indent=1), flush=True)
     return figures
 
 
-def all_levels(running: Any, pair: Any, past: float) -> Sequence[int]:
-    """Steps whose exits together compile every program of the generator."""
-    reached: dict[int, int] = {}
-    for step in range(64):
-        lowest = lowest_level(running, step, amplified=not past)
-        reached.setdefault(lowest, step)
-    return [reached[min(reached)]]
-
-
-def exits_of(running: Any, step: int, *, amplified: bool) -> tuple[int, ...]:
-    """The exits that the generator draws at a step."""
+def exits_at(running: Any, step: int, *, amplified: bool) -> tuple[int, ...]:
+    """The exits of the generator's rollout at a step."""
     from helios_jax.distillation.rollout import draw_exits
-    from helios_jax.training.distiller import GENERATOR, use_of
+    from helios_jax.training.distiller import GENERATOR, exit_seed
 
-    settings, layout = running._settings, running._settings.context.layout
-    plans = settings.plans(running._config, layout.chunk_frames, running._size, amplify=amplified)
-    return draw_exits((running._experiment.seed, use_of(GENERATOR), step, 0, int(amplified)), plans)
+    settings = running._settings
+    plans = settings.plans(running._config, settings.context.layout.chunk_frames, (48, 80), amplify=amplified)
+    return draw_exits(exit_seed(running._experiment.seed, GENERATOR, (step, 0), amplified), plans)
 
 
-def lowest_level(running: Any, step: int, *, amplified: bool) -> int:
-    """The lowest level that a gradient reaches at a step."""
+def generator_floor(config: Any, exits: Sequence[int], size: tuple[int, int]) -> float:
+    """Seconds that the arithmetic of an update of the generator takes; crops of the discriminator included."""
+    from helios_jax.config import SchedulerConfig, patch_tokens
+    from helios_jax.diffusion.pyramid import level_sizes
     from helios_jax.distillation.rollout import lowest_trained
+    from helios_jax.training.flops import NetworkCalls, forward_flops
 
-    return lowest_trained(exits_of(running, step, amplified=amplified))
+    history = 2400 if size == (48, 80) else 0
+    tokens = [patch_tokens(config, 9, *level) for level in level_sizes(SchedulerConfig.distilled(), *size)]
+    costs = [forward_flops(config, NetworkCalls(current=(n,), history=history, text=512)) for n in tokens]
+    adapters = 2 * 1.25e9 / 14.3e9  # the adapters' share of the operations with weights: rank 256, two factors
+    forward = [cost.weights * (1 + adapters / 2) + cost.attention for cost in costs]
+    # Self-attention is saved. Its gradient takes 2.5 times its operations, since it computes the scores once more. The
+    # other operations are repeated, once for the recomputation and once for the gradient in their inputs.
+    gradient = [cost.weights * (2 + 1.5 * adapters) + 2.5 * cost.attention for cost in costs]
+    walked = sum((exit + 1) * one for exit, one in zip(exits, forward, strict=True))
+    reached = range(lowest_trained(exits), len(forward))
+    crop = tokens.index(patch_tokens(config, 9, size[0] // 2, size[1] // 2))
+    seconds = (walked + 3 * forward[-1]) / FORWARD
+    return seconds + sum(forward[i] + gradient[i] for i in [*reached, crop]) / GRADIENT
+
+
+def main() -> None:
+    """Measures one form of memory in this process, or all that are named, each in its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", choices=MEMORY, action="append", help="may be repeated; by default both")
+    parser.add_argument("--here", choices=MEMORY, help="measure this one in this process")
+    parser.add_argument("--size", choices=("14b", "tiny"), default="14b")
+    parser.add_argument("--cycles", type=int, default=4)
+    parser.add_argument("--remat", default="offload")
+    parser.add_argument("--out", type=Path, default=Path("distillation.json"))
+    args = parser.parse_args()
+    if args.here:
+        figures = measure(args.here, args.size, args.cycles, args.remat)
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        return
+    report: dict[str, Any] = {"run": provenance()}
+    for memory in args.memory or MEMORY:
+        options = (f"--here={memory}", f"--size={args.size}", f"--cycles={args.cycles}", f"--remat={args.remat}")
+        report[memory] = run_apart(Path(__file__), *options)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -315,7 +315,7 @@ class Distilling:
         routes = []
         for amplify in kinds:
             plans = settings.plans(self._config, frames, size, amplify=amplify)
-            seed = (self._experiment.seed, _USE[name], *place, int(amplify))
+            seed = exit_seed(self._experiment.seed, name, place, amplify)
             exits = tuple(len(plan.step_scalars) - 1 for plan in plans)
             routes.append(Route(plans=plans, exits=draw_exits(seed, plans) if settings.exits == "random" else exits))
         route_of = contexts.is_empty.astype(jnp.int32) if len(routes) == 2 else jnp.zeros_like(contexts.is_empty, int)
@@ -385,6 +385,18 @@ class Distilling:
     def flops(self, batch: Any) -> float | None:
         """See ``Running``: unknown, since steps differ in which networks they call and how often."""
         return None
+
+
+def exit_seed(seed: int, name: str, place: tuple[int, int], amplify: bool) -> tuple[int, ...]:
+    """The seed of the exits of one route.
+
+    Args:
+        seed: Seed of the run.
+        name: The player whose window it is.
+        place: Step and section.
+        amplify: Whether the route has twice the steps.
+    """
+    return (seed, _USE[name], *place, int(amplify))
 
 
 def _parts(name: str, player: Player) -> dict[str, Any]:
