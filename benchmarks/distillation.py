@@ -95,6 +95,7 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
         print(f"{memory:12s}{name:44s}{value:10.2f}", flush=True)
 
     note("start, s", time.perf_counter() - start)
+    note("device memory after the start, GB", (jax.devices()[0].memory_stats() or {}).get("bytes_in_use", 0) / 1e9)
 
     def window(seed: int, past: float) -> LatentBatch:
         return LatentBatch(

@@ -12,6 +12,7 @@ while it only copies (``Ema.start``).
 
 import dataclasses
 import functools
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,7 @@ class Distilling:
         self._config = networks.transformer.config
         self._graph, trained[GENERATOR], frozen = split_params(networks, experiment.trainable, mesh)
         del networks
+        gc.collect()  # modules are part of reference cycles, which would keep the arrays as loaded
         self._hold_frozen(GENERATOR, trained[GENERATOR], frozen)
         networks = settings.score_networks(mesh, jax.random.fold_in(jax.random.key(experiment.seed), 1))
         self._negative = settings.negative_embeds(networks, mesh, getattr(experiment.product, "parts", ""))
@@ -115,6 +117,7 @@ class Distilling:
         real = flatten(strip_lora(Networks(transformer=networks.transformer)))[0]
         self._score_graph, trained[CRITIC], frozen = split_params(networks, settings.trained_by_critic, mesh)
         del networks
+        gc.collect()  # modules are part of reference cycles, which would keep the arrays as loaded
         self._hold_frozen(CRITIC, trained[CRITIC], frozen)
         # The critic takes ``ratio`` steps per update of the generator, so their schedules have different lengths.
         lengths = {GENERATOR: -(-experiment.steps // settings.ratio), CRITIC: experiment.steps}
