@@ -212,7 +212,7 @@ def test_faults_of_an_experiment_file_are_one_line(tmp_path, text, message):
 def test_missing_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="give --config, an experiment such as"):
         parse(["helios-train", f"--workdir={tmp_path}"])
-    with pytest.raises(ValueError, match="and --workdir"):
+    with pytest.raises(ValueError, match="give --workdir, the folder of the run"):
         parse(["helios-train", "--config=tiny_vae.py"])
     with pytest.raises(FileNotFoundError, match=r"no experiment file no\.py; Installed are .*tiny_vae"):
         parse(["helios-train", "--config=no.py", f"--workdir={tmp_path}"])
