@@ -214,7 +214,7 @@ def test_missing_arguments_are_named(tmp_path):
         parse(["helios-train", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="give --workdir, the folder of the run"):
         parse(["helios-train", "--config=tiny_vae.py"])
-    with pytest.raises(FileNotFoundError, match=r"no experiment file no\.py; Installed are .*tiny_vae"):
+    with pytest.raises(FileNotFoundError, match=r"no experiment file no\.py; installed are .*tiny_vae"):
         parse(["helios-train", "--config=no.py", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="size '13b' must be one of 14b, 1_3b, tiny"):
         parse(["helios-train", "--config=stage1_init.py:13b", f"--workdir={tmp_path}"])
