@@ -213,9 +213,9 @@ def test_faults_of_an_experiment_file_are_one_line(tmp_path, text, message):
 def test_missing_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="give --config, an experiment such as"):
         parse(["helios-train", f"--workdir={tmp_path}"])
-    with pytest.raises(ValueError, match="and --workdir"):
+    with pytest.raises(ValueError, match="give --workdir, the folder of the run"):
         parse(["helios-train", "--config=tiny_vae.py"])
-    with pytest.raises(FileNotFoundError, match=r"no experiment file no\.py; Installed are .*tiny_vae"):
+    with pytest.raises(FileNotFoundError, match=r"no experiment file no\.py; installed are .*tiny_vae"):
         parse(["helios-train", "--config=no.py", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="size '13b' must be one of 14b, 1_3b, tiny"):
         parse(["helios-train", "--config=stage1_init.py:13b", f"--workdir={tmp_path}"])
