@@ -37,7 +37,15 @@ from helios_jax.training.experiment import Experiment
 from helios_jax.training.injection import Contexts
 from helios_jax.training.log import report
 from helios_jax.training.methods import CONTEXT, fold
-from helios_jax.training.methods.distill import Condition, ExitCall, Scene, WalkCall, make_scene, rollout_draws
+from helios_jax.training.methods.distill import (
+    Condition,
+    ExitCall,
+    Prepared,
+    Scene,
+    WalkCall,
+    make_scene,
+    rollout_draws,
+)
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks, modules
 from helios_jax.training.params import Params, count_text, flatten, unflatten
@@ -159,7 +167,7 @@ class Distilling:
             static_argnums=1,
         )
         self._scene = jax.jit(self._make_scene)
-        self._prepare = jax.jit(self._walk_call.prepare)
+        self._embed = jax.jit(self._walk_call.embed)
         self._zeros = jax.jit(
             lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=shardings[GENERATOR].trainable
         )
@@ -288,7 +296,10 @@ class Distilling:
         """Samples one chunk; ``place`` is (step, section)."""
         weights, frozen = self._residence.use(_TRAINABLE[GENERATOR]), self._residence.use(_FROZEN[GENERATOR])
         history = contexts.saturated
-        prepared = self._prepare(weights, frozen, scene.generator_text, history)
+        tiers = history.tiers(self._settings.context.layout)
+        text, context = self._embed(weights, frozen, scene.generator_text, tiers)
+        # Frozen weights are added here: a program that returned them would copy them.
+        prepared = Prepared(frozen=frozen, text=text, context=context, tiers=tiers)
         # The walk hides the copies of what judges its result.
         self._residence.prefetch(_FROZEN[CRITIC])
         self._residence.prefetch(_TRAINABLE[CRITIC])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from helios_jax.config import HistoryConfig, SchedulerConfig, patch_tokens
-from helios_jax.context import History, Tiers
+from helios_jax.context import Tiers
 from helios_jax.diffusion.pyramid import level_sizes
 from helios_jax.distillation.dmd import ScoreLevels
 from helios_jax.distillation.rollout import RolloutDraws
@@ -145,10 +145,12 @@ class WalkCall:
     graph: nnx.GraphDef[Networks]
     layout: HistoryConfig
 
-    def prepare(self, trainable: Params, frozen: Params, text: Float[Array, "B S E"], history: History) -> Prepared:
-        """Computes what the calls share."""
-        model, tiers = self._model(trainable, frozen), history.tiers(self.layout)
-        return Prepared(frozen=frozen, text=model.text_context(text), context=model.context(tiers), tiers=tiers)
+    def embed(
+        self, trainable: Params, frozen: Params, text: Float[Array, "B S E"], tiers: Tiers
+    ) -> tuple[TextContext, Context]:
+        """What the calls of a rollout share: the projected text and the embedded history."""
+        model = self._model(trainable, frozen)
+        return model.text_context(text), model.context(tiers)
 
     def __call__(
         self, weights: Params, fixed: Prepared, x: Float[Array, "B T H W C"], timestep: Float[Array, " B"], level: int
