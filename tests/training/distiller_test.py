@@ -83,6 +83,7 @@ def test_the_generator_moves_by_the_gradient_of_the_rollout():
     assert error < 1e-4 * size
 
 
+@pytest.mark.slow
 def test_order_of_updates():
     """The critic is updated at every step, the generator at the first of five, its average three times at first."""
     run, seen = running(), []
@@ -102,6 +103,7 @@ def test_order_of_updates():
         np.testing.assert_array_equal(items["ema"][path], array)
 
 
+@pytest.mark.slow
 def test_a_restored_run_continues_bit_for_bit():
     whole = running()
     for number in range(1, 4):
@@ -119,6 +121,7 @@ def test_a_restored_run_continues_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, resumed.items(), whole.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -140,6 +143,7 @@ def test_variants_update_both_players(changes):
     assert all(changed(before[player], trained(run, player)) for player in before)
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_trained_by_its_own_loss():
     """With ``separate``, its losses change the heads, and the fake score's adapters get the gradients they had."""
     gan = Gan(start_step=0, heads=HEADS, crop=1.0, separate=True, discriminator_weight=3.0, generator_weight=0.0)
@@ -155,6 +159,7 @@ def test_the_discriminator_is_trained_by_its_own_loss():
     assert {"generator/gan/generator_loss", "critic/gan/r1", "critic/gan/real_logit"} <= metrics[1].keys()
 
 
+@pytest.mark.slow
 def test_scheduled_memory_changes_no_number():
     """After five steps of both players, everything is equal bit for bit, and networks wait in host memory."""
     gan = Gan(start_step=2, heads=HEADS, crop=1.0)
