@@ -225,7 +225,7 @@ compiled_exit_vjp = compile_exit_vjp()
 @jax.jit
 def lower(
     cotangent: Float[Array, "B T H W C"], alpha: Float[AnyArray, ""], passes: Bool[Array, " B"]
-) -> Float[Array, "B T H/2 W/2 C"]:
+) -> Float[Array, "B T H2 W2 C"]:
     """The gradient in the result of the level below, equation (4).
 
     Args:

@@ -22,7 +22,7 @@ from helios_jax.training.flops import training_flops
 from helios_jax.training.log import report
 from helios_jax.training.methods import Method, SharesDecisions
 from helios_jax.training.metrics import Metrics
-from helios_jax.training.params import Params, unflatten
+from helios_jax.training.params import Params, count_text, unflatten
 from helios_jax.training.procedure import Procedure
 from helios_jax.training.sharding import microbatches, partition_specs
 from helios_jax.training.state import Items, Restore, TrainState, released_state, split_params, start_state, state_items
