@@ -28,6 +28,8 @@ EXPERIMENTS = [
     "stage2_init.py",
     "stage2_post.py",
     "stage3_consistency.py",
+    "stage3_distill.py",
+    "stage3_distill_gan.py",
     "stage3_ode.py",
     "tiny_vae.py",
 ]
