@@ -36,14 +36,20 @@ class Parser(argparse_flags.ArgumentParser):
             given = [word.partition("=")[0] for word in self._given if word.startswith("--")]
             if unknown := [flag for flag in given if flag not in self._flags()]:
                 message = f"unknown flag {shortened(unknown[0])}{did_you_mean(unknown[0], self._flags())}"
-            elif self._given and not self._given[0].startswith("-") and self._subparsers is None:
+            elif (
+                self._given and not self._given[0].startswith("-") and all(one.option_strings for one in self._actions)
+            ):
                 message += f"; {shortened(self._given[0])!r} is not a flag"
         print(f"{self.prog}: {message} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Reads the arguments, also those of a subcommand; see ``argparse``."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Reads the arguments; see ``argparse``."""
-        self._given = list(sys.argv[1:] if args is None else args)
         known, unknown = self.parse_known_args(args, namespace)
         if not unknown:
             return known

@@ -144,8 +144,12 @@ def _interruptible() -> Iterator[Check]:
 
 def _wait_for_devices() -> None:
     """Waits for dispatched work: if it outlives the interpreter, the process aborts."""
-    jax = sys.modules.get("jax")
-    for array in jax.live_arrays() if jax else ():
+    arrays: Sequence[Any] = ()
+    if jax := sys.modules.get("jax"):
+        # If no backend could start, there are no arrays, and asking for them fails like every other call.
+        with contextlib.suppress(RuntimeError, AssertionError):
+            arrays = jax.live_arrays()
+    for array in arrays:
         if not array.is_deleted():
             with contextlib.suppress(RuntimeError):  # The work may have failed.
                 array.block_until_ready()

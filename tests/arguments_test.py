@@ -71,6 +71,22 @@ def test_a_missing_flag_may_be_misspelt(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_misspelt_flag_of_a_subcommand(capsys):
+    top = Parser(prog="tool")
+    command = top.add_subparsers(required=True).add_parser("merge")
+    command.add_argument("source")
+    command.add_argument("--model", required=True)
+    with pytest.raises(SystemExit):
+        top.parse_args(["merge", "a", "--modle=m"])
+    assert "unknown flag --modle; did you mean --model?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        top.parse_args(["merge", "a"])
+    assert (
+        capsys.readouterr().err
+        == "tool merge: the following arguments are required: --model (--help lists the flags)\n"
+    )
+
+
 def test_required_flags(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args([])

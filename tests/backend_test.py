@@ -10,7 +10,10 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "quantum"])
 def test_no_device(platform):
-    code = "from helios_jax.backend import backend; backend()"
+    code = (
+        "import sys; from helios_jax.backend import backend; from helios_jax.cli import run_command\n"
+        "sys.exit(run_command('tool', lambda: int(backend() == 'nothing')))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"JAX_PLATFORMS": platform},
@@ -19,4 +22,6 @@ def test_no_device(platform):
         timeout=120,
         check=False,
     )
-    assert f"ValueError: JAX finds no device of the platform '{platform}'" in result.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"tool: JAX finds no device of the platform '{platform}'")
+    assert result.stderr.count("\n") == 1

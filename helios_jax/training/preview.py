@@ -150,9 +150,9 @@ def _data(experiment: Experiment) -> Iterator[str]:
         return
     for folder in data.folders:
         opened = open_latents(folder)
-        for records in opened.values() if data.on_error == "raise" else ():
-            if len(records):
-                records[0]  # A file that cannot be read shows at its first record.
+        if data.on_error == "raise":
+            for records in opened.values():
+                next(iter(records), None)  # a file that cannot be read shows at its first record
         sizes = {f"{height}x{width}": len(files) for (height, width), files in opened.items()}
         counts = ", ".join(f"{count} clips of {size} latents" for size, count in sizes.items())
         yield f"config.data.folders: {folder} has {counts}"
