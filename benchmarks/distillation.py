@@ -107,6 +107,9 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
 
     pairs = {past: LatentPair(generator=window(10, past), critic=window(20, past)) for past in (1.0, 0.0)}
 
+    def peak() -> int:
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
     def seconds(call: Any, *arguments: Any) -> float:
         start = time.perf_counter()
         jax.block_until_ready(call(*arguments))
@@ -116,8 +119,11 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
     for past, pair in pairs.items():
         # At this step a gradient reaches every level, so all programs are compiled.
         step = next(step for step in itertools.count() if not any(exits_at(running, step, amplified=not past)[1:]))
-        running._update_generator(pair.generator, step)
-        jax.block_until_ready(running._update_critic(pair, 0))
+        for player, call in (
+            ("generator", lambda pair=pair, step=step: running._update_generator(pair.generator, step)),
+            ("critic", lambda pair=pair: running._update_critic(pair, 0)),
+        ):
+            print(f"{memory:12s}first update of the {player}: {seconds(call):.1f} s, {peak() / 1e9:.1f} GB", flush=True)
     note("compilation, s", time.perf_counter() - start)
     for past, name in ((1.0, "with context"), (0.0, "first chunk")):
         pair, times, floors = pairs[past], [], []
@@ -128,17 +134,12 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
         note(f"generator, {name}, share of the floor", sum(floors) / sum(times))
         times = [seconds(running._update_critic, pair, step) for step in range(cycles)]
         note(f"critic, {name}, s", statistics.mean(times))
-    start = time.perf_counter()
-    for number in range(1, 6):
-        metrics = running.step(pairs[1.0], number)
-    jax.block_until_ready(metrics)
-    note("five steps, s", time.perf_counter() - start)
+    note("five steps, s", seconds(lambda: [running.step(pairs[1.0], number) for number in range(1, 6)]))
     for player in ("generator", "critic"):
         both = [figures[f"{player}, {name}, s"] for name in ("with context", "first chunk")]
         note(f"{player}, 60 % with context, s", 0.6 * both[0] + 0.4 * both[1])
-    stats = jax.devices()[0].memory_stats() or {}
     figures |= {
-        "peak device memory, GB": stats.get("peak_bytes_in_use", 0) / 1e9,
+        "peak device memory, GB": peak() / 1e9,
         "peak host memory, GB": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9,
         "loss of the generator": float(running._update_generator(pairs[1.0].generator, 0)["loss"]),
         "held": {name: dataclasses.asdict(held) for name, held in running._residence.report().items()},
