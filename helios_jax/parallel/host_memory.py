@@ -108,12 +108,13 @@ def total_bytes(tree: Any) -> int:
     )
 
 
-def check_host_memory(needed: int, *, held: int = 0, what: str, devices: list[jax.Device]) -> None:
+def check_host_memory(needed: int, *, held: int = 0, most_held: int = 0, what: str, devices: list[jax.Device]) -> None:
     """Checks that pinned host memory has room; programs of another process are seen only in what is available.
 
     Args:
         needed: Bytes that are to be parked.
         held: Bytes that this process has parked already.
+        most_held: The most that it has had parked. XLA's pool keeps what is freed, so the system counts it as used.
         what: Name of the arrays, for the error.
         devices: The devices that they belong to.
 
@@ -131,7 +132,7 @@ def check_host_memory(needed: int, *, held: int = 0, what: str, devices: list[ja
             f"to {bytes_in_words(limit)}: set {LIMIT_VARIABLE}={wanted} or more before the program starts"
         )
     available = _available()
-    if available is not None and needed > available:
+    if available is not None and held + needed - max(held, most_held) > available:
         raise MemoryError(
             f"{parking}, which cannot be swapped out, and {bytes_in_words(available)} of the host's memory are "
             "available: keep it on the device, or use a host with more memory"

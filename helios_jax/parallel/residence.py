@@ -92,6 +92,7 @@ class Residence:
             raise ValueError(f"mode={mode!r} must be one of {', '.join(map(repr, get_args(Mode)))}")
         self.mode = mode
         self._entries: dict[str, _Entry] = {}
+        self._most_parked = 0
 
     def __repr__(self) -> str:
         on_device = [name for name, entry in self._entries.items() if entry.device is not None]
@@ -245,8 +246,10 @@ class Residence:
 
     def _copied(self, name: str, tree: Any) -> Any:
         """A copy in pinned host memory, after a check that it has room."""
-        held = sum(bytes_on_host(entry.host) for entry in self._entries.values())
-        check_host_memory(total_bytes(tree), held=held, what=repr(name), devices=devices_of(tree))
+        held, needed = sum(bytes_on_host(entry.host) for entry in self._entries.values()), total_bytes(tree)
+        most = self._most_parked
+        check_host_memory(needed, held=held, most_held=most, what=repr(name), devices=devices_of(tree))
+        self._most_parked = max(most, held + needed)
         return on_host(tree)
 
     def _check_apart(self, name: str, tree: Any) -> None:

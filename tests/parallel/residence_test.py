@@ -180,6 +180,17 @@ def test_host_memory_is_checked_before_anything_moves(monkeypatch):
     assert residence.names == ("first",)
 
 
+def test_memory_that_was_parked_before_is_still_in_the_pool(monkeypatch):
+    residence = Residence("scheduled")
+    residence.hold("first", array(0, SIZE))
+    residence.use("first")
+    monkeypatch.setattr(host_memory, "_available", lambda: 3999)
+    residence.park("first")
+    assert residence.report()["first"].host == 4 * SIZE
+    with pytest.raises(MemoryError, match=r"parking 'second' takes 4 kB .* and 3\.999 kB of the host's memory"):
+        residence.hold("second", array(0, SIZE))
+
+
 def test_the_pool_of_gpus_has_the_size_that_the_environment_sets(monkeypatch):
     monkeypatch.delenv(host_memory.LIMIT_VARIABLE, raising=False)
     assert host_memory._pool_limit({"cpu"}) is None
