@@ -115,28 +115,35 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
         jax.block_until_ready(call(*arguments))
         return time.perf_counter() - start
 
-    start = time.perf_counter()
+    contexts = {1.0: "with context", 0.0: "first chunk"}
+
+    def first(player: str, call: Any, *arguments: Any) -> float:
+        duration = seconds(call, *arguments)
+        print(f"{memory:12s}first update of the {player}: {duration:.1f} s, {peak() / 1e9:.1f} GB", flush=True)
+        return duration
+
+    # At these steps a gradient reaches every level, so that all programs are compiled.
+    compiled = 0.0
     for past, pair in pairs.items():
-        # At this step a gradient reaches every level, so all programs are compiled.
         step = next(step for step in itertools.count() if not any(exits_at(running, step, amplified=not past)[1:]))
-        for player, call in (
-            ("generator", lambda pair=pair, step=step: running._update_generator(pair.generator, step)),
-            ("critic", lambda pair=pair: running._update_critic(pair, 0)),
-        ):
-            print(f"{memory:12s}first update of the {player}: {seconds(call):.1f} s, {peak() / 1e9:.1f} GB", flush=True)
-    note("compilation, s", time.perf_counter() - start)
-    for past, name in ((1.0, "with context"), (0.0, "first chunk")):
-        pair, times, floors = pairs[past], [], []
+        compiled += first("generator", running._update_generator, pair.generator, step)
+    for past, name in contexts.items():
+        times, floors = [], []
         for step in range(cycles):
-            times.append(seconds(running._update_generator, pair.generator, step))
+            times.append(seconds(running._update_generator, pairs[past].generator, step))
             floors.append(generator_floor(config, exits_at(running, step, amplified=not past), (height, width)))
         note(f"generator, {name}, s", statistics.mean(times))
         note(f"generator, {name}, share of the floor", sum(floors) / sum(times))
-        times = [seconds(running._update_critic, pair, step) for step in range(cycles)]
-        note(f"critic, {name}, s", statistics.mean(times))
+    compiled += first("critic", running._update_critic, pairs[1.0], 0)
+    for past, name in contexts.items():
+        note(
+            f"critic, {name}, s",
+            statistics.mean(seconds(running._update_critic, pairs[past], i) for i in range(cycles)),
+        )
+    note("first updates with compilation, s", compiled)
     note("five steps, s", seconds(lambda: [running.step(pairs[1.0], number) for number in range(1, 6)]))
     for player in ("generator", "critic"):
-        both = [figures[f"{player}, {name}, s"] for name in ("with context", "first chunk")]
+        both = [figures[f"{player}, {name}, s"] for name in contexts.values()]
         note(f"{player}, 60 % with context, s", 0.6 * both[0] + 0.4 * both[1])
     figures |= {
         "peak device memory, GB": peak() / 1e9,

@@ -21,7 +21,7 @@ class Judge[P](Protocol):
     """A discriminator together with the network that it reads, as a function."""
 
     def __call__(
-        self, params: P, x: Float[Array, "B T H W C"], timestep: Float[Array, " B"], condition: Any
+        self, params: P, x: Float[Array, "B T H W C"], timestep: Float[Array, " B"], condition: Any, /
     ) -> Float[Array, "B logits"]:
         """The logits of noised clips.
 

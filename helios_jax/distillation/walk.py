@@ -233,7 +233,7 @@ def lower(
         alpha: The factor of the level's transition.
         passes: The samples whose gradient passes; 0 for the others.
     """
-    return 4 * alpha * block_mean(jnp.where(_per_sample(passes), cotangent, 0.0))
+    return jnp.asarray(4 * alpha) * block_mean(jnp.where(_per_sample(passes), cotangent, 0.0))
 
 
 @jax.tree_util.register_dataclass

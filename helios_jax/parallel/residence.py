@@ -16,6 +16,9 @@ Copies run while kernels run. ``prefetch`` therefore comes before the call of th
     residence.park("generator")
     cotangent = score(residence.use("score"), x)
 
+The memory of a parked tree is free when its copy to host memory is complete. ``settle`` waits for that, where two
+trees would not fit side by side.
+
 A master never changes, such as frozen weights: it has a copy in host memory for good, and parking deletes its copy on
 the device. A state does change: parking copies it to host memory, and asking for it moves it back.
 """
@@ -93,6 +96,7 @@ class Residence:
         self.mode = mode
         self._entries: dict[str, _Entry] = {}
         self._most_parked = 0
+        self._leaving: list[Any] = []
 
     def __repr__(self) -> str:
         on_device = [name for name, entry in self._entries.items() if entry.device is not None]
@@ -191,6 +195,22 @@ class Residence:
         delete(entry.device)
         entry.device = None
 
+    def keep(self, name: str, tree: Any) -> None:
+        """Gives a state new arrays, which stay on the device in both modes. Errors are those of ``park``."""
+        self._replace(name, self._find(name), tree)
+
+    def settle(self, *others: Any) -> None:
+        """Waits, if anything is parked at all, until all copies to host memory are complete, and for other arrays.
+
+        Args:
+            others: For example the result of a program: the memory of trees that only it read is then free.
+        """
+        if self.mode == "resident":
+            return
+        jax.block_until_ready([leaf for leaf in jax.tree.leaves(self._leaving) if not leaf.is_deleted()])
+        jax.block_until_ready(others)
+        self._leaving = []
+
     def drop(self, name: str) -> None:
         """Removes a name and deletes its arrays. Raises ValueError for an unknown name."""
         entry = self._find(name)
@@ -250,7 +270,9 @@ class Residence:
         most = self._most_parked
         check_host_memory(needed, held=held, most_held=most, what=repr(name), devices=devices_of(tree))
         self._most_parked = max(most, held + needed)
-        return on_host(tree)
+        copy = on_host(tree)
+        self._leaving.append(copy)
+        return copy
 
     def _check_apart(self, name: str, tree: Any) -> None:
         own = buffers(tree)

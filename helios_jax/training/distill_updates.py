@@ -1,7 +1,9 @@
 """Stage 3: the programs that judge the generator's samples, as pure functions.
 
-Judge.compare    the gradient of distribution matching in a sample of the generator
-update_critic    one step of the critic on a sample, from its loss to its new parameters
+ScoreNetwork.compare        the gradient of distribution matching in a sample of the generator
+ScoreNetwork.adversarial    the gradient of its adversarial loss in the sample
+flow_gradient               the gradient of the fake score's loss in the critic's parameters
+add_gan_gradient            plus that of the discriminator's loss
 """
 
 import dataclasses
@@ -24,8 +26,7 @@ from helios_jax.training.methods.distill import CROP, SCORE, Scene, scores_of
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks
 from helios_jax.training.params import Params, unflatten
-from helios_jax.training.updates import Player, Updater
-from helios_jax.typing import AnyArray, Array, Float, Int, Key
+from helios_jax.typing import AnyArray, Array, Float, Int, Key, Sequence
 
 BANDS = (0, 250, 500, 750, 1000)
 """Borders of the bands of timesteps in which the critic's loss is logged."""
@@ -149,50 +150,78 @@ class ScoreNetwork:
         return clean_estimate(x, noise, end), 1 / (1 - end)
 
 
-def update_critic(
+def flow_gradient(
     scorer: ScoreNetwork,
-    updater: Updater,
-    player: Player,
+    critic: Params,
     frozen: Params,
     x: Float[Array, "B T H W C"],
-    real: Float[AnyArray, "B T2 H2 W2 C"],
     scene: Scene,
     keys: Key[Array, " B"],
     *,
     level: int | None,
-    with_gan: bool,
-) -> tuple[Player, Metrics]:
-    """One step of the critic.
+) -> tuple[Params, Metrics]:
+    """The gradient of the fake score's loss, and metrics.
 
     Args:
         scorer: The score network.
-        updater: How the critic is updated.
-        player: The critic.
+        critic: Trained parameters of the critic.
         frozen: Frozen parameters of the score networks.
         x: The generator's sample, or the result of a lower level.
-        real: A real chunk at full size, for the discriminator.
         scene: The sample's window.
         keys: One key per sample.
         level: See ``ScoreNetwork.compare``.
-        with_gan: Whether the discriminator is trained.
     """
-    settings, gan = scorer.settings, scorer.settings.gan
     x, _ = scorer.clean(x, keys, level)
 
-    def loss(trainable: Params) -> tuple[Array, Metrics]:
-        networks = scorer.fake(trainable, frozen)
-        at = settings.levels.draw(keys, x, networks.transformer, None)
-        score = scores_of(networks.transformer, networks.transformer, scene, scorer.layout, scorer.execution).fake
-        predicted = score(at.noised(x), at.timestep)
+    def loss(critic: Params) -> tuple[Array, Metrics]:
+        model = scorer.fake(critic, frozen).transformer
+        at = scorer.settings.levels.draw(keys, x, model, None)
+        predicted = scores_of(model, model, scene, scorer.layout, scorer.execution).fake(at.noised(x), at.timestep)
         value = critic_loss(predicted, at.noise, x)
-        metrics = {"flow_loss": value, "timestep": at.timestep.mean()}
-        metrics |= by_band(mean_squares(predicted - (at.noise - x)), at.timestep)
-        if not with_gan or gan is None:
-            return value, metrics | {"loss": value}
-        if gan.separate:
-            held = {path: jax.lax.stop_gradient(array) for path, array in trainable.items() if not _is_head(path)}
-            networks = scorer.fake(trainable | held, frozen)
-        adversarial, of_gan = gan_loss(
+        metrics = {"loss": value, "flow_loss": value, "timestep": at.timestep.mean()}
+        return value, metrics | by_band(mean_squares(predicted - (at.noise - x)), at.timestep)
+
+    return jax.grad(loss, has_aux=True)(critic)
+
+
+def add_gan_gradient(
+    scorer: ScoreNetwork,
+    gradients: Params,
+    metrics: Metrics,
+    critic: Params,
+    frozen: Params,
+    x: Float[Array, "B T H W C"],
+    scene: Scene,
+    keys: Key[Array, " B"],
+    real: Float[AnyArray, "B T2 H2 W2 C"],
+    *,
+    level: int | None,
+) -> tuple[Params, Metrics]:
+    """Adds the gradient of the discriminator's loss to results of ``flow_gradient`` with the same arguments.
+
+    A program of its own needs half of the memory that the gradient of the summed loss would need.
+
+    Args:
+        scorer: See ``flow_gradient``.
+        gradients: The gradient so far.
+        metrics: Its metrics.
+        critic: See ``flow_gradient``.
+        frozen: See ``flow_gradient``.
+        x: See ``flow_gradient``.
+        scene: See ``flow_gradient``.
+        keys: See ``flow_gradient``.
+        real: A real chunk at full size.
+        level: See ``flow_gradient``.
+    """
+    gan = scorer.settings.gan
+    assert gan is not None, "called only with a discriminator"
+    x, _ = scorer.clean(x, keys, level)
+    trained = {path: array for path, array in critic.items() if _is_head(path) or not gan.separate}
+
+    def loss(trained: Params) -> tuple[Array, Metrics]:
+        networks = scorer.fake(critic | trained, frozen)
+        at = scorer.settings.levels.draw(keys, x, networks.transformer, None)
+        return gan_loss(
             scorer.judge,
             networks,
             x,
@@ -205,20 +234,19 @@ def update_critic(
             settings=gan,
             patch=networks.transformer.config.patch_size,
         )
-        return value + adversarial, metrics | of_gan | {"loss": value + adversarial}
 
-    gradients, metrics = jax.grad(loss, has_aux=True)(player.trainable)
-    player, applied = updater.apply(player, gradients, metrics["loss"], average=False)
-    return player, metrics | applied
+    (value, of_gan), more = jax.value_and_grad(loss, has_aux=True)(trained)
+    gradients = gradients | {path: gradients[path] + array for path, array in more.items()}
+    return gradients, metrics | of_gan | {"loss": metrics["loss"] + value}
 
 
 def _is_head(path: str) -> bool:
     return path.startswith("discriminator/")
 
 
-def at_size(clip: Float[Array, "B T H W C"], size: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
+def at_size(clip: Float[Array, "B T H W C"], size: Sequence[int]) -> Float[Array, "B T H2 W2 C"]:
     """A clip halved by 2x2 means until it has this height and width, which is that of a level."""
-    while clip.shape[2:4] != size:
+    while clip.shape[2:4] != tuple(size):
         clip = block_mean(clip)
     return clip
 

@@ -32,7 +32,7 @@ from helios_jax.parallel.residence import Residence
 from helios_jax.training.batch import LatentBatch, LatentPair
 from helios_jax.training.descent import sample_keys
 from helios_jax.training.distill_settings import DistillSettings
-from helios_jax.training.distill_updates import ScoreNetwork, update_critic
+from helios_jax.training.distill_updates import ScoreNetwork, add_gan_gradient, flow_gradient
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.injection import Contexts
 from helios_jax.training.log import report
@@ -56,10 +56,10 @@ from helios_jax.typing import Array, Float, Int, Key
 GENERATOR, CRITIC = PLAYERS = "generator", "critic"
 """The players."""
 
-_FROZEN, _TRAINABLE, _AVERAGE, _MOMENTS = (
-    {name: f"{name}/{part}" for name in PLAYERS} for part in ("frozen", "trainable", "average", "moments")
+_FROZEN, _TRAINABLE, _AVERAGE, _MOMENTS, _COUNTS = (
+    {name: f"{name}/{part}" for name in PLAYERS} for part in ("frozen", "trainable", "average", "moments", "counts")
 )
-"""Names in the residence: the frozen parameters next to a player, and the player in three parts."""
+"""Names in the residence: the frozen parameters next to a player, and the player in four parts."""
 
 _TEXT = "text_encoder"
 """Name of a text encoder among networks. It is not trained."""
@@ -174,18 +174,22 @@ class Distilling:
         # Compiled without the options for gradients: the scores are not differentiated.
         self._compare = jax.jit(self._scorer.compare, static_argnames="level")
         self._adversarial = jax.jit(self._scorer.adversarial, static_argnames="level", compiler_options=options)
-        self._apply = jax.jit(
-            functools.partial(self._updaters[GENERATOR].apply, average=True),
-            donate_argnums=0,
-            out_shardings=(shardings[GENERATOR], None),
-        )
-        self._average = jax.jit(self._updaters[GENERATOR].average, donate_argnums=0, out_shardings=shardings[GENERATOR])
-        self._criticise = jax.jit(
-            functools.partial(update_critic, self._scorer, self._updaters[CRITIC]),
-            static_argnames=("level", "with_gan"),
-            donate_argnums=0,
-            out_shardings=(shardings[CRITIC], None),
-            compiler_options=options,
+        self._apply = {
+            name: jax.jit(
+                functools.partial(self._updaters[name].apply, average=name == GENERATOR),
+                donate_argnums=0,
+                out_shardings=(shardings[name], None),
+            )
+            for name in PLAYERS
+        }
+        gradient = {
+            "static_argnames": "level",
+            "out_shardings": (shardings[CRITIC].trainable, None),
+            "compiler_options": options,
+        }
+        self._flow_gradient = jax.jit(functools.partial(flow_gradient, self._scorer), **gradient)
+        self._add_gan_gradient = jax.jit(
+            functools.partial(add_gan_gradient, self._scorer), donate_argnums=0, **gradient
         )
 
     def step(self, batch: LatentPair, number: int) -> Metrics:
@@ -197,19 +201,29 @@ class Distilling:
         if step % settings.ratio == 0:
             metrics |= _prefixed(GENERATOR, self._update_generator(batch.generator, step))
         elif ema is not None and step < ema.start:
-            self._put(GENERATOR, self._average(self._take(GENERATOR)))
+            # The average is a copy of parameters that have not changed since: only its steps are counted.
+            counts = self._residence.use(_COUNTS[GENERATOR])
+            self._residence.keep(_COUNTS[GENERATOR], counts | {"ema_count": _one_more(counts["ema_count"])})
         metrics |= _prefixed(CRITIC, self._update_critic(batch, step))
         return metrics
 
-    # In the two updates a tree is asked for before the program that hides its copy, and parked after the last program
-    # that reads it.
+    # In the two updates, a tree is asked for before the program that hides its copy, and parked after the last program
+    # that reads it. On the device are at most
+    #
+    #     rollout     the generator's weights, the score network's, and the critic's parameters
+    #     scores      the score network's weights, the parameters of both players
+    #     pulling     the generator's weights and all of its state, the critic's parameters
+    #     critic      the score network's weights and all of the critic's state
+    #
+    # together with gradients and activations: at 14B 73 GB. ``settle`` waits where both neighbours would not fit.
 
     def _update_generator(self, batch: LatentBatch, step: int) -> Metrics:
-        use, level = self._residence.use, self._score_level(GENERATOR, step)
+        residence, level = self._residence, self._score_level(GENERATOR, step)
         keys = self._keys(np.int32(step), _USE[GENERATOR])
         scene, sections = self._roll_out(GENERATOR, batch, keys, step, level)
+        residence.park(_FROZEN[GENERATOR])
         scored = sections[-self._scored :]
-        critic, frozen = use(_TRAINABLE[CRITIC]), use(_FROZEN[CRITIC])
+        critic, frozen = residence.use(_TRAINABLE[CRITIC]), residence.use(_FROZEN[CRITIC])
         arguments = critic, frozen, _joined(scored), scene, keys, np.int32(step)
         cotangent, metrics = self._compare(*arguments, level=level)
         gan = self._settings.gan
@@ -217,11 +231,12 @@ class Distilling:
             cotangent, metrics = _sum(
                 cotangent, metrics, *self._adversarial(*arguments, level=level), np.float32(gan.generator_weight)
             )
-        self._residence.park(_TRAINABLE[CRITIC])
-        self._residence.park(_FROZEN[CRITIC])
-        weights, frozen = use(_TRAINABLE[GENERATOR]), use(_FROZEN[GENERATOR])
-        self._residence.prefetch(_MOMENTS[GENERATOR])
-        self._residence.prefetch(_AVERAGE[GENERATOR])
+        del frozen, arguments
+        residence.park(_FROZEN[CRITIC])
+        residence.settle(cotangent)
+        weights, frozen = residence.use(_TRAINABLE[GENERATOR]), residence.use(_FROZEN[GENERATOR])
+        residence.prefetch(_MOMENTS[GENERATOR])
+        residence.prefetch(_AVERAGE[GENERATOR])
         gradients, first = self._zeros(weights), 0
         for section in scored:
             length = section.x.shape[1]
@@ -237,30 +252,29 @@ class Distilling:
                 exit_program=self._exit_program,
             )
             first += length
-        player, applied = self._apply(self._take(GENERATOR), gradients, metrics["loss"])
+        player, applied = self._apply[GENERATOR](self._take(GENERATOR), gradients, metrics["loss"])
         self._put(GENERATOR, player)
         return metrics | applied
 
     def _update_critic(self, batch: LatentPair, step: int) -> Metrics:
-        use, level = self._residence.use, self._score_level(CRITIC, step)
+        residence, level = self._residence, self._score_level(CRITIC, step)
         keys = self._keys(np.int32(step), _USE[CRITIC])
         scene, sections = self._roll_out(CRITIC, batch.critic, keys, step, level)
-        self._residence.park(_TRAINABLE[GENERATOR])
-        self._residence.park(_FROZEN[GENERATOR])
+        residence.park(_TRAINABLE[GENERATOR])
+        residence.park(_FROZEN[GENERATOR])
         x, gan = _joined(sections[-self._scored :]), self._settings.gan
-        real = (batch.generator if gan is not None and gan.reals == "generator" else batch.critic).target
-        player, metrics = self._criticise(
-            self._take(CRITIC),
-            use(_FROZEN[CRITIC]),
-            x,
-            real,
-            scene,
-            keys,
-            level=level,
-            with_gan=self._with_gan(step),
-        )
+        residence.settle(x)
+        critic, frozen = residence.use(_TRAINABLE[CRITIC]), residence.use(_FROZEN[CRITIC])
+        arguments = critic, frozen, x, scene, keys
+        gradients, metrics = self._flow_gradient(*arguments, level=level)
+        residence.prefetch(_MOMENTS[CRITIC])
+        if gan is not None and self._with_gan(step):
+            real = (batch.generator if gan.reals == "generator" else batch.critic).target
+            gradients, metrics = self._add_gan_gradient(gradients, metrics, *arguments, real, level=level)
+        del critic, arguments
+        player, applied = self._apply[CRITIC](self._take(CRITIC), gradients, metrics["loss"])
         self._put(CRITIC, player)
-        return metrics
+        return metrics | applied
 
     def _roll_out(
         self, name: str, batch: LatentBatch, keys: Key[Array, " B"], step: int, level: int | None
@@ -294,15 +308,14 @@ class Distilling:
         level: int | None,
     ) -> Section:
         """Samples one chunk; ``place`` is (step, section)."""
+        # The critic's moments must have left the device before the generator's weights are put there.
+        self._residence.settle()
         weights, frozen = self._residence.use(_TRAINABLE[GENERATOR]), self._residence.use(_FROZEN[GENERATOR])
         history = contexts.saturated
         tiers = history.tiers(self._settings.context.layout)
         text, context = self._embed(weights, frozen, scene.generator_text, tiers)
         # Frozen weights are added here: a program that returned them would copy them.
         prepared = Prepared(frozen=frozen, text=text, context=context, tiers=tiers)
-        # The walk hides the copies of what judges its result.
-        self._residence.prefetch(_FROZEN[CRITIC])
-        self._residence.prefetch(_TRAINABLE[CRITIC])
         routes, route_of = self._routes(name, contexts, place)
         x, visits = walk(
             self._walk_call,
@@ -314,21 +327,25 @@ class Distilling:
             draws,
             last_level=level,
         )
+        # The walk, which is still running, hides the copies of what judges its result.
+        self._residence.settle()
+        self._residence.prefetch(_FROZEN[CRITIC])
+        self._residence.prefetch(_TRAINABLE[CRITIC])
         return Section(history=history, routes=routes, visits=visits, x=x)
 
     def _routes(
         self, name: str, contexts: Contexts, place: tuple[int, int]
     ) -> tuple[tuple[Route, ...], Int[Any, " B"]]:
         """The routes of a batch, and which one each sample takes."""
-        settings, history = self._settings, contexts.plain
-        size, frames = history.frames.shape[2:4], settings.context.layout.chunk_frames
+        settings, frames = self._settings, self._settings.context.layout.chunk_frames
+        _, _, height, width, _ = contexts.plain.frames.shape
         kinds = [False]
         if settings.amplify_first_chunk:
             some, every = _counts(contexts.is_empty)
             kinds = [kind for kind, occurs in ((False, not every), (True, some)) if occurs]
         routes = []
         for amplify in kinds:
-            plans = settings.plans(self._config, frames, size, amplify=amplify)
+            plans = settings.plans(self._config, frames, (height, width), amplify=amplify)
             seed = exit_seed(self._experiment.seed, name, place, amplify)
             exits = tuple(len(plan.step_scalars) - 1 for plan in plans)
             routes.append(Route(plans=plans, exits=draw_exits(seed, plans) if settings.exits == "random" else exits))
@@ -353,10 +370,10 @@ class Distilling:
     def _make_scene(
         self, generator: Params, score: Params, negative: Array, batch: LatentBatch, keys: Key[Array, " B"]
     ) -> Scene:
-        texts = (
-            unflatten(self._encoders[name].graph, params) for name, params in ((GENERATOR, generator), (CRITIC, score))
-        )
-        return make_scene(*texts, negative, batch, keys, self._settings.context, self._settings.scheduler)
+        texts = {GENERATOR: generator, CRITIC: score}
+        encoders = {name: unflatten(self._encoders[name].graph, params) for name, params in texts.items()}
+        context, scheduler = self._settings.context, self._settings.scheduler
+        return make_scene(encoders[GENERATOR], encoders[CRITIC], negative, batch, keys, context, scheduler)
 
     def _own_context(self, history: History, keys: Key[Array, " B"], section: int) -> tuple[Contexts, RolloutDraws]:
         return own_context(self._settings, history, keys, np.int32(section))
@@ -366,8 +383,10 @@ class Distilling:
         return _whole(name, self._residence.use)
 
     def _put(self, name: str, player: Player) -> None:
+        """Takes a player's new arrays. Its parameters stay on the device: the next rollout reads them."""
         for part, tree in _parts(name, player).items():
-            self._residence.park(part, tree)
+            stays = part in (_TRAINABLE[name], _COUNTS[name])
+            (self._residence.keep if stays else self._residence.park)(part, tree)
 
     def items(self) -> Items:
         """See ``Running``. Parked arrays are given where they are, in host memory."""
@@ -415,13 +434,23 @@ def exit_seed(seed: int, name: str, place: tuple[int, int], amplify: bool) -> tu
 
 def _parts(name: str, player: Player) -> dict[str, Any]:
     """A player by the names of its parts."""
-    moments = dataclasses.replace(player, trainable={}, ema={})
-    return {_TRAINABLE[name]: player.trainable, _AVERAGE[name]: player.ema, _MOMENTS[name]: moments}
+    return {
+        _TRAINABLE[name]: player.trainable,
+        _AVERAGE[name]: player.ema,
+        _MOMENTS[name]: player.optimizer,
+        _COUNTS[name]: {"updates": player.updates, "ema_count": player.ema_count},
+    }
 
 
 def _whole(name: str, get: Callable[[str], Any]) -> Player:
     """Inverse of ``_parts``."""
-    return dataclasses.replace(get(_MOMENTS[name]), trainable=get(_TRAINABLE[name]), ema=get(_AVERAGE[name]))
+    trainable, ema, optimizer = (get(names[name]) for names in (_TRAINABLE, _AVERAGE, _MOMENTS))
+    return Player(trainable=trainable, ema=ema, optimizer=optimizer, **get(_COUNTS[name]))
+
+
+@jax.jit
+def _one_more(count: Int[Array, ""]) -> Int[Array, ""]:
+    return count + 1
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -68,13 +68,13 @@ def test_the_generator_moves_by_the_gradient_of_the_rollout():
     (want_loss, x), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
     np.testing.assert_allclose(section.x, x, atol=2e-5)
     recorded = {}
-    apply = run._apply
+    apply = run._apply["generator"]
 
     def record(player: Any, gradients: Any, loss: Any) -> Any:
         recorded.update({path: np.asarray(array) for path, array in gradients.items()}, loss=float(loss))
         return apply(player, gradients, loss)
 
-    run._apply = record
+    run._apply["generator"] = record
     run.step(PAIR, 1)
     assert recorded.pop("loss") == pytest.approx(float(want_loss), rel=1e-4)
     size = np.sqrt(sum(np.square(array).sum() for array in want.values()))
