@@ -117,32 +117,27 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
 
     contexts = {1.0: "with context", 0.0: "first chunk"}
 
-    def first(player: str, call: Any, *arguments: Any) -> float:
-        duration = seconds(call, *arguments)
-        print(f"{memory:12s}first update of the {player}: {duration:.1f} s, {peak() / 1e9:.1f} GB", flush=True)
-        return duration
-
-    # At these steps a gradient reaches every level, so that all programs are compiled.
+    calls = {
+        "generator": lambda pair, step: running._update_generator(pair.generator, step),
+        "critic": lambda pair, step: running._update_critic(pair, step),
+    }
     compiled = 0.0
-    for past, pair in pairs.items():
-        step = next(step for step in itertools.count() if not any(exits_at(running, step, amplified=not past)[1:]))
-        compiled += first("generator", running._update_generator, pair.generator, step)
-    for past, name in contexts.items():
-        times, floors = [], []
-        for step in range(cycles):
-            times.append(seconds(running._update_generator, pairs[past].generator, step))
-            floors.append(generator_floor(config, exits_at(running, step, amplified=not past), (height, width)))
-        note(f"generator, {name}, s", statistics.mean(times))
-        note(f"generator, {name}, share of the floor", sum(floors) / sum(times))
-    compiled += first("critic", running._update_critic, pairs[1.0], 0)
-    for past, name in contexts.items():
-        note(
-            f"critic, {name}, s",
-            statistics.mean(seconds(running._update_critic, pairs[past], i) for i in range(cycles)),
-        )
+    for player, call in calls.items():
+        for past, pair in pairs.items() if player == "generator" else [(1.0, pairs[1.0])]:
+            # From this step a gradient reaches every level, so that all programs are compiled.
+            step = next(i for i in itertools.count() if not any(exits_at(running, player, i, amplified=not past)[1:]))
+            duration = seconds(call, pair, step)
+            print(f"{memory:12s}first update of the {player}: {duration:.1f} s, {peak() / 1e9:.1f} GB", flush=True)
+            compiled += duration
+        for past, name in contexts.items():
+            times = [seconds(call, pairs[past], step) for step in range(cycles)]
+            exits = [exits_at(running, player, step, amplified=not past) for step in range(cycles)]
+            note(f"{player}, {name}, s", statistics.mean(times))
+            floors = [floor(config, player, one, (height, width)) for one in exits]
+            note(f"{player}, {name}, share of the floor", sum(floors) / sum(times))
     note("first updates with compilation, s", compiled)
     note("five steps, s", seconds(lambda: [running.step(pairs[1.0], number) for number in range(1, 6)]))
-    for player in ("generator", "critic"):
+    for player in calls:
         both = [figures[f"{player}, {name}, s"] for name in contexts.values()]
         note(f"{player}, 60 % with context, s", 0.6 * both[0] + 0.4 * both[1])
     figures |= {
@@ -155,18 +150,22 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
     return figures
 
 
-def exits_at(running: Any, step: int, *, amplified: bool) -> tuple[int, ...]:
-    """The exits of the generator's rollout at a step."""
+def exits_at(running: Any, player: str, step: int, *, amplified: bool) -> tuple[int, ...]:
+    """The exits of a player's rollout at a step."""
     from helios_jax.distillation.rollout import draw_exits
-    from helios_jax.training.distiller import GENERATOR, exit_seed
+    from helios_jax.training.distiller import exit_seed
 
     settings = running._settings
     plans = settings.plans(running._config, settings.context.layout.chunk_frames, (48, 80), amplify=amplified)
-    return draw_exits(exit_seed(running._experiment.seed, GENERATOR, (step, 0), amplified), plans)
+    return draw_exits(exit_seed(running._experiment.seed, player, (step, 0), amplified), plans)
 
 
-def generator_floor(config: Any, exits: Sequence[int], size: tuple[int, int]) -> float:
-    """Seconds that the arithmetic of an update of the generator takes; crops of the discriminator included."""
+def floor(config: Any, player: str, exits: Sequence[int], size: tuple[int, int]) -> float:
+    """Seconds that the arithmetic of a player's update takes, that of the discriminator included.
+
+    The generator's: a rollout, three scores, gradients through the exits that are reached and through one crop. The
+    critic's: a rollout, the gradient of the fake score, and that of the discriminator, which judges three crops.
+    """
     from helios_jax.config import SchedulerConfig, patch_tokens
     from helios_jax.diffusion.pyramid import level_sizes
     from helios_jax.distillation.rollout import lowest_trained
@@ -180,11 +179,13 @@ def generator_floor(config: Any, exits: Sequence[int], size: tuple[int, int]) ->
     # Self-attention is saved. Its gradient takes 2.5 times its operations, since it computes the scores once more. The
     # other operations are repeated, once for the recomputation and once for the gradient in their inputs.
     gradient = [cost.weights * (2 + 1.5 * adapters) + 2.5 * cost.attention for cost in costs]
+    trained = [sum(one) for one in zip(forward, gradient, strict=True)]
     walked = sum((exit + 1) * one for exit, one in zip(exits, forward, strict=True))
-    reached = range(lowest_trained(exits), len(forward))
     crop = tokens.index(patch_tokens(config, 9, size[0] // 2, size[1] // 2))
-    seconds = (walked + 3 * forward[-1]) / FORWARD
-    return seconds + sum(forward[i] + gradient[i] for i in [*reached, crop]) / GRADIENT
+    if player == "generator":
+        reached = range(lowest_trained(exits), len(forward))
+        return (walked + 3 * forward[-1]) / FORWARD + sum(trained[i] for i in [*reached, crop]) / GRADIENT
+    return walked / FORWARD + (trained[-1] + 3 * trained[crop]) / GRADIENT
 
 
 def main() -> None:
