@@ -124,10 +124,11 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
     compiled = 0.0
     for player, call in calls.items():
         for past, pair in pairs.items() if player == "generator" else [(1.0, pairs[1.0])]:
-            # From this step a gradient reaches every level, so that all programs are compiled.
-            step = next(i for i in itertools.count() if not any(exits_at(running, player, i, amplified=not past)[1:]))
+            # A gradient reaches every level, and the first one takes two steps, so that all programs are compiled.
+            steps = ((i, exits_at(running, player, i, amplified=not past)) for i in itertools.count())
+            step = next(i for i, exits in steps if exits[0] and not any(exits[1:]))
             duration = seconds(call, pair, step)
-            print(f"{memory:12s}first update of the {player}: {duration:.1f} s, {peak() / 1e9:.1f} GB", flush=True)
+            print(f"{memory:12s}first update of the {player}: {duration:.1f} s", flush=True)
             compiled += duration
         for past, name in contexts.items():
             times = [seconds(call, pairs[past], step) for step in range(cycles)]
@@ -135,6 +136,10 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
             note(f"{player}, {name}, s", statistics.mean(times))
             floors = [floor(config, player, one, (height, width)) for one in exits]
             note(f"{player}, {name}, share of the floor", sum(floors) / sum(times))
+        note(f"peak device memory after the {player}, GB", peak() / 1e9)
+        note(
+            f"peak host memory after the {player}, GB", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+        )
     note("first updates with compilation, s", compiled)
     note("five steps, s", seconds(lambda: [running.step(pairs[1.0], number) for number in range(1, 6)]))
     for player in calls:
