@@ -134,7 +134,7 @@ def drift_of(contender: Contender, out: Path, like: Evaluation, scenes: Row) -> 
     measured = list(measured)
     result = {"settings": dataclasses.asdict(evaluation), **describe(measured)}
     reference = {name: value for name in scenes["chunks"] if (value := _mean(scenes["chunks"][name])) is not None}
-    sheet = drift_sheet(videos, [video.statistics for video in measured], reference, CHUNK)
+    sheet = drift_sheet(list(videos), [video.statistics for video in measured], reference, CHUNK)
     sheet.savefig(folder / "drift.png", dpi=80)
     replace_text(folder / "drift.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -163,7 +163,8 @@ def table(found: Row) -> str:
     head = ["model", "steps", "guidance", "recovered", "frechet", "high_band", "motion"]
     head += [f"drift of {name}" for name in _DRIFTS]
     lines = [head]
-    for row in [{"model": "scenes through the VAE", **found["vae"]}, *found["models"]]:
+    rows: list[Row] = [{"model": "scenes through the VAE", **found["vae"]}, *found["models"]]
+    for row in rows:
         numbers = [row[name] for name in ("frechet", "high_band", "motion")]
         numbers += [row.get("drift", {}).get(name) for name in _DRIFTS]
         steps, guidance = ",".join(map(str, row.get("steps", ()))), row.get("guidance")

@@ -235,7 +235,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("parts", "checkpoint with a VAE and a tokenizer to use instead of training the VAE", type=path("--parts"))
     add("stage1", "product of stage 1 to use instead of training it", type=path("--stage1"))
     add("stage2", "product of stage 2 to use instead of training it", type=path("--stage2"))
-    add("init", "where dmd and gan start (default consistency)", choices=("ode", "consistency"), default="consistency")
+    add(
+        "init",
+        "where dmd and gan start, unless they are already trained (default consistency)",
+        choices=("ode", "consistency"),
+        default="consistency",
+    )
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
