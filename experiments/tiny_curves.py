@@ -1,4 +1,4 @@
-"""Losses of several runs as a small table and a picture.
+"""Losses of several runs as a small table and a picture; of distillation the critic's.
 
 python -m helios_jax.experiments.tiny_curves runs/tiny/vae runs/tiny/stage1 --out=runs/tiny/artefacts
 python -m helios_jax.experiments.tiny_curves experiments/results/tiny_gpu/curves.csv --out=experiments/results/tiny_gpu
@@ -31,7 +31,9 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
     rows, curves = [], {}
     for run in runs:
         records = sorted(read_metrics(run / "metrics.jsonl").items())
-        records = [(step, values) for step, values in records if "loss" in values]  # others are of a validation alone
+        # The generator of a distillation has no loss in most steps. Records without any are of a validation alone.
+        records = [(step, {"loss": values.get("critic/loss")} | values) for step, values in records]
+        records = [(step, values) for step, values in records if values["loss"] is not None]
         curves[run.name] = [(step, values["loss"]) for step, values in records]
         kept = records[:: -(-len(records) // ROWS)]
         rows += [{"run": run.name, "step": step, **values} for step, values in kept]

@@ -1,4 +1,4 @@
-r"""Everything from nothing: a VAE, a data set, stages 1 and 2, videos and their scores.
+r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their scores.
 
     python -m helios_jax.experiments.train_tiny --out=runs/tiny                   # make train-tiny
     python -m helios_jax.experiments.train_tiny --size=gpu --out=runs/tiny_gpu    # 15 times the size
@@ -9,6 +9,15 @@ r"""Everything from nothing: a VAE, a data set, stages 1 and 2, videos and their
     3  stage 1: a small transformer and text encoder learn them     <out>/stage1
     4  stage 2: they learn the pyramid                              <out>/stage2
     5  videos are sampled from captions of new scenes and scored    <out>/artefacts: scores, videos, curves
+    6  stage 3: helios-prepare records trajectories of the model    <out>/trajectories, <out>/ode
+       of stage 2, from which a few-step student is initialised
+    7  another initialisation, which needs no recordings            <out>/consistency
+    8  distribution matching: one of the two is distilled further   <out>/dmd
+    9  the same with a discriminator                                <out>/gan
+    10 the four students are sampled and scored like their teacher  <out>/artefacts/students.json
+
+--size=cpu ends after the fifth unless --until=students says otherwise. --stage1, --stage2 and --parts name products of
+another run, which take the place of phases 1, 3 and 4. Cost and result of stage 3: not yet measured.
 
 Cost and result on one CPU core, with --num_shapes=1, 1500 steps on images, two sets of 512 scenes and 3000 and 600
 steps of the stages: 8 + 2 minutes for the VAE, 3 for the data, 28 and 14 for the stages, 1 for 32 videos. Through the
@@ -51,28 +60,27 @@ Stage 1 by samples per step and learning rate, on H200s:
 
 Each step is one of the commands that the large models are trained with, and is printed before it runs. Steps that are
 done are not repeated: after an interruption the same command resumes. For the meaning of the scores see
-helios_jax/evaluation/moving_shapes.py.
+helios_jax/evaluation/moving_shapes.py, and tiny_students.py for those of the students.
 """
 
 import argparse
 import json
-import os
-import shlex
-import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, logging
 
 from helios_jax.arguments import Parser, path
-from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, Evaluation, integers, sample_and_score
+from helios_jax.evaluation.moving_shapes import Evaluation, integers
+from helios_jax.experiments.tiny_commands import SETS, encode_scenes, record_trajectories, train_on, train_vae
 from helios_jax.experiments.tiny_curves import write_curves
+from helios_jax.experiments.tiny_students import STUDENT_STEPS, Contender, compare, scored, table
 
-HERE = Path(__file__).parent
-PHASES = ("vae", "latents", "stage1", "stage2", "videos")
+STUDENTS = ("ode", "consistency", "dmd", "gan")
+PHASES = ("vae", "latents", "stage1", "stage2", "videos", *STUDENTS, "students")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "image_steps": 1200,
@@ -83,6 +91,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "stage2_steps": 200,
         "videos": 8,
         "encode_batch": 4,
+        "trajectories": 8,
+        "ode_steps": 40,
+        "consistency_steps": 40,
+        "dmd_steps": 20,
+        "gan_steps": 20,
+        "until": "videos",
     },
     "gpu": {
         "image_steps": 6000,
@@ -93,114 +107,116 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "stage2_steps": 4000,
         "videos": 256,
         "encode_batch": 64,
+        "trajectories": 4096,
+        "ode_steps": 1000,
+        "consistency_steps": 1000,
+        "dmd_steps": 1500,
+        "gan_steps": 1500,
+        "until": "students",
     },
 }
 """Settings by size, in addition to those of the experiments."""
 
 
-def command(program: str, main: Callable[[Any], int], *arguments: str, parse: Callable | None = None) -> None:
-    """Prints a command line, quoted for a shell, runs it here and prints its seconds.
-
-    Raises:
-        SystemExit: Its exit code is not 0.
-    """
-    line = [program, *arguments]
-    print("$", shlex.join(line), flush=True)
-    start = time.perf_counter()
-    if status := main(parse(line) if parse else line):
-        sys.exit(status)
-    print(f"# {program}: {time.perf_counter() - start:.1f} s", flush=True)
-
-
-def newest(run: Path) -> Path:
-    """The product of a run's last step."""
-    return max((run / "product").iterdir(), key=lambda path: int(path.name))
-
-
-def write_parts(vae: Path, parts: Path) -> None:
-    """Writes a checkpoint of the parts that stages 1 and 2 do not train: the VAE, and a tokenizer for captions."""
-    from helios_jax.checkpoints.random import write_word_tokenizer
-    from helios_jax.data.moving_shapes import vocabulary
-
-    partial = parts.with_name(f"{parts.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(vae / "vae", partial / "vae")
-    write_word_tokenizer(partial, vocabulary())
-    partial.rename(parts)
-
-
 def main(args: argparse.Namespace) -> int:
     """Runs the phases."""
     logging.set_verbosity(logging.WARNING)
-    from helios_jax import prepare, train
     from helios_jax.compilation import use_compilation_caches
 
     use_compilation_caches()
-    out, gpu, start = args.out, args.size == "gpu", time.perf_counter()
-    parts = out / "parts"
+    check_products(args)
+    start, out, results = time.perf_counter(), args.out, args.out / "artefacts"
+    size = "tiny_gpu" if args.size == "gpu" else "tiny"
     wanted = PHASES[: PHASES.index(args.until) + 1]
-
-    def train_on(experiment: str, run: str, steps: int, *overrides: str) -> None:
-        if args.batch:
-            overrides += (f"--config.batch_size={args.batch}",)
-        config = (f"--config={HERE / experiment}", f"--workdir={out / run}", f"--config.steps={steps}")
-        warmup = f"--config.optimizer.warmup_steps={steps // 20}"
-        command("helios-train", train.main, *config, warmup, *overrides)
-
+    parts = args.parts or out / "parts"
     if not parts.exists():
-        world, kind = f"--config.data.num_shapes={args.num_shapes}", "gpu_" if gpu else ""
-        train_on(f"tiny_vae.py:{kind}images", "vae_images", args.image_steps, world)
-        images = f"--config.start.folder={newest(out / 'vae_images')}"
-        train_on(f"tiny_vae.py:{kind}clips", "vae", args.clip_steps, world, images)
-        write_parts(newest(out / "vae"), parts)
-    sets = [("videos", FRAMES, args.scenes), ("starts", CHUNK, args.starts)]
-    for world, (name, frames, scenes) in enumerate(sets if "latents" in wanted else ()):
-        command(
-            "helios-prepare",
-            prepare.main,
-            f"--model={parts}",
-            f"--moving_shapes={scenes}",
-            f"--seed={world}",
-            *([f"--num_shapes={args.num_shapes}"] if args.num_shapes else []),
-            f"--sizes={SIZE}x{SIZE}",
-            f"--min_frames={frames}",
-            f"--max_frames={frames}",
-            "--no-text",
-            f"--batch={args.encode_batch}",
-            f"--clips_per_file={max(64, scenes // 2)}",
-            *(["--vae_dtype=bfloat16", "--processes", f"--readers={os.cpu_count()}"] if gpu else []),
-            f"--out={out / 'latents' / name}",
-            parse=prepare.parse,
-        )
-    size = "tiny_gpu" if gpu else "tiny"
-    folders = tuple(str(out / "latents" / name) for name, *_ in sets)
+        train_vae(args, parts)
+    if "latents" in wanted:
+        encode_scenes(args, parts)
+    folders = tuple(str(out / "latents" / name) for name in SETS)
     # Half of the samples come from whole videos; a third of all samples then has a past.
     ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
-    data = (f"--config.data.folders={folders}", ratios, f"--config.data.tokenizer={parts}")
-    data += (f"--config.product.parts={parts}",)
-    if "stage1" in wanted:
-        train_on(f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data)
-    if "stage2" in wanted:
-        begin = f"--config.start.folder={newest(out / 'stage1')}"
-        train_on(f"stage2_init.py:{size}", "stage2", args.stage2_steps, *data, begin)
-    results = out / "artefacts"
-    runs = [out / name for name in ("vae_images", "vae", "stage1", "stage2")]
-    write_curves([run for run in runs if (run / "metrics.jsonl").exists()], results)
+    common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
+    data = (f"--config.data.folders={folders}", ratios, *common)
+    stage1, stage2 = args.stage1, args.stage2
+    if "stage1" in wanted and stage1 is None:
+        stage1 = train_on(args, f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data)
+    if "stage2" in wanted and stage2 is None:
+        begin = f"--config.start.folder={stage1}"
+        stage2 = train_on(args, f"stage2_init.py:{size}", "stage2", args.stage2_steps, *data, begin)
+    curves(out)
+    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes)
+    # Guidance is an argument of the compiled programs: another value takes only seconds.
+    teachers = [Contender(name="stage2", pipeline=stage2, steps=args.steps, guidance=one) for one in args.guidance]
     if "videos" in wanted:
-        # Guidance is an argument of the compiled programs: another value takes only seconds.
-        cases = [("stage2", args.steps, guidance) for guidance in args.guidance]
-        for stage, steps, guidance in [*cases, ("stage1", (sum(args.steps),), args.guidance[0])]:
-            evaluation = Evaluation(
-                videos=args.videos,
-                batch=max(1, args.videos // 2),
-                steps=steps,
-                guidance=guidance,
-                num_shapes=args.num_shapes,
-            )
-            result = sample_and_score(newest(out / stage), results / f"{stage}-guidance{guidance:g}", evaluation)
-            print(stage, json.dumps(result, indent=1), flush=True)
+        steps, guidance = (sum(args.steps),), args.guidance[0]
+        for one in [*teachers, Contender(name="stage1", pipeline=stage1, steps=steps, guidance=guidance)]:
+            print(one.name, json.dumps(scored(one, results, like), indent=1), flush=True)
+    products = train_students(args, wanted, stage1, stage2, data, common)
+    curves(out)
+    if "students" in wanted:
+        students = [
+            Contender(name=name, pipeline=products[name], steps=steps) for name in STUDENTS for steps in STUDENT_STEPS
+        ]
+        print(table(compare([*teachers, *students], results, like)), flush=True)
     print(f"# all: {time.perf_counter() - start:.1f} s")
     return 0
+
+
+def train_students(
+    args: argparse.Namespace,
+    wanted: Sequence[str],
+    stage1: Path | None,
+    stage2: Path | None,
+    data: Sequence[str],
+    common: Sequence[str],
+) -> dict[str, Path]:
+    """Trains the wanted students of stage 3; returns their products.
+
+    Args:
+        args: The arguments.
+        wanted: Phases to run.
+        stage1: The product that scores.
+        stage2: The teacher.
+        data: Flags for training on encoded scenes.
+        common: Those of them that do not depend on the kind of data.
+    """
+    size, begin = "tiny_gpu" if args.size == "gpu" else "tiny", f"--config.start.folder={stage2}"
+    products = {}
+    if "ode" in wanted:
+        pairs = (f"--config.data.folders={(str(record_trajectories(args, stage2)),)}", *common, begin)
+        # Every video is three samples, one for each chunk.
+        batch = 3 * -(-args.batch // 3)
+        products["ode"] = train_on(args, f"stage3_ode.py:{size}", "ode", args.ode_steps, *pairs, batch=batch)
+    if "consistency" in wanted:
+        steps = args.consistency_steps
+        products["consistency"] = train_on(args, f"stage3_consistency.py:{size}", "consistency", steps, *data, begin)
+    heads = f"--config.method.gan.start_step={args.gan_steps // 2}"
+    for name, experiment, steps, extra in (
+        ("dmd", "stage3_distill.py", args.dmd_steps, ()),
+        ("gan", "stage3_distill_gan.py", args.gan_steps, (heads,)),
+    ):
+        if name in wanted:
+            starts = (f"--config.start.folder={products[args.init]}", f"--config.method.score.folder={stage1}")
+            # The generator makes one update in five steps: a warm-up would be a large part of them.
+            flags = (*data, *starts, *extra)
+            products[name] = train_on(args, f"{experiment}:{size}", name, steps, *flags, warmup=False)
+    return products
+
+
+def check_products(args: argparse.Namespace) -> None:
+    """Ends the program if a folder that was given is not what it should be."""
+    for name, part in (("stage1", "transformer"), ("stage2", "transformer"), ("parts", "vae")):
+        folder = getattr(args, name)
+        if folder is not None and not (folder / part).is_dir():
+            sys.exit(f"train_tiny: --{name}={folder} has no {part}/; give a checkpoint such as <run>/product/<steps>")
+
+
+def curves(out: Path) -> None:
+    """Draws the losses of all runs."""
+    runs = [out / name for name in ("vae_images", "vae", "stage1", "stage2", *STUDENTS)]
+    if runs := [run for run in runs if (run / "metrics.jsonl").exists()]:
+        write_curves(runs, out / "artefacts")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -215,7 +231,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
     add("out", "folder to write (default runs/tiny)", type=path("--out"), default=Path("runs/tiny"))
     add("size", "what it runs on (default cpu)", choices=list(DEFAULTS), default="cpu")
-    add("until", "last phase to run (default: all)", choices=PHASES, default=PHASES[-1])
+    add("until", "last phase to run (default: students for the size gpu, videos for cpu)", choices=PHASES)
+    add("parts", "checkpoint with a VAE and a tokenizer to use instead of training the VAE", type=path("--parts"))
+    add("stage1", "product of stage 1 to use instead of training it", type=path("--stage1"))
+    add("stage2", "product of stage 2 to use instead of training it", type=path("--stage2"))
+    add(
+        "init",
+        "where dmd and gan start, unless they are already trained (default consistency)",
+        choices=("ode", "consistency"),
+        default="consistency",
+    )
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
@@ -224,6 +249,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("encode_batch", "chunks that are encoded at a time", type=int)
     add("stage1_steps", "steps of stage 1", type=int)
     add("stage2_steps", "steps of stage 2", type=int)
+    add("trajectories", "captions of which trajectories are recorded", type=int)
+    for name in STUDENTS:
+        add(f"{name}_steps", f"steps of the phase {name}", type=int)
     add("batch", "samples per step of every training (default: that of the experiment)", type=int, default=0)
     add("videos", "videos to sample and score", type=int)
     add("steps", "network calls per level in sampling (default 10,10,10)", type=integers, default=(10, 10, 10))

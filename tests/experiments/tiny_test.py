@@ -1,7 +1,9 @@
 """The recipe of the small world: consistent settings, full marks for true scenes, small files of losses."""
 
+import dataclasses
 import functools
 import json
+import os
 import shlex
 
 import jax
@@ -12,9 +14,11 @@ from PIL import Image
 
 from helios_jax.checkpoints.random import write_word_tokenizer
 from helios_jax.data.moving_shapes import MovingShapes, vocabulary
-from helios_jax.evaluation.moving_shapes import judge, rates, show
-from helios_jax.experiments import stage1_init, stage2_init, tiny_vae, train_tiny
+from helios_jax.evaluation.moving_shapes import Evaluation, judge, rates, show
+from helios_jax.evaluation.statistics import STATISTICS
+from helios_jax.experiments import stage1_init, stage2_init, tiny_commands, tiny_students, tiny_vae, train_tiny
 from helios_jax.experiments.tiny_curves import figure_of, read_curves, write_curves
+from helios_jax.experiments.tiny_students import row_of, table
 from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
 from helios_jax.training.overrides import frozen
 
@@ -89,7 +93,7 @@ def test_losses_become_small_files(tmp_path):
 
 def test_commands_are_printed_for_a_shell(capsys):
     line = ["--config.data.folders=('a b', 'c')", "--out=it's"]
-    train_tiny.command("program", lambda arguments: 0, *line)
+    tiny_commands.command("program", lambda arguments: 0, *line)
     printed = capsys.readouterr().out.splitlines()[0].removeprefix("$ ")
     assert shlex.split(printed) == ["program", *line]
 
@@ -97,3 +101,70 @@ def test_commands_are_printed_for_a_shell(capsys):
 def test_sizes_have_their_own_numbers():
     args = train_tiny._parse(["train_tiny", "--size=gpu", "--scenes=7", "--steps=4,5,6"])
     assert (args.scenes, args.steps, args.videos) == (7, (4, 5, 6), train_tiny.DEFAULTS["gpu"]["videos"])
+    assert args.until == "students"
+    assert train_tiny._parse(["train_tiny"]).until == "videos"
+    assert train_tiny._parse(["train_tiny", "--until=dmd", "--size=gpu"]).until == "dmd"
+
+
+def test_products_of_another_run_are_checked(tmp_path):
+    (tmp_path / "product" / "transformer").mkdir(parents=True)
+    line = ["train_tiny", f"--stage1={tmp_path / 'product'}"]
+    train_tiny.check_products(train_tiny._parse(line))
+    with pytest.raises(SystemExit, match=r"--parts=.*product has no vae/"):
+        train_tiny.check_products(train_tiny._parse([*line, f"--parts={tmp_path / 'product'}"]))
+
+
+def described(value, displacement, **more):
+    chunks = {name: [value, 2 * value] for name in STATISTICS}
+    return {"chunks": chunks, "displacement": displacement, **more}
+
+
+def test_students_are_compared_with_true_scenes():
+    """A mean over two chunks of 0.6 against one of 0.3, and half the motion."""
+    statistics = {"sampled": described(0.4, 0.01, frechet=3.0), "scenes": described(0.2, 0.02)}
+    row = row_of({"recovered": "50.0 % (1 of 2)", "colour": ""}, statistics, "sampled")
+    assert row == {"recovered": "50.0 % (1 of 2)", "frechet": 3.0, "high_band": 2.0, "motion": 0.5}
+    statistics["sampled"]["displacement"] = None
+    assert row_of({"recovered": ""}, statistics, "sampled")["motion"] is None
+    drift = dict.fromkeys(STATISTICS, 0.125)
+    model = {"model": "dmd", "steps": (1, 1, 1), "guidance": 1.0, **row, "drift": drift}
+    lines = table({"vae": row, "models": [model]}).splitlines()
+    assert lines[1].split() == ["scenes", "through", "the", "VAE", "50.0", "%", "(1", "of", "2)", "3", "2", "0.5"]
+    assert lines[2].split() == ["dmd", "1,1,1", "1", "50.0", "%", "(1", "of", "2)", "3", "2", "0.5", *["0.125"] * 4]
+
+
+def test_scores_are_not_repeated_unless_the_model_or_the_settings_changed(tmp_path, monkeypatch):
+    calls = []
+
+    def sampled(pipeline, folder, evaluation):
+        calls.append(evaluation.steps)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"settings": dataclasses.asdict(evaluation), "sampled": {"recovered": len(calls)}}
+        (folder / "scores.json").write_text(json.dumps({**result, "videos": [1]}))
+        return result
+
+    monkeypatch.setattr(tiny_students, "sample_and_score", sampled)
+    index = tmp_path / "product" / "model_index.json"
+    index.parent.mkdir()
+    index.write_text("{}")
+    os.utime(index, (1, 1))
+    model = tiny_students.Contender(name="dmd", pipeline=index.parent, steps=(2, 2, 2))
+    like = Evaluation(videos=2, batch=1, processes=1)
+    first = tiny_students.scored(model, tmp_path, like)
+    again = tiny_students.scored(model, tmp_path, dataclasses.replace(like, processes=3))
+    assert calls == [(2, 2, 2)]
+    assert again["sampled"] == first["sampled"]
+    assert "videos" not in again
+    tiny_students.scored(model, tmp_path, dataclasses.replace(like, videos=3))
+    later = (tmp_path / "dmd-2-2-2" / "scores.json").stat().st_mtime + 10
+    os.utime(index, (later, later))
+    tiny_students.scored(model, tmp_path, dataclasses.replace(like, videos=3))
+    assert calls == 3 * [(2, 2, 2)]
+
+
+def test_the_critics_loss_stands_for_a_distillation(tmp_path):
+    (tmp_path / "dmd").mkdir()
+    lines = [{"step": 1, "generator/loss": 5.0, "critic/loss": 0.5}, {"step": 2, "critic/loss": 0.25}, {"step": 2}]
+    (tmp_path / "dmd" / "metrics.jsonl").write_text("".join(json.dumps({"time": 0.0} | line) + "\n" for line in lines))
+    write_curves([tmp_path / "dmd"], tmp_path)
+    assert read_curves(tmp_path / "curves.csv") == {"dmd": [(1, 0.5), (2, 0.25)]}
