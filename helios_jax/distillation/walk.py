@@ -29,6 +29,7 @@ import numpy as np
 from helios_jax.config import SchedulerConfig
 from helios_jax.diffusion.pyramid import block_mean
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
+from helios_jax.distillation.regularisers import LevelEnd
 from helios_jax.distillation.rollout import RolloutDraws
 from helios_jax.sampling.chunk import begin_first_level, begin_level
 from helios_jax.sampling.plan import LevelPlan
@@ -124,29 +125,80 @@ def walk[W, F](
     Raises:
         ValueError: The scheduler's solver is not "dmd".
     """
+    given = velocity, weights, fixed, scheduler, routes, route_of, draws, last_level
+    x, visits, _ = _walk(*given, keep_ends=False)
+    return x, visits[lowest_reached([route.exits[: len(visits)] for route in routes]) :]
+
+
+def walk_with_ends[W, F](
+    velocity: SplitVelocity[W, F],
+    weights: W,
+    fixed: F,
+    scheduler: SchedulerConfig,
+    routes: Sequence[Route],
+    route_of: Int[AnyArray, " B"],
+    draws: RolloutDraws,
+    *,
+    last_level: int | None = None,
+) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
+    """``walk`` with the end points m_k of all levels, for a loss that reads them.
+
+    Returns:
+        The result; the calls that a gradient of it or of an end point at an exit after the first step reaches, lowest
+        level first; and the end points of the same levels.
+    """
+    given = velocity, weights, fixed, scheduler, routes, route_of, draws, last_level
+    x, visits, ends = _walk(*given, keep_ends=True)
+    reached = min(next((level for level, e in enumerate(route.exits[: len(visits)]) if e), 0) for route in routes)
+    return x, visits[reached:], ends[reached:]
+
+
+def _walk(
+    velocity: SplitVelocity[Any, Any],
+    weights: Any,
+    fixed: Any,
+    scheduler: SchedulerConfig,
+    routes: Sequence[Route],
+    route_of: Int[AnyArray, " B"],
+    draws: RolloutDraws,
+    last_level: int | None,
+    *,
+    keep_ends: bool,
+) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
+    """The result, the calls at all exits and, with ``keep_ends``, the end points of all levels."""
     if scheduler.solver != "dmd":
         raise ValueError(f"a rollout takes the steps of solver 'dmd'; the scheduler has {scheduler.solver!r}")
     solver, route_of = make_solver(scheduler), jnp.asarray(route_of)
     levels = routes[0].plans[: None if last_level is None else last_level + 1]
     state = begin_first_level(solver, draws.initial, len(routes[0].plans) - 1)
     visits: list[Visit] = []
+    level_ends: list[LevelEnd] = []
     for level, plan in enumerate(levels):
         if plan.transition is not None:
             noise = draws.blocks[level - 1]
             state = begin_level(solver, state, noise, plan.transition, scheduler.gamma, jnp.float32)
         steps = [route.plans[level] for route in routes]
         exits = [route.exits[level] for route in routes]
+        earlier, taken = [], []
         for k in range(max(exits)):
             rows = _rows(steps, [min(k, e) for e in exits])
             active = np.array([k < e for e in exits])
-            state = _advance(velocity, solver, level, weights, fixed, state, rows, active, route_of)
+            arguments = velocity, solver, level, weights, fixed, state, rows, active, route_of
+            if keep_ends:
+                state, end = _advance_and_predict(*arguments)
+                earlier.append(end)
+                taken.append(jnp.asarray(active)[route_of])
+            else:
+                state = _advance(*arguments)
         rows, first = _rows(steps, exits), np.array([e == 0 for e in exits])
         visits.append(_visit(level, state.x, rows, first, route_of))
         # With sigma_(k+1) = 0 a step ends at the end point m_k.
         ends = dataclasses.replace(rows, scalars=rows.scalars * np.array([1, 0], np.float32))
         state = _advance(velocity, solver, level, weights, fixed, state, ends, np.ones(len(routes), bool), route_of)
-    reached = lowest_reached([route.exits[: len(levels)] for route in routes])
-    return solver.finish(state, jnp.float32), tuple(visits[reached:])
+        if keep_ends:
+            before = {"earlier": jnp.stack(earlier), "taken": jnp.stack(taken)} if earlier else {}
+            level_ends.append(LevelEnd(last=solver.finish(state, jnp.float32), **before))
+    return solver.finish(state, jnp.float32), tuple(visits), tuple(level_ends)
 
 
 def lowest_reached(exits: Sequence[Sequence[int]]) -> int:
@@ -167,6 +219,7 @@ def pull_back[W, F](
     cotangent: Float[Array, "B T H W C"],
     gradients: W,
     *,
+    inner: Sequence[Float[Array, "B T _ _ C"]] = (),
     exit_program: Callable[..., Any] | None = None,
 ) -> W:
     """Adds the gradient of a rollout to ``gradients``, by (1) to (4).
@@ -179,15 +232,18 @@ def pull_back[W, F](
         visits: From ``walk``.
         cotangent: Gradient of the loss in the result of ``walk``.
         gradients: Sums of the gradients so far; donated.
+        inner: Gradient of the loss in the end point of every visit but the last one, for a loss that reads them all
+            (``walk_with_ends``).
         exit_program: ``exit_vjp``, compiled like ``compiled_exit_vjp``, which is the default.
     """
     exit_program = compiled_exit_vjp if exit_program is None else exit_program
-    for visit in reversed(visits):
+    for number, visit in reversed(list(enumerate(visits))):
         cotangent, gradients = exit_program(velocity, weights, fixed, visit, cotangent, gradients)
-        if visit is not visits[0]:
+        if number > 0:
             transition = routes[0].plans[visit.level].transition
             assert transition is not None, "only the first level has no transition"
             cotangent = lower(cotangent, np.float32(transition[0]), visit.is_first)
+            cotangent = cotangent + inner[number - 1] if inner else cotangent
     return gradients
 
 
@@ -267,6 +323,35 @@ def _advance(
 ) -> SolverState:
     """One step of the samples on active routes; the others keep their state."""
     v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
+    return _moved(solver, state, v, rows, active, route_of)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance_and_predict(
+    velocity: SplitVelocity[Any, Any],
+    solver: Solver,
+    level: int,
+    weights: Any,
+    fixed: Any,
+    state: SolverState,
+    rows: _Rows,
+    active: Bool[AnyArray, " routes"],
+    route_of: Int[Array, " B"],
+) -> tuple[SolverState, Float[Array, "B T H W C"]]:
+    """``_advance``, and the end point m_k that the step predicts."""
+    v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
+    end = state.x - _per_sample(jnp.asarray(rows.scalars)[route_of, 0]) * v
+    return _moved(solver, state, v, rows, active, route_of), end
+
+
+def _moved(
+    solver: Solver,
+    state: SolverState,
+    v: Float[Array, "B T H W C"],
+    rows: _Rows,
+    active: Bool[AnyArray, " routes"],
+    route_of: Int[Array, " B"],
+) -> SolverState:
     step: Callable[..., SolverState] = jax.vmap(solver.step)
     new = step(state, v, jnp.asarray(rows.scalars)[route_of])
     moves = _per_sample(jnp.asarray(active)[route_of])
