@@ -43,7 +43,7 @@ LORA = Lora(rank=2, targets=("transformer/blocks/.*", "transformer/condition_emb
 
 
 class IdentityVae(ConfiguredModule):
-    """A VAE whose pixels are its latents."""
+    """A VAE whose pixels are its latents; those that are shown have three channels."""
 
     def __init__(self) -> None:
         self.config, self.dtype = VaeConfig(z_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4), jnp.float32
@@ -53,7 +53,7 @@ class IdentityVae(ConfiguredModule):
         return latents
 
     def decode_unclipped(self, latents: Any, slice_frames: int | None = None) -> Any:
-        return latents
+        return latents[..., :3]
 
     def encode(self, frames: Any) -> Any:
         return frames, jnp.zeros_like(frames)

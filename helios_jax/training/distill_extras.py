@@ -32,7 +32,7 @@ from helios_jax.training.distill_sections import Section, joined
 from helios_jax.training.distill_settings import DistillSettings
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.text_formats import decode_captions
-from helios_jax.typing import Array, Float
+from helios_jax.typing import AnyArray, Array, Float
 
 Cotangent = Float[Array, "B T H W C"]
 
@@ -46,11 +46,11 @@ class Verdict:
 
     Attributes:
         factors: r of equation (1).
-        metrics: The mean of each score and of the factors.
+        scores: The scores that they follow from, whose means are logged.
     """
 
     factors: Float[np.ndarray, " B"]
-    metrics: Metrics
+    scores: dict[str, Float[np.ndarray, " B"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,8 @@ class Extras:
                     f"{len(captions)} samples"
                 )
         factors = np.asarray(reward_weights(scores, self._chosen.rewards))
-        metrics = {f"reward/{name}": np.float32(np.mean(scores[name])) for name, _ in self._chosen.rewards}
-        return Verdict(factors=factors, metrics=metrics | {"reward/factor": factors.mean()})
+        weighted = {name: np.asarray(scores[name], np.float32) for name, _ in self._chosen.rewards}
+        return Verdict(factors=factors, scores=weighted)
 
     def _shown(self, x: Float[Array, "B T H W C"]) -> np.ndarray:
         """What the reward reads of a sample, in host memory."""
@@ -136,8 +136,7 @@ class Extras:
         """A cotangent and its metrics times the reward's factors."""
         if verdict is None:
             return cotangent, metrics
-        cotangent, metrics = _weighed(cotangent, metrics, verdict.factors)
-        return cotangent, metrics | verdict.metrics
+        return _weighed(cotangent, metrics, verdict.factors, verdict.scores)
 
     def add(
         self, cotangent: Cotangent, metrics: Metrics, sections: Sequence[Section], scored: int, batch: LatentBatch
@@ -205,17 +204,23 @@ def _reencode(
 
 
 @jax.jit
-def _weighed(cotangent: Cotangent, metrics: Metrics, factors: Float[np.ndarray, " B"]) -> tuple[Cotangent, Metrics]:
+def _weighed(
+    cotangent: Cotangent,
+    metrics: Metrics,
+    factors: Float[AnyArray, " B"],
+    scores: dict[str, Float[AnyArray, " B"]],
+) -> tuple[Cotangent, Metrics]:
     """Losses are split among samples like the squared gradient: exactly, for the quadratic loss of scores."""
     squares = jnp.square(cotangent.astype(jnp.float32)).sum((1, 2, 3, 4))
     total = squares.sum()
     mean = jnp.where(total > 0, weigh(squares, factors).sum() / total, factors.mean())
     losses = {name: mean * metrics[name] for name in _WEIGHED if name in metrics}
-    return weigh(cotangent, factors), metrics | losses
+    means = {f"reward/{name}": values.mean() for name, values in scores.items()}
+    return weigh(cotangent, factors), metrics | losses | means | {"reward/factor": factors.mean()}
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _placed(cotangent: Cotangent, frames: int, at_start: bool) -> Cotangent:
+def _placed(cotangent: Cotangent, frames: int, at_start: bool) -> Float[Array, "B T2 H W C"]:
     """The cotangent of a sample of which one chunk is trained."""
     rest = frames - cotangent.shape[1]
     return jnp.pad(cotangent, ((0, 0), (0, rest) if at_start else (rest, 0), (0, 0), (0, 0), (0, 0)))

@@ -45,8 +45,8 @@ class Constant:
 
     def __call__(self, samples: Any, captions: Any) -> Any:
         assert list(captions) == CAPTIONS
-        assert samples.shape == (2, 9, SIZE, SIZE, 4)
-        assert samples.dtype == (np.uint8 if self.reads == "frames" else np.float32)
+        dtype, channels = (np.uint8, 3) if self.reads == "frames" else (np.float32, 4)
+        assert (samples.dtype, samples.shape) == (dtype, (2, 9, SIZE, SIZE, channels))
         return {"taste": np.full(2, self.score, np.float32)}
 
 
@@ -110,7 +110,7 @@ def test_samples_count_as_their_rewards_say():
     assert verdict is not None
     np.testing.assert_allclose(verdict.factors, np.exp([1, 1]), rtol=1e-6)
     verdict = dataclasses.replace(verdict, factors=factors)
-    loss = 0.5 * np.square(g).mean()
+    loss = 0.5 * jnp.square(g).mean()
     cotangent, metrics = judge.weigh(verdict, g / g.size, {"loss": loss, "timestep": jnp.float32(7)})
     np.testing.assert_allclose(cotangent, g / g.size * factors[:, None, None, None, None], rtol=1e-6)
     want = (0.5 * np.square(g).mean((1, 2, 3, 4)) * factors).mean()
@@ -140,7 +140,12 @@ def test_one_chunk_is_judged_when_it_is_encoded_again():
 
 
 def test_smoothness_pulls_to_the_past_that_the_generator_saw():
-    batch = dataclasses.replace(PAIR.generator, history=normal(6, 2, 19, 2, 2, 4))
+    batch = dataclasses.replace(
+        PAIR.generator,
+        target=normal(15, 2, 9, 2, 2, 4),
+        history=normal(6, 2, 19, 2, 2, 4),
+        anchor=normal(16, 2, 1, 2, 2, 4),
+    )
     x, cotangent = normal(7, 2, 9, 2, 2, 4), normal(8, 2, 9, 2, 2, 4)
     own = normal(9, 2, 9, 2, 2, 4)
     for rollout, past in ((sections(x), batch.history), (sections(own, x), own)):
