@@ -1,17 +1,9 @@
-"""The generator's rollout in small programs: the host walks down the levels, and back up with the gradient.
+"""The generator's rollout in small programs, between which the host walks down the levels.
 
 The rollout is the one of ``distillation.rollout``, whose equations (1) to (4) hold here. There it is one differentiable
 function. Here every network call is a program of its own, and of the whole rollout only the inputs of those calls are
-kept that a gradient reaches (``Visit``; a few megabytes). The backward pass computes these calls once more, each within
-its own gradient, from the highest level down:
-
-    c_top   = the gradient of the loss in the result                                                      (1)
-    f(x, w) = x - sigma v(x, t; w)                     the call at the exit of level l                    (2)
-    grads  += (df/dw)^T c_l,     c = (df/dx)^T c_l                                                        (3)
-    c_(l-1) = (alpha up)^T c   = 4 alpha block_mean(c)          for samples whose exit on level l is 0    (4)
-
-At the published sizes the repeated calls are 13 % of the arithmetic of a generator update. In return no residual
-crosses the border of a program, so weights may leave the device between any two of them.
+kept that a gradient reaches (``Visit``; a few megabytes). The backward pass, in ``pull_back``, computes these calls once
+more.
 
 Samples of one batch can take different routes: a first chunk takes twice the steps if it is amplified. Exits belong to
 routes and are numbers on the host. Which route a sample takes is data, so no program depends on exits or routes.
@@ -27,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.config import SchedulerConfig
-from helios_jax.diffusion.pyramid import block_mean
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
 from helios_jax.distillation.regularisers import LevelEnd
 from helios_jax.distillation.rollout import RolloutDraws
+from helios_jax.distillation.scores import per_sample
 from helios_jax.sampling.chunk import begin_first_level, begin_level
 from helios_jax.sampling.plan import LevelPlan
 from helios_jax.typing import AnyArray, Array, Bool, Float, Int
@@ -46,7 +38,7 @@ class SplitVelocity[W, F](Protocol):
         """The velocity of ``x`` at ``timestep``.
 
         Args:
-            weights: A pytree of parameters, with respect to which ``exit_vjp`` differentiates.
+            weights: A pytree of parameters, with respect to which ``pull_back.exit_vjp`` differentiates.
             fixed: All other arrays: frozen parameters, text and context.
             x: The noisy chunk.
             timestep: Timestep of each sample.
@@ -210,88 +202,6 @@ def lowest_reached(exits: Sequence[Sequence[int]]) -> int:
     return min(of_route(route) for route in exits)
 
 
-def pull_back[W, F](
-    velocity: SplitVelocity[W, F],
-    weights: W,
-    fixed: F,
-    routes: Sequence[Route],
-    visits: Sequence[Visit],
-    cotangent: Float[Array, "B T H W C"],
-    gradients: W,
-    *,
-    inner: Sequence[Float[Array, "B T _ _ C"]] = (),
-    exit_program: Callable[..., Any] | None = None,
-) -> W:
-    """Adds the gradient of a rollout to ``gradients``, by (1) to (4).
-
-    Args:
-        velocity: Calls the network; may differ from the one of ``walk`` in what it computes anew.
-        weights: See ``SplitVelocity``.
-        fixed: See ``SplitVelocity``.
-        routes: See ``walk``.
-        visits: From ``walk``.
-        cotangent: Gradient of the loss in the result of ``walk``.
-        gradients: Sums of the gradients so far; donated.
-        inner: Gradient of the loss in the end point of every visit but the last one, for a loss that reads them all
-            (``walk_with_ends``).
-        exit_program: ``exit_vjp``, compiled like ``compiled_exit_vjp``, which is the default.
-    """
-    exit_program = compiled_exit_vjp if exit_program is None else exit_program
-    for number, visit in reversed(list(enumerate(visits))):
-        cotangent, gradients = exit_program(velocity, weights, fixed, visit, cotangent, gradients)
-        if number > 0:
-            transition = routes[0].plans[visit.level].transition
-            assert transition is not None, "only the first level has no transition"
-            cotangent = lower(cotangent, np.float32(transition[0]), visit.is_first)
-            cotangent = cotangent + inner[number - 1] if inner else cotangent
-    return gradients
-
-
-def exit_vjp[W, F](
-    velocity: SplitVelocity[W, F],
-    weights: W,
-    fixed: F,
-    visit: Visit,
-    cotangent: Float[Array, "B T H W C"],
-    gradients: W,
-) -> tuple[Float[Array, "B T H W C"], W]:
-    """The gradients of the call at an exit, equation (3); the arguments are those of ``pull_back``.
-
-    Returns:
-        The gradient in the call's input x, and the sums of the gradients in ``weights``.
-    """
-
-    def end_point(weights: W, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        v = velocity(weights, fixed, x, visit.timestep, visit.level).astype(jnp.float32)
-        return x - _per_sample(visit.sigma) * v
-
-    _, vjp = jax.vjp(end_point, weights, visit.x)
-    of_weights, of_x = vjp(cotangent)
-    return of_x, jax.tree.map(lambda total, one: total + one.astype(total.dtype), gradients, of_weights)
-
-
-def compile_exit_vjp(**options: Any) -> Callable[..., Any]:
-    """``exit_vjp`` as a program that donates the sums of the gradients; ``options`` are those of ``jax.jit``."""
-    return jax.jit(exit_vjp, static_argnums=0, donate_argnums=5, **options)
-
-
-compiled_exit_vjp = compile_exit_vjp()
-
-
-@jax.jit
-def lower(
-    cotangent: Float[Array, "B T H W C"], alpha: Float[AnyArray, ""], passes: Bool[Array, " B"]
-) -> Float[Array, "B T H2 W2 C"]:
-    """The gradient in the result of the level below, equation (4).
-
-    Args:
-        cotangent: Gradient in the start point of a level.
-        alpha: The factor of the level's transition.
-        passes: The samples whose gradient passes; 0 for the others.
-    """
-    return jnp.asarray(4 * alpha) * block_mean(jnp.where(_per_sample(passes), cotangent, 0.0))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Rows:
@@ -340,7 +250,7 @@ def _advance_and_predict(
 ) -> tuple[SolverState, Float[Array, "B T H W C"]]:
     """``_advance``, and the end point m_k that the step predicts."""
     v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
-    end = state.x - _per_sample(jnp.asarray(rows.scalars)[route_of, 0]) * v
+    end = state.x - per_sample(jnp.asarray(rows.scalars)[route_of, 0]) * v
     return _moved(solver, state, v, rows, active, route_of), end
 
 
@@ -354,7 +264,7 @@ def _moved(
 ) -> SolverState:
     step: Callable[..., SolverState] = jax.vmap(solver.step)
     new = step(state, v, jnp.asarray(rows.scalars)[route_of])
-    moves = _per_sample(jnp.asarray(active)[route_of])
+    moves = per_sample(jnp.asarray(active)[route_of])
     return jax.tree.map(lambda new, old: jnp.where(moves, new, old), new, state)
 
 
@@ -373,7 +283,3 @@ def _visit(
         is_first=jnp.asarray(is_first)[route_of],
         level=level,
     )
-
-
-def _per_sample(values: Array) -> Array:
-    return values[:, None, None, None, None]

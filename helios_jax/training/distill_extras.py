@@ -59,7 +59,7 @@ class Pulled:
 
     Attributes:
         x: That of its chunk.
-        inner: Those of the end points on the levels below, see ``walk.pull_back``; empty: none.
+        inner: Those of the end points on the levels below, see ``pull_back.pull_back``; empty: none.
     """
 
     x: Cotangent
@@ -211,11 +211,12 @@ def _weighed(
     scores: dict[str, Float[AnyArray, " B"]],
 ) -> tuple[Cotangent, Metrics]:
     """Losses are split among samples like the squared gradient: exactly, for the quadratic loss of scores."""
+    factors = jnp.asarray(factors)
     squares = jnp.square(cotangent.astype(jnp.float32)).sum((1, 2, 3, 4))
     total = squares.sum()
     mean = jnp.where(total > 0, weigh(squares, factors).sum() / total, factors.mean())
     losses = {name: mean * metrics[name] for name in _WEIGHED if name in metrics}
-    means = {f"reward/{name}": values.mean() for name, values in scores.items()}
+    means = {f"reward/{name}": jnp.mean(values) for name, values in scores.items()}
     return weigh(cotangent, factors), metrics | losses | means | {"reward/factor": factors.mean()}
 
 

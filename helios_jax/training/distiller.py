@@ -24,8 +24,9 @@ from jax.sharding import Mesh
 
 from helios_jax.context import History
 from helios_jax.diffusion.pyramid import pyramid_levels
+from helios_jax.distillation.pull_back import compile_exit_vjp, pull_back
 from helios_jax.distillation.rollout import RolloutDraws, draw_exits
-from helios_jax.distillation.walk import Route, compile_exit_vjp, pull_back, walk, walk_with_ends
+from helios_jax.distillation.walk import Route, walk, walk_with_ends
 from helios_jax.models.lora import strip_lora
 from helios_jax.parallel.memory import compiler_options
 from helios_jax.parallel.residence import Residence

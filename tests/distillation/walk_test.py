@@ -10,8 +10,9 @@ import pytest
 
 from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import level_sizes, upsample_nearest
+from helios_jax.distillation.pull_back import lower, pull_back
 from helios_jax.distillation.rollout import RolloutDraws, lowest_trained, rollout
-from helios_jax.distillation.walk import Route, lower, lowest_reached, pull_back, walk, walk_with_ends
+from helios_jax.distillation.walk import Route, lowest_reached, walk, walk_with_ends
 from helios_jax.sampling.plan import plan_chunk
 
 SCHEDULER = SchedulerConfig(
