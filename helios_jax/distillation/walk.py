@@ -2,8 +2,8 @@
 
 The rollout is the one of ``distillation.rollout``, whose equations (1) to (4) hold here. There it is one differentiable
 function. Here every network call is a program of its own, and of the whole rollout only the inputs of those calls are
-kept that a gradient reaches (``Visit``; a few megabytes). The backward pass, in ``pull_back``, computes these calls once
-more.
+kept that a gradient reaches (``Visit``; a few megabytes). The backward pass, in ``pull_back``, computes these calls
+once more.
 
 Samples of one batch can take different routes: a first chunk takes twice the steps if it is amplified. Exits belong to
 routes and are numbers on the host. Which route a sample takes is data, so no program depends on exits or routes.
