@@ -4,7 +4,10 @@
         --config.start.folder=runs/stage3_ode/product/2500
 
 The generator starts from the product of ``stage3_ode`` (or of ``stage3_consistency``), and both scores are Base: the
-real one as it is, the fake one with adapters. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).
+real one as it is, the fake one with adapters. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py),
+and tiny_reward and tiny_gpu_reward, in which samples that show more of their captions count more. At other sizes a
+reward is set like this in an experiment file of your own; the regularisers are flags, as in
+--config.method.regularisers.consistency=0.25 or --config.method.regularisers.moments=build.
 
 Published: LoRA of rank 256 on the generator's linear layers and history patchers (1251.4M parameters) and on the
 critic's linear layers (1246.3M), AdamW without momentum, 2e-6 for the generator and 4e-7 for the critic, which is
@@ -23,6 +26,9 @@ random weights. For tiny and tiny_gpu see train_tiny.py.
 import dataclasses
 
 from helios_jax.config import PipelineConfig, SchedulerConfig
+from helios_jax.distillation.regularisers import Regularisers
+from helios_jax.distillation.rewards import WEIGHT
+from helios_jax.evaluation.shape_reward import ShapeReward
 from helios_jax.experiments import stage1_init
 from helios_jax.training.corruption import Saturation
 from helios_jax.training.datasets import Latents
@@ -39,9 +45,11 @@ from helios_jax.training.validation import Samples
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
+    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu", or one of these two with "_reward" added."""
     if size in ("tiny", "tiny_gpu"):
         return mutable(tiny(frozen(stage1_init.get_config(size))))
+    if size in ("tiny_reward", "tiny_gpu_reward"):
+        return mutable(rewarded(tiny(frozen(stage1_init.get_config(size.removesuffix("_reward"))))))
     return mutable(experiment(size))
 
 
@@ -110,4 +118,17 @@ def tiny(base: Experiment) -> Experiment:
         trainable=(("transformer/.*", 1),),
         ema=Ema(decay=0.99, start=250),
         seed=49,
+    )
+
+
+def rewarded(base: Experiment) -> Experiment:
+    """Weighs the small world's samples by how much of their captions they show, read from their pixels."""
+    assert isinstance(base.method, Distill)
+    assert isinstance(base.data, Latents)
+    reward = ShapeReward()
+    weights = Regularisers(rewards=tuple((name, WEIGHT) for name in reward.names))
+    return dataclasses.replace(
+        base,
+        method=dataclasses.replace(base.method, reward=reward, regularisers=weights),
+        data=dataclasses.replace(base.data, captions=512),
     )

@@ -1,19 +1,27 @@
 """A distillation of small networks with random weights, on windows that are drawn."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from helios_jax.config import TransformerConfig
+from helios_jax.config import TransformerConfig, VaeConfig
+from helios_jax.distillation.dmd import dmd_gradient, dmd_loss, guide
+from helios_jax.distillation.rollout import lowest_trained, rollout
 from helios_jax.models.discriminator import DiscriminatorConfig
+from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.training.batch import LatentBatch, LatentPair, PromptBatch
 from helios_jax.training.distiller import Distill, Distilling
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
+from helios_jax.training.methods.distill import scores_of
 from helios_jax.training.optimizer import AdamW
+from helios_jax.training.params import unflatten
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import Random
 
@@ -34,8 +42,28 @@ HEADS = DiscriminatorConfig(hooks=(0, 1), width=8, groups=2)
 LORA = Lora(rank=2, targets=("transformer/blocks/.*", "transformer/condition_embedder/.*"))
 
 
+class IdentityVae(ConfiguredModule):
+    """A VAE whose pixels are its latents; those that are shown have three channels."""
+
+    def __init__(self) -> None:
+        self.config, self.dtype = VaeConfig(z_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4), jnp.float32
+        self.unused = nnx.Param(jnp.zeros(()))
+
+    def decode(self, latents: Any) -> Any:
+        return latents
+
+    def decode_unclipped(self, latents: Any, slice_frames: int | None = None) -> Any:
+        return latents[..., :3]
+
+    def encode(self, frames: Any) -> Any:
+        return frames, jnp.zeros_like(frames)
+
+
 class WithoutText(Distill):
-    """The negative prompt's embeddings are given, so no text encoder is needed."""
+    """The negative prompt's embeddings and the VAE are given, so no checkpoint is needed."""
+
+    def load_vae(self, mesh: Any, fallback: str) -> Any:
+        return Network.of(IdentityVae()) if self.needs_vae else None
 
     def negative_embeds(self, score: Any, mesh: Any, fallback: str) -> Any:
         return jax.random.normal(jax.random.key(77), (1, 5, 12))
@@ -73,14 +101,18 @@ class NoProduct:
         raise NotImplementedError
 
 
-def running(restore: Any = None, **changes: Any) -> Distilling:
-    settings = WithoutText(
+def settings_of(**changes: Any) -> Distill:
+    return WithoutText(
         score=START,
         critic_lora=LORA,
         critic_optimizer=AdamW(learning_rate=1e-3, clip_norm=0),
         context=Injection.published(),
         **changes,
     )
+
+
+def running(restore: Any = None, **changes: Any) -> Distilling:
+    settings = settings_of(**changes)
     experiment: Any = Experiment(
         start=START,
         method=settings,
@@ -95,3 +127,76 @@ def running(restore: Any = None, **changes: Any) -> Distilling:
     )
     mesh = MeshShape().build()
     return settings.start(experiment, mesh, restore)
+
+
+def perturb(run: Distilling) -> Any:
+    """Moves the generator's adapters away from B = 0, where half of the gradient vanishes; returns them."""
+    player = run._take("generator")
+    weights = {
+        path: array + 0.05 * jax.random.normal(jax.random.key(len(path)), array.shape)
+        for path, array in player.trainable.items()
+    }
+    run._put("generator", dataclasses.replace(player, trainable=jax.tree.map(jnp.copy, weights)))
+    return weights
+
+
+def recorded_step(run: Distilling, pair: LatentPair = PAIR) -> tuple[dict[str, np.ndarray], float, Any]:
+    """The gradient and the loss with which the first step updates the generator, and the step's metrics."""
+    seen: dict[str, Any] = {}
+    apply = run._apply["generator"]
+
+    def record(player: Any, gradients: Any, loss: Any) -> Any:
+        seen.update(gradients={path: np.asarray(array) for path, array in gradients.items()}, loss=float(loss))
+        return apply(player, gradients, loss)
+
+    run._apply["generator"] = record
+    metrics = run.step(pair, 1)
+    return seen["gradients"], seen["loss"], metrics
+
+
+def oracle(run: Distilling, weights: Any, extra: Callable[[Any], Any] = lambda x: 0.0) -> tuple[Any, Any, Any]:
+    """(loss, sample, gradient) of the first step's generator, by one differentiable rollout.
+
+    Args:
+        run: A distillation with one route, before its first step.
+        weights: The generator's parameters, which it has too.
+        extra: A further loss of the sample.
+    """
+    keys = run._keys(np.int32(0), 16)
+    scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
+    (route,) = section.routes
+    scorer, frozen, critic = run._scorer, run._residence.use("critic/frozen"), run._take("critic").trainable
+    of_generator = run._residence.use("generator/frozen")
+
+    def loss(weights: Any) -> Any:
+        def velocity(weights: Any, x: Any, timestep: Any, level: int) -> Any:
+            model = unflatten(run._graph, weights | of_generator).transformer
+            layout = run._settings.context.layout
+            return model(x, timestep, scene.generator_text, scene.contexts.saturated.tiers(layout), layout)
+
+        x = rollout(
+            velocity,
+            weights,
+            run._settings.scheduler,
+            route.plans,
+            scene.rollout,
+            jnp.array(route.exits),
+            lowest_trained(route.exits),
+        )
+        fake = scorer.fake(critic, frozen).transformer
+        real = unflatten(scorer.real_graph, frozen).transformer
+        scores = scores_of(fake, real, scene, run._settings.context.layout, scorer.execution)
+        at = run._settings.levels.draw(keys, x, fake, 0)
+        ends = [at.end_point(score, x) for score in (scores.fake, scores.real, scores.negative)]
+        return dmd_loss(x, dmd_gradient(x, ends[0], guide(ends[1], ends[2]))) + extra(x), x
+
+    (value, x), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
+    np.testing.assert_allclose(section.x, x, atol=2e-5)
+    return value, x, gradient
+
+
+def relative_error(found: dict[str, Any], want: dict[str, Any]) -> float:
+    """Of a gradient, in the norm of all parameters together."""
+    size = np.sqrt(sum(np.square(np.asarray(array)).sum() for array in want.values()))
+    assert size > 0
+    return float(np.sqrt(sum(np.square(found[path] - np.asarray(want[path])).sum() for path in want)) / size)

@@ -33,7 +33,7 @@ from helios_jax.distillation.moments import CHUNK_FRAMES, LatentMoments, moments
 from helios_jax.distillation.rewards import Weights
 from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae, denormalize, normalize
-from helios_jax.typing import Array, Float
+from helios_jax.typing import Array, Bool, Float
 from helios_jax.user_input import finite_number
 
 SMOOTHNESS = 0.01
@@ -94,10 +94,12 @@ class LevelEnd:
     Attributes:
         last: m_e, the one at the exit.
         earlier: m_k of the steps before it; ``None`` if there was none, or if nobody needs them.
+        taken: Which samples took those steps; ``None``: all of them. Samples on other routes may have exited before.
     """
 
     last: Float[Array, "B T H W C"]
     earlier: Float[Array, "steps B T H W C"] | None = None
+    taken: Bool[Array, "steps B"] | None = None
 
 
 def reencode(
@@ -157,7 +159,9 @@ def consistency_loss(levels: Sequence[LevelEnd]) -> Float[Array, " B"]:
     for level in levels:
         if level.earlier is not None and len(level.earlier):
             difference = level.last.astype(jnp.float32) - jax.lax.stop_gradient(level.earlier)
-            total += jax.vmap(_half_squares)(difference).mean(0)
+            errors = jax.vmap(_half_squares)(difference)
+            taken = jnp.ones_like(errors) if level.taken is None else level.taken.astype(jnp.float32)
+            total += (taken * errors).sum(0) / jnp.maximum(taken.sum(0), 1.0)
     return total
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from helios_jax.diffusion.flow import interpolate, predict_clean
 from helios_jax.distillation.dmd import GUIDANCE, dmd_gradient, guide
-from helios_jax.typing import Array, Float
+from helios_jax.typing import Array, Bool, Float
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -125,7 +125,9 @@ def clean_estimate(
     return (m - end * noise) / (1 - end)
 
 
-def per_sample(values: Float[Array, " B"]) -> Float[Array, "B 1 1 1 1"]:
+def per_sample(
+    values: Float[Array, " B"] | Bool[Array, " B"],
+) -> Float[Array, "B 1 1 1 1"] | Bool[Array, "B 1 1 1 1"]:
     """One value per sample, ready to be broadcast against clips."""
     return values[:, None, None, None, None]
 

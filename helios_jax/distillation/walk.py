@@ -1,17 +1,9 @@
-"""The generator's rollout in small programs: the host walks down the levels, and back up with the gradient.
+"""The generator's rollout in small programs, between which the host walks down the levels.
 
 The rollout is the one of ``distillation.rollout``, whose equations (1) to (4) hold here. There it is one differentiable
 function. Here every network call is a program of its own, and of the whole rollout only the inputs of those calls are
-kept that a gradient reaches (``Visit``; a few megabytes). The backward pass computes these calls once more, each within
-its own gradient, from the highest level down:
-
-    c_top   = the gradient of the loss in the result                                                      (1)
-    f(x, w) = x - sigma v(x, t; w)                     the call at the exit of level l                    (2)
-    grads  += (df/dw)^T c_l,     c = (df/dx)^T c_l                                                        (3)
-    c_(l-1) = (alpha up)^T c   = 4 alpha block_mean(c)          for samples whose exit on level l is 0    (4)
-
-At the published sizes the repeated calls are 13 % of the arithmetic of a generator update. In return no residual
-crosses the border of a program, so weights may leave the device between any two of them.
+kept that a gradient reaches (``Visit``; a few megabytes). The backward pass, in ``pull_back``, computes these calls
+once more.
 
 Samples of one batch can take different routes: a first chunk takes twice the steps if it is amplified. Exits belong to
 routes and are numbers on the host. Which route a sample takes is data, so no program depends on exits or routes.
@@ -27,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.config import SchedulerConfig
-from helios_jax.diffusion.pyramid import block_mean
 from helios_jax.diffusion.solvers import Solver, SolverState, make_solver
+from helios_jax.distillation.regularisers import LevelEnd
 from helios_jax.distillation.rollout import RolloutDraws
+from helios_jax.distillation.scores import per_sample
 from helios_jax.sampling.chunk import begin_first_level, begin_level
 from helios_jax.sampling.plan import LevelPlan
 from helios_jax.typing import AnyArray, Array, Bool, Float, Int
@@ -45,7 +38,7 @@ class SplitVelocity[W, F](Protocol):
         """The velocity of ``x`` at ``timestep``.
 
         Args:
-            weights: A pytree of parameters, with respect to which ``exit_vjp`` differentiates.
+            weights: A pytree of parameters, with respect to which ``pull_back.exit_vjp`` differentiates.
             fixed: All other arrays: frozen parameters, text and context.
             x: The noisy chunk.
             timestep: Timestep of each sample.
@@ -124,29 +117,80 @@ def walk[W, F](
     Raises:
         ValueError: The scheduler's solver is not "dmd".
     """
+    given = velocity, weights, fixed, scheduler, routes, route_of, draws, last_level
+    x, visits, _ = _walk(*given, keep_ends=False)
+    return x, visits[lowest_reached([route.exits[: len(visits)] for route in routes]) :]
+
+
+def walk_with_ends[W, F](
+    velocity: SplitVelocity[W, F],
+    weights: W,
+    fixed: F,
+    scheduler: SchedulerConfig,
+    routes: Sequence[Route],
+    route_of: Int[AnyArray, " B"],
+    draws: RolloutDraws,
+    *,
+    last_level: int | None = None,
+) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
+    """``walk`` with the end points m_k of all levels, for a loss that reads them.
+
+    Returns:
+        The result; the calls that a gradient of it or of an end point at an exit after the first step reaches, lowest
+        level first; and the end points of the same levels.
+    """
+    given = velocity, weights, fixed, scheduler, routes, route_of, draws, last_level
+    x, visits, ends = _walk(*given, keep_ends=True)
+    reached = min(next((level for level, e in enumerate(route.exits[: len(visits)]) if e), 0) for route in routes)
+    return x, visits[reached:], ends[reached:]
+
+
+def _walk(
+    velocity: SplitVelocity[Any, Any],
+    weights: Any,
+    fixed: Any,
+    scheduler: SchedulerConfig,
+    routes: Sequence[Route],
+    route_of: Int[AnyArray, " B"],
+    draws: RolloutDraws,
+    last_level: int | None,
+    *,
+    keep_ends: bool,
+) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
+    """The result, the calls at all exits and, with ``keep_ends``, the end points of all levels."""
     if scheduler.solver != "dmd":
         raise ValueError(f"a rollout takes the steps of solver 'dmd'; the scheduler has {scheduler.solver!r}")
     solver, route_of = make_solver(scheduler), jnp.asarray(route_of)
     levels = routes[0].plans[: None if last_level is None else last_level + 1]
     state = begin_first_level(solver, draws.initial, len(routes[0].plans) - 1)
     visits: list[Visit] = []
+    level_ends: list[LevelEnd] = []
     for level, plan in enumerate(levels):
         if plan.transition is not None:
             noise = draws.blocks[level - 1]
             state = begin_level(solver, state, noise, plan.transition, scheduler.gamma, jnp.float32)
         steps = [route.plans[level] for route in routes]
         exits = [route.exits[level] for route in routes]
+        earlier, taken = [], []
         for k in range(max(exits)):
             rows = _rows(steps, [min(k, e) for e in exits])
             active = np.array([k < e for e in exits])
-            state = _advance(velocity, solver, level, weights, fixed, state, rows, active, route_of)
+            arguments = velocity, solver, level, weights, fixed, state, rows, active, route_of
+            if keep_ends:
+                state, end = _advance_and_predict(*arguments)
+                earlier.append(end)
+                taken.append(jnp.asarray(active)[route_of])
+            else:
+                state = _advance(*arguments)
         rows, first = _rows(steps, exits), np.array([e == 0 for e in exits])
         visits.append(_visit(level, state.x, rows, first, route_of))
         # With sigma_(k+1) = 0 a step ends at the end point m_k.
         ends = dataclasses.replace(rows, scalars=rows.scalars * np.array([1, 0], np.float32))
         state = _advance(velocity, solver, level, weights, fixed, state, ends, np.ones(len(routes), bool), route_of)
-    reached = lowest_reached([route.exits[: len(levels)] for route in routes])
-    return solver.finish(state, jnp.float32), tuple(visits[reached:])
+        if keep_ends:
+            before = {"earlier": jnp.stack(earlier), "taken": jnp.stack(taken)} if earlier else {}
+            level_ends.append(LevelEnd(last=solver.finish(state, jnp.float32), **before))
+    return solver.finish(state, jnp.float32), tuple(visits), tuple(level_ends)
 
 
 def lowest_reached(exits: Sequence[Sequence[int]]) -> int:
@@ -156,84 +200,6 @@ def lowest_reached(exits: Sequence[Sequence[int]]) -> int:
         return max((level for level, step in enumerate(route) if step > 0), default=0)
 
     return min(of_route(route) for route in exits)
-
-
-def pull_back[W, F](
-    velocity: SplitVelocity[W, F],
-    weights: W,
-    fixed: F,
-    routes: Sequence[Route],
-    visits: Sequence[Visit],
-    cotangent: Float[Array, "B T H W C"],
-    gradients: W,
-    *,
-    exit_program: Callable[..., Any] | None = None,
-) -> W:
-    """Adds the gradient of a rollout to ``gradients``, by (1) to (4).
-
-    Args:
-        velocity: Calls the network; may differ from the one of ``walk`` in what it computes anew.
-        weights: See ``SplitVelocity``.
-        fixed: See ``SplitVelocity``.
-        routes: See ``walk``.
-        visits: From ``walk``.
-        cotangent: Gradient of the loss in the result of ``walk``.
-        gradients: Sums of the gradients so far; donated.
-        exit_program: ``exit_vjp``, compiled like ``compiled_exit_vjp``, which is the default.
-    """
-    exit_program = compiled_exit_vjp if exit_program is None else exit_program
-    for visit in reversed(visits):
-        cotangent, gradients = exit_program(velocity, weights, fixed, visit, cotangent, gradients)
-        if visit is not visits[0]:
-            transition = routes[0].plans[visit.level].transition
-            assert transition is not None, "only the first level has no transition"
-            cotangent = lower(cotangent, np.float32(transition[0]), visit.is_first)
-    return gradients
-
-
-def exit_vjp[W, F](
-    velocity: SplitVelocity[W, F],
-    weights: W,
-    fixed: F,
-    visit: Visit,
-    cotangent: Float[Array, "B T H W C"],
-    gradients: W,
-) -> tuple[Float[Array, "B T H W C"], W]:
-    """The gradients of the call at an exit, equation (3); the arguments are those of ``pull_back``.
-
-    Returns:
-        The gradient in the call's input x, and the sums of the gradients in ``weights``.
-    """
-
-    def end_point(weights: W, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        v = velocity(weights, fixed, x, visit.timestep, visit.level).astype(jnp.float32)
-        return x - _per_sample(visit.sigma) * v
-
-    _, vjp = jax.vjp(end_point, weights, visit.x)
-    of_weights, of_x = vjp(cotangent)
-    return of_x, jax.tree.map(lambda total, one: total + one.astype(total.dtype), gradients, of_weights)
-
-
-def compile_exit_vjp(**options: Any) -> Callable[..., Any]:
-    """``exit_vjp`` as a program that donates the sums of the gradients; ``options`` are those of ``jax.jit``."""
-    return jax.jit(exit_vjp, static_argnums=0, donate_argnums=5, **options)
-
-
-compiled_exit_vjp = compile_exit_vjp()
-
-
-@jax.jit
-def lower(
-    cotangent: Float[Array, "B T H W C"], alpha: Float[AnyArray, ""], passes: Bool[Array, " B"]
-) -> Float[Array, "B T H2 W2 C"]:
-    """The gradient in the result of the level below, equation (4).
-
-    Args:
-        cotangent: Gradient in the start point of a level.
-        alpha: The factor of the level's transition.
-        passes: The samples whose gradient passes; 0 for the others.
-    """
-    return jnp.asarray(4 * alpha) * block_mean(jnp.where(_per_sample(passes), cotangent, 0.0))
 
 
 @jax.tree_util.register_dataclass
@@ -267,9 +233,38 @@ def _advance(
 ) -> SolverState:
     """One step of the samples on active routes; the others keep their state."""
     v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
+    return _moved(solver, state, v, rows, active, route_of)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance_and_predict(
+    velocity: SplitVelocity[Any, Any],
+    solver: Solver,
+    level: int,
+    weights: Any,
+    fixed: Any,
+    state: SolverState,
+    rows: _Rows,
+    active: Bool[AnyArray, " routes"],
+    route_of: Int[Array, " B"],
+) -> tuple[SolverState, Float[Array, "B T H W C"]]:
+    """``_advance``, and the end point m_k that the step predicts."""
+    v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
+    end = state.x - per_sample(jnp.asarray(rows.scalars)[route_of, 0]) * v
+    return _moved(solver, state, v, rows, active, route_of), end
+
+
+def _moved(
+    solver: Solver,
+    state: SolverState,
+    v: Float[Array, "B T H W C"],
+    rows: _Rows,
+    active: Bool[AnyArray, " routes"],
+    route_of: Int[Array, " B"],
+) -> SolverState:
     step: Callable[..., SolverState] = jax.vmap(solver.step)
     new = step(state, v, jnp.asarray(rows.scalars)[route_of])
-    moves = _per_sample(jnp.asarray(active)[route_of])
+    moves = per_sample(jnp.asarray(active)[route_of])
     return jax.tree.map(lambda new, old: jnp.where(moves, new, old), new, state)
 
 
@@ -288,7 +283,3 @@ def _visit(
         is_first=jnp.asarray(is_first)[route_of],
         level=level,
     )
-
-
-def _per_sample(values: Array) -> Array:
-    return values[:, None, None, None, None]

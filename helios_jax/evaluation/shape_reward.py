@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from helios_jax.data.moving_shapes.scoring import Score, score
-from helios_jax.typing import Float, UInt8
+from helios_jax.typing import AnyArray, Float, UInt8
 
 STATEMENTS: Mapping[str, tuple[str, ...]] = {
     "appearance": ("colour", "kind", "size"),
@@ -41,7 +41,7 @@ class ShapeReward:
         return "frames"
 
     def __call__(
-        self, samples: UInt8[np.ndarray, "B F H W 3"], captions: Sequence[str]
+        self, samples: UInt8[AnyArray, "B F H W 3"], captions: Sequence[str]
     ) -> dict[str, Float[np.ndarray, " B"]]:
         """See ``Reward``; 99 frames of 64 x 64 pixels take about 0.2 s a sample.
 

@@ -23,11 +23,13 @@ class PromptBatch:
         embeds: Output of the text encoder, zeros after the last token.
         tokens: Token ids, the tokenizer's padding after the last one.
         lengths: Tokens of each prompt, including the end-of-sequence token; given with ``tokens``.
+        captions: The captions themselves, for a reward: bytes of UTF-8, zeros after the last one.
     """
 
     embeds: Float[AnyArray, "B S E"] | None = None
     tokens: Int[AnyArray, "B S"] | None = None
     lengths: Int[AnyArray, " B"] | None = None
+    captions: UInt8[AnyArray, "B bytes"] | None = None
 
     @property
     def length(self) -> int:

@@ -11,7 +11,7 @@ from helios_jax.data.helios_latents.record import Size
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.sources import InMemory, OnError
-from helios_jax.training.text_formats import PaddedEmbeds, TextFormat, Tokens
+from helios_jax.training.text_formats import PaddedEmbeds, TextFormat, Tokens, WithCaptions
 from helios_jax.user_input import finite_number, user_path, whole_number
 
 
@@ -30,7 +30,8 @@ class Latents:
         in_memory: Read everything first and keep it in memory, for small data sets and many steps per second.
         threads: Threads that read.
         windows: Windows of a clip in each sample: 1, or 2 for distillation, which yields ``LatentPair``.
-        windows: Windows of a clip in each sample: 1, or 2 for distillation, which yields ``LatentPair``.
+        captions: Bytes of UTF-8 that each caption takes in a batch, for a reward; longer ones cannot be used. 0:
+            batches have no captions.
     """
 
     folders: tuple[str, ...]
@@ -43,6 +44,7 @@ class Latents:
     in_memory: bool = False
     threads: int = 4
     windows: int = 1
+    captions: int = 0
 
     def __post_init__(self) -> None:
         finite_number(self.drop_text, "data.drop_text")
@@ -53,6 +55,7 @@ class Latents:
             )
         _check_folders(self)
         whole_number(self.windows, "data.windows", at_least=1, at_most=2)
+        whole_number(self.captions, "data.captions", at_least=0)
 
     def _open(self, folder: str) -> Mapping[Size, Sequence[Any]]:
         """The records of each size, ``LatentRecord``: read one by one, since reading a damaged one raises."""
@@ -66,11 +69,12 @@ class Latents:
         from helios_jax.training.loaders import latent_loader
 
         index, count = part
+        text = _text_format(self.tokenizer, self.tokens, self.drop_text)
         return latent_loader(
             [self._open(folder) for folder in self.folders],
             batch=batch_size,
             seed=seed,
-            text=_text_format(self.tokenizer, self.tokens, self.drop_text),
+            text=WithCaptions(text=text, size=self.captions) if self.captions else text,
             ratios=self.ratios or None,
             history_config=self.layout,
             process_index=index,

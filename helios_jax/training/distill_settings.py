@@ -19,8 +19,12 @@ from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import check_steps
 from helios_jax.distillation.gan import Gan
+from helios_jax.distillation.regularisers import Regularisers
+from helios_jax.distillation.rewards import Reward
 from helios_jax.models.discriminator import Discriminator
+from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer
+from helios_jax.models.vae import WanVae
 from helios_jax.parallel.residence import Mode
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
@@ -110,6 +114,11 @@ class DistillSettings:
         score_levels: "last": samples are scored at full size; "random": on a random level.
         own: Contexts from the generator's own chunks; ``None``: real ones, as published.
         gan: A discriminator on the critic's network; ``None``: none.
+        regularisers: Further terms of the generator's loss, and the weights of a reward's scores; none by default.
+        reward: A judge of samples, which multiplies their losses as ``regularisers.rewards`` says; ``None``: none. It
+            is a frozen dataclass, which an experiment file chooses, and reads captions: set ``data.captions``.
+        vae: Folder or hub id with the VAE, for re-encoding, smoothness and rewards that read frames; empty: that of the
+            product.
         memory: "resident": all networks and optimizer states stay on the device; "scheduled": those that the next
             programs do not need wait in pinned host memory. The numbers are the same, bit for bit.
     """
@@ -134,6 +143,9 @@ class DistillSettings:
     score_levels: Literal["last", "random"] = "last"
     own: OwnContexts | None = None
     gan: Gan | None = None
+    regularisers: Regularisers = dataclasses.field(default_factory=Regularisers)
+    reward: Reward | None = None
+    vae: str = ""
     memory: Mode = "resident"
 
     def __post_init__(self) -> None:
@@ -157,6 +169,53 @@ class DistillSettings:
             raise ValueError(f"method.own.scored={self.own.scored}: the discriminator compares single chunks, scored=1")
         if self.own is not None and self.score_levels != "last":
             raise ValueError("method.own scores whole clips: it needs method.score_levels='last'")
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        chosen, reward = self.regularisers, self.reward
+        if (reward is None) != (not chosen.rewards):
+            raise ValueError(
+                "method.reward and method.regularisers.rewards, the weights of its scores, are given together: "
+                f"reward={reward!r}, rewards={chosen.rewards}"
+            )
+        if reward is not None:
+            if not isinstance(reward, Reward) or not dataclasses.is_dataclass(reward):
+                raise ValueError(f"method.reward={reward!r} must be a dataclass with names, reads and a call (Reward)")
+            if unknown := [name for name, _ in chosen.rewards if name not in reward.names]:
+                raise ValueError(
+                    f"method.regularisers.rewards: no score {unknown[0]!r}; the reward gives {', '.join(reward.names)}"
+                )
+        if self.score_levels != "last" and (chosen.need_vae or chosen.have_loss or reward is not None):
+            raise ValueError(
+                f"method.score_levels={self.score_levels!r}: regularisers and rewards read whole samples, 'last'"
+            )
+        if chosen.consistency and not self.amplify_first_chunk and max(self.steps) == 1:
+            raise ValueError(
+                f"method.regularisers.consistency={chosen.consistency} compares the steps of a level, and "
+                f"method.steps={self.steps} has one on each"
+            )
+
+    @property
+    def needs_vae(self) -> bool:
+        """Whether a regulariser or the reward needs the VAE."""
+        return self.regularisers.need_vae or (self.reward is not None and self.reward.reads == "frames")
+
+    def load_vae(self, mesh: Mesh, fallback: str) -> Network[WanVae] | None:
+        """The VAE in bfloat16, or ``None`` if nothing needs it.
+
+        Args:
+            mesh: Where it is loaded.
+            fallback: Used if ``vae`` is empty.
+
+        Raises:
+            ValueError: There is no folder to load it from.
+        """
+        if not self.needs_vae:
+            return None
+        if not (self.vae or fallback):
+            raise ValueError("re-encoding, smoothness and rewards of frames need a VAE: set method.vae to its folder")
+        folder = local_folder(user_path(self.vae or fallback, "method.vae"))
+        return Network.of(load_part(folder, "vae", "bfloat16", mesh))
 
     def plans(
         self, config: TransformerConfig, frames: int, size: tuple[int, int], *, amplify: bool

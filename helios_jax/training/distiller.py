@@ -13,7 +13,7 @@ while it only copies (``Ema.start``).
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,19 +24,22 @@ from jax.sharding import Mesh
 
 from helios_jax.context import History
 from helios_jax.diffusion.pyramid import pyramid_levels
+from helios_jax.distillation.pull_back import compile_exit_vjp, pull_back
 from helios_jax.distillation.rollout import RolloutDraws, draw_exits
-from helios_jax.distillation.walk import Route, Visit, compile_exit_vjp, pull_back, walk
+from helios_jax.distillation.walk import Route, walk, walk_with_ends
 from helios_jax.models.lora import strip_lora
 from helios_jax.parallel.memory import compiler_options
 from helios_jax.parallel.residence import Residence
 from helios_jax.training.batch import LatentBatch, LatentPair
 from helios_jax.training.descent import sample_keys
+from helios_jax.training.distill_extras import Extras
+from helios_jax.training.distill_sections import Section, joined, own_context, remember
 from helios_jax.training.distill_settings import DistillSettings
 from helios_jax.training.distill_updates import ScoreNetwork, add_gan_gradient, flow_gradient
 from helios_jax.training.experiment import Experiment
 from helios_jax.training.injection import Contexts
 from helios_jax.training.log import report
-from helios_jax.training.methods import CONTEXT, fold
+from helios_jax.training.methods import fold
 from helios_jax.training.methods.distill import (
     Condition,
     ExitCall,
@@ -44,7 +47,6 @@ from helios_jax.training.methods.distill import (
     Scene,
     WalkCall,
     make_scene,
-    rollout_draws,
 )
 from helios_jax.training.metrics import Metrics
 from helios_jax.training.networks import Networks, modules
@@ -76,30 +78,18 @@ class Distill(DistillSettings):
         """See ``Procedure``.
 
         Raises:
-            ValueError: A batch would be split into microbatches, or the data has one window per sample.
+            ValueError: A batch would be split into microbatches, the data has one window per sample, or there are no
+                captions for the reward.
         """
         if experiment.accumulation != 1:
             raise ValueError(f"accumulation={experiment.accumulation}: distillation processes a batch as a whole, 1")
         if getattr(experiment.data, "windows", 2) != 2:
             raise ValueError("data.windows=1: distillation needs two windows of every clip, data.windows=2")
+        if self.reward is not None and getattr(experiment.data, "captions", 1) == 0:
+            raise ValueError(
+                "data.captions=0: a reward reads captions; give the bytes of the longest, data.captions=256"
+            )
         return Distilling(self, experiment, mesh, restore)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Section:
-    """One chunk of a rollout.
-
-    Attributes:
-        history: The generator's context.
-        routes: The steps that its samples took.
-        visits: The calls that a gradient reaches.
-        x: The chunk.
-    """
-
-    history: History
-    routes: tuple[Route, ...]
-    visits: tuple[Visit, ...]
-    x: Float[Array, "B T H W C"]
 
 
 class Distilling:
@@ -108,18 +98,21 @@ class Distilling:
     def __init__(self, settings: Distill, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> None:
         self._settings, self._experiment, self._mesh = settings, experiment, mesh
         self._residence, trained = Residence(settings.memory), {}
+        parts = getattr(experiment.product, "parts", "")
+        vae = settings.load_vae(mesh, parts)
         # Text encoders are small or absent and stay on the device. The generator is parked before the score network is
         # loaded.
         networks: Any = experiment.initial_networks(mesh)
         self._encoders = {GENERATOR: _encoder(networks)}
         networks = _without_encoder(networks)
         self._config = networks.transformer.config
+        self._extras = Extras(settings, vae, self._config.in_channels)
         self._graph, trained[GENERATOR], frozen = split_params(networks, experiment.trainable, mesh)
         del networks
         gc.collect()  # modules are part of reference cycles, which would keep the arrays as loaded
         self._hold_frozen(GENERATOR, trained[GENERATOR], frozen)
         networks = settings.score_networks(mesh, jax.random.fold_in(jax.random.key(experiment.seed), 1))
-        self._negative = settings.negative_embeds(networks, mesh, getattr(experiment.product, "parts", ""))
+        self._negative = settings.negative_embeds(networks, mesh, parts)
         self._encoders[CRITIC] = _encoder(networks)
         networks = _without_encoder(networks)
         real = flatten(strip_lora(Networks(transformer=networks.transformer)))[0]
@@ -218,28 +211,29 @@ class Distilling:
     # together with gradients and activations: at 14B 73 GB. ``settle`` waits where both neighbours would not fit.
 
     def _update_generator(self, batch: LatentBatch, step: int) -> Metrics:
-        residence, level = self._residence, self._score_level(GENERATOR, step)
+        residence, extras, level = self._residence, self._extras, self._score_level(GENERATOR, step)
         keys = self._keys(np.int32(step), _USE[GENERATOR])
         scene, sections = self._roll_out(GENERATOR, batch, keys, step, level)
         residence.park(_FROZEN[GENERATOR])
         scored = sections[-self._scored :]
+        x = joined(scored)
+        verdict = extras.verdict(x, batch.text)
         critic, frozen = residence.use(_TRAINABLE[CRITIC]), residence.use(_FROZEN[CRITIC])
-        arguments = critic, frozen, _joined(scored), scene, keys, np.int32(step)
-        cotangent, metrics = self._compare(*arguments, level=level)
+        arguments = critic, frozen, extras.judged(x), scene, keys, np.int32(step)
+        cotangent, metrics = extras.weigh(verdict, *self._compare(*arguments, level=level))
         gan = self._settings.gan
         if gan is not None and self._with_gan(step):
-            cotangent, metrics = _sum(
-                cotangent, metrics, *self._adversarial(*arguments, level=level), np.float32(gan.generator_weight)
-            )
+            adversarial = extras.weigh(verdict, *self._adversarial(*arguments, level=level))
+            cotangent, metrics = _sum(cotangent, metrics, *adversarial, np.float32(gan.generator_weight))
+        pulled, metrics = extras.add(cotangent, metrics, sections, self._scored, batch)
         del frozen, arguments
         residence.park(_FROZEN[CRITIC])
-        residence.settle(cotangent)
+        residence.settle(pulled[0].x)
         weights, frozen = residence.use(_TRAINABLE[GENERATOR]), residence.use(_FROZEN[GENERATOR])
         residence.prefetch(_MOMENTS[GENERATOR])
         residence.prefetch(_AVERAGE[GENERATOR])
-        gradients, first = self._zeros(weights), 0
-        for section in scored:
-            length = section.x.shape[1]
+        gradients = self._zeros(weights)
+        for section, cotangents in zip(scored, pulled, strict=True):
             tiers = section.history.tiers(self._settings.context.layout)
             gradients = pull_back(
                 self._exit_call,
@@ -247,11 +241,11 @@ class Distilling:
                 Condition(frozen=frozen, text=scene.generator_text, tiers=tiers),
                 section.routes,
                 section.visits,
-                cotangent[:, first : first + length],
+                cotangents.x,
                 gradients,
+                inner=cotangents.inner,
                 exit_program=self._exit_program,
             )
-            first += length
         player, applied = self._apply[GENERATOR](self._take(GENERATOR), gradients, metrics["loss"])
         self._put(GENERATOR, player)
         return metrics | applied
@@ -262,7 +256,7 @@ class Distilling:
         scene, sections = self._roll_out(CRITIC, batch.critic, keys, step, level)
         residence.park(_TRAINABLE[GENERATOR])
         residence.park(_FROZEN[GENERATOR])
-        x, gan = _joined(sections[-self._scored :]), self._settings.gan
+        x, gan = joined(sections[-self._scored :]), self._settings.gan
         residence.settle(x)
         critic, frozen = residence.use(_TRAINABLE[CRITIC]), residence.use(_FROZEN[CRITIC])
         arguments = critic, frozen, x, scene, keys
@@ -295,7 +289,7 @@ class Distilling:
             contexts, draws = self._own_context(history, keys, number)
             section = self._sample(name, scene, contexts, draws, (step, number), None)
             sections.append(section)
-            history = _remember(history, section.x, number in (0, anchor_at))
+            history = remember(history, section.x, number in (0, anchor_at))
         return scene, sections
 
     def _sample(
@@ -317,21 +311,17 @@ class Distilling:
         # Frozen weights are added here: a program that returned them would copy them.
         prepared = Prepared(frozen=frozen, text=text, context=context, tiers=tiers)
         routes, route_of = self._routes(name, contexts, place)
-        x, visits = walk(
-            self._walk_call,
-            weights,
-            prepared,
-            self._settings.scheduler,
-            routes,
-            route_of,
-            draws,
-            last_level=level,
-        )
+        given = self._walk_call, weights, prepared, self._settings.scheduler, routes, route_of, draws
+        ends = ()
+        if name == GENERATOR and self._extras.read_ends:
+            x, visits, ends = walk_with_ends(*given)
+        else:
+            x, visits = walk(*given, last_level=level)
         # The walk, which is still running, hides the copies of what judges its result.
         self._residence.settle()
         self._residence.prefetch(_FROZEN[CRITIC])
         self._residence.prefetch(_TRAINABLE[CRITIC])
-        return Section(history=history, routes=routes, visits=visits, x=x)
+        return Section(history=history, routes=routes, visits=visits, x=x, ends=ends)
 
     def _routes(
         self, name: str, contexts: Contexts, place: tuple[int, int]
@@ -453,26 +443,6 @@ def _one_more(count: Int[Array, ""]) -> Int[Array, ""]:
     return count + 1
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def own_context(
-    settings: DistillSettings, history: History, keys: Key[Array, " B"], section: Int[Array, ""]
-) -> tuple[Contexts, RolloutDraws]:
-    """The context from the generator's own chunks, damaged like a real one, and the noise of the next chunk."""
-    context, past = settings.context, history.frames.shape[1:]
-    shape = (context.layout.chunk_frames, *past[1:])
-    first = fold(keys[0], CONTEXT, section)
-    draws = jax.vmap(lambda key: context.draw(fold(key, CONTEXT, section), past, first))(keys)
-    noise = jax.vmap(lambda key: rollout_draws(key, settings.scheduler, shape, section))(keys)
-    return context.damaged(history, draws), noise
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _remember(history: History, x: Float[Array, "B T H W C"], anchor: bool) -> History:
-    """``sampling.chunk.remember``, but without donating the history, which the backward pass may still need."""
-    history = history.push(x)
-    return history.with_anchor(x[:, :1]) if anchor else history
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Encoder:
     """A text encoder alone, or nothing."""
@@ -499,10 +469,6 @@ def _counts(is_empty: Array) -> tuple[bool, bool]:
 @jax.jit
 def _some_and_every(flags: Array) -> tuple[Array, Array]:
     return flags.any(), flags.all()
-
-
-def _joined(sections: Sequence[Section]) -> Float[Array, "B T H W C"]:
-    return sections[0].x if len(sections) == 1 else jnp.concatenate([section.x for section in sections], axis=1)
 
 
 @jax.jit

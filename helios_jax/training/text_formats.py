@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from helios_jax.training.batch import PromptBatch
-from helios_jax.typing import Int
+from helios_jax.typing import Int, UInt8
 
 if TYPE_CHECKING:
     from helios_jax.models.tokenization import Tokenizer
@@ -112,3 +112,41 @@ class Tokens:
             if len(self._known) < _CAPTIONS_KEPT:
                 self._known[caption] = known
         return known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithCaptions:
+    """Another format, together with the captions themselves, for a reward.
+
+    Attributes:
+        text: The other format.
+        size: Room for each caption, in bytes of UTF-8.
+    """
+
+    text: TextFormat
+    size: int
+
+    def check(self, record: Captioned) -> None:
+        """Raises ValueError when the other format cannot use the record, or for a caption that is too long."""
+        self.text.check(record)
+        if (found := len(record.caption.encode())) > self.size:
+            raise ValueError(f"its caption has {found} bytes, and data.captions={self.size}; raise that number")
+
+    def __call__(self, records: Sequence[Captioned], draws: Sequence[float]) -> PromptBatch:
+        """The batch of the other format with ``captions``."""
+        captions = encode_captions([record.caption for record in records], self.size)
+        return dataclasses.replace(self.text(records, draws), captions=captions)
+
+
+def encode_captions(captions: Sequence[str], size: int) -> UInt8[np.ndarray, "B {size}"]:
+    """Captions as bytes of UTF-8, with zeros up to ``size``."""
+    rows = np.zeros((len(captions), size), np.uint8)
+    for row, caption in zip(rows, captions, strict=True):
+        encoded = np.frombuffer(caption.encode(), np.uint8)
+        row[: len(encoded)] = encoded
+    return rows
+
+
+def decode_captions(rows: UInt8[np.ndarray, "B size"]) -> list[str]:
+    """Inverse of ``encode_captions``."""
+    return [row.tobytes().rstrip(b"\0").decode() for row in rows]

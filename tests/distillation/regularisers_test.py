@@ -117,6 +117,14 @@ def test_end_points_of_a_level_agree():
     assert metrics["regularisers"] == pytest.approx(0.25 * expected.mean(), rel=1e-5)
 
 
+def test_steps_that_a_sample_did_not_take_do_not_count():
+    last, earlier = normal(5, 2, 3, 4, 4, 2), normal(6, 3, 2, 3, 4, 4, 2)
+    taken = jnp.array([[True, True], [True, False], [True, False]])
+    errors = 0.5 * np.square(np.asarray(last) - np.asarray(earlier)).mean((2, 3, 4, 5))
+    found = consistency_loss([LevelEnd(last=last, earlier=earlier, taken=taken)])
+    np.testing.assert_allclose(found, [errors[:, 0].mean(), errors[0, 1]], rtol=1e-5)
+
+
 def test_the_divergence_of_gaussians_is_that_of_their_densities():
     """Against the integral of p log (p / q) on a fine grid."""
     mean, variance, target = 0.3, 0.5, Moments(mean=-0.2, variance=1.5)

@@ -10,8 +10,9 @@ import pytest
 
 from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import level_sizes, upsample_nearest
+from helios_jax.distillation.pull_back import lower, pull_back
 from helios_jax.distillation.rollout import RolloutDraws, lowest_trained, rollout
-from helios_jax.distillation.walk import Route, lower, lowest_reached, pull_back, walk
+from helios_jax.distillation.walk import Route, lowest_reached, walk, walk_with_ends
 from helios_jax.sampling.plan import plan_chunk
 
 SCHEDULER = SchedulerConfig(
@@ -109,6 +110,33 @@ def test_samples_take_routes_of_their_own(exits):
         np.testing.assert_allclose(x[sample], want[sample], atol=1e-6)
         total += np.asarray(of_gains)
     np.testing.assert_allclose(gradient, total, rtol=2e-6, atol=1e-6 * np.abs(total).max())
+
+
+def test_end_points_are_results_of_shorter_walks():
+    """m_k of level l is the result of the walk that exits there, and its gradient is that of this walk."""
+    fixed, route_of, exits = jnp.float32(0.3), np.array([1, 0]), ((1, 0, 1), (3, 0, 2))
+    routes = tuple(Route(plans=plans(amplify=bool(kind)), exits=exits[kind]) for kind in (0, 1))
+    x, visits, ends = walk_with_ends(velocity, GAINS, fixed, SCHEDULER, routes, route_of, draws())
+    np.testing.assert_array_equal(x, walked(routes, route_of)[0])
+    assert [visit.level for visit in visits] == [0, 1, 2]
+    assert ends[1].earlier is None
+    total = jnp.zeros(LEVELS)
+    cotangents = [jax.random.normal(jax.random.key(30 + level), end.last.shape) for level, end in enumerate(ends)]
+    for level, (end, cotangent) in enumerate(zip(ends, cotangents, strict=True)):
+        result, its_visits = walked(routes, route_of, last_level=level)
+        np.testing.assert_array_equal(end.last, result)
+        total = pull_back(velocity, GAINS, fixed, routes, its_visits, cotangent, total)
+        for step in range(max(one[level] for one in exits)):
+            shorter = [
+                Route(plans=route.plans, exits=(*route.exits[:level], min(step, route.exits[level]), 0, 0)[:LEVELS])
+                for route in routes
+            ]
+            result, _ = walked(shorter, route_of, last_level=level)
+            taken = np.array([step < exits[kind][level] for kind in route_of])
+            np.testing.assert_array_equal(end.taken[step], taken)
+            np.testing.assert_allclose(end.earlier[step][taken], result[taken], atol=1e-6)
+    found = pull_back(velocity, GAINS, fixed, routes, visits, cotangents[-1], jnp.zeros(LEVELS), inner=cotangents[:-1])
+    np.testing.assert_allclose(found, total, rtol=1e-5)
 
 
 def test_a_lower_level_can_be_the_result():

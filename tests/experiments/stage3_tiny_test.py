@@ -14,7 +14,7 @@ from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.data.helios_latents.record import LatentRecord
 from helios_jax.data.helios_latents.writer import LatentWriter
 from helios_jax.data.moving_shapes import caption, sample_scene, vocabulary
-from helios_jax.experiments import stage1_init, stage3_consistency, stage3_ode
+from helios_jax.experiments import stage1_init, stage3_consistency, stage3_distill, stage3_ode
 from helios_jax.training.batch import LatentBatch, OdeBatch, OdePoints, PromptBatch
 from helios_jax.training.descent import procedure_of
 from helios_jax.training.experiment import Lora
@@ -106,8 +106,8 @@ def latents(tmp_path_factory):
     return folder
 
 
-def experiment(module, mid, data_folder, **changes):
-    settings = frozen(module.get_config("tiny"))
+def experiment(module, mid, data_folder, size="tiny", **changes):
+    settings = frozen(module.get_config(size))
     data = dataclasses.replace(settings.data, folders=(str(data_folder),), ratios=(), tokenizer=str(mid))
     return dataclasses.replace(
         settings,
@@ -190,6 +190,25 @@ def test_adapters_share_the_teachers_weights(mid, latents):
         running, batch = running_of(dataclasses.replace(one, method=exact))
         losses.append(float(running.step(batch(), 1)["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_distillation_with_a_reward(mid, latents, tmp_path):
+    """The reward reads decoded frames and captions, and its factor is that of its scores."""
+    assert not frozen(stage3_distill.get_config("tiny_gpu")).method.needs_vae
+    assert frozen(stage3_distill.get_config("tiny_gpu_reward")).method.needs_vae
+    settings = experiment(stage3_distill, mid, latents, size="tiny_reward", steps=1)
+    score = dataclasses.replace(settings.method.score, folder=str(mid))
+    settings = dataclasses.replace(settings, method=dataclasses.replace(settings.method, score=score))
+    without = dataclasses.replace(settings, data=dataclasses.replace(settings.data, captions=0))
+    with pytest.raises(ValueError, match=r"data\.captions=0: a reward reads captions"):
+        train(without, tmp_path / "without")
+    assert train(settings, tmp_path / "run") == 0
+    (metrics,) = read_metrics(tmp_path / "run" / "metrics.jsonl").values()
+    scores = [metrics[f"generator/reward/{name}"] for name in settings.method.reward.names]
+    assert all(-1 <= score <= 1 for score in scores)
+    assert 0 < metrics["generator/reward/factor"] <= np.exp(2)
+    assert metrics["generator/skipped"] == 0
 
 
 @pytest.mark.slow

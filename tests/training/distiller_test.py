@@ -7,15 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_distillation import HEADS, PAIR, running, window
+from toy_distillation import HEADS, PAIR, oracle, perturb, recorded_step, relative_error, running, window
 
-from helios_jax.distillation.dmd import dmd_gradient, dmd_loss, guide
 from helios_jax.distillation.gan import Gan
-from helios_jax.distillation.rollout import lowest_trained, rollout
 from helios_jax.training.distill_settings import Decoupled, OwnContexts
 from helios_jax.training.distiller import Distilling
-from helios_jax.training.methods.distill import scores_of
-from helios_jax.training.params import unflatten
 
 
 def trained(run: Distilling, player: str) -> dict[str, np.ndarray]:
@@ -29,58 +25,10 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def test_the_generator_moves_by_the_gradient_of_the_rollout():
     """Pulled back through the walk, the gradient is that of the loss of a differentiable rollout."""
     run = running(amplify_first_chunk=False)
-    keys = run._keys(np.int32(0), 16)
-    scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
-    player = run._take("generator")
-    # Adapters begin with B = 0, where half of the gradient vanishes.
-    weights = {
-        path: array + 0.05 * jax.random.normal(jax.random.key(len(path)), array.shape)
-        for path, array in player.trainable.items()
-    }
-    run._put("generator", dataclasses.replace(player, trainable=jax.tree.map(jnp.copy, weights)))
-    scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
-    (route,) = section.routes
-    scorer, frozen, critic = run._scorer, run._residence.use("critic/frozen"), run._take("critic").trainable
-    of_generator = run._residence.use("generator/frozen")
-
-    def loss(weights: Any) -> Any:
-        def velocity(weights: Any, x: Any, timestep: Any, level: int) -> Any:
-            model = unflatten(run._graph, weights | of_generator).transformer
-            layout = run._settings.context.layout
-            return model(x, timestep, scene.generator_text, scene.contexts.saturated.tiers(layout), layout)
-
-        x = rollout(
-            velocity,
-            weights,
-            run._settings.scheduler,
-            route.plans,
-            scene.rollout,
-            jnp.array(route.exits),
-            lowest_trained(route.exits),
-        )
-        fake = scorer.fake(critic, frozen).transformer
-        real = unflatten(scorer.real_graph, frozen).transformer
-        scores = scores_of(fake, real, scene, run._settings.context.layout, scorer.execution)
-        at = run._settings.levels.draw(keys, x, fake, 0)
-        ends = [at.end_point(score, x) for score in (scores.fake, scores.real, scores.negative)]
-        return dmd_loss(x, dmd_gradient(x, ends[0], guide(ends[1], ends[2]))), x
-
-    (want_loss, x), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
-    np.testing.assert_allclose(section.x, x, atol=2e-5)
-    recorded = {}
-    apply = run._apply["generator"]
-
-    def record(player: Any, gradients: Any, loss: Any) -> Any:
-        recorded.update({path: np.asarray(array) for path, array in gradients.items()}, loss=float(loss))
-        return apply(player, gradients, loss)
-
-    run._apply["generator"] = record
-    run.step(PAIR, 1)
-    assert recorded.pop("loss") == pytest.approx(float(want_loss), rel=1e-4)
-    size = np.sqrt(sum(np.square(array).sum() for array in want.values()))
-    error = np.sqrt(sum(np.square(recorded[path] - want[path]).sum() for path in want))
-    assert size > 0
-    assert error < 1e-4 * size
+    want_loss, _, want = oracle(run, perturb(run))
+    gradient, loss, _ = recorded_step(run)
+    assert loss == pytest.approx(float(want_loss), rel=1e-4)
+    assert relative_error(gradient, want) < 1e-4
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from helios_jax.checkpoints.random import write_character_tokenizer
 from helios_jax.data.helios_latents.record import LatentRecord, RecordError
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.loaders import latent_loader, video_loader
-from helios_jax.training.text_formats import PaddedEmbeds, Tokens
+from helios_jax.training.text_formats import PaddedEmbeds, Tokens, WithCaptions, decode_captions
 from helios_jax.training.windows import cut_window
 
 
@@ -191,6 +191,18 @@ def test_captions_become_tokens(tmp_path):
     np.testing.assert_array_equal(batch.text.tokens, ids[order])
     np.testing.assert_array_equal(batch.text.lengths, mask.sum(1)[order])
     np.testing.assert_array_equal(mask.sum(1), [4, 7])  # "_ab</s>" and "_abc&d</s>"
+
+
+def test_captions_are_in_the_batch_for_a_reward():
+    texts = ["A fox.", "Ein Bär läuft.", ""]
+    clips = [record(number, caption=text) for number, text in enumerate(texts)]
+    text = WithCaptions(text=PaddedEmbeds(tokens=4), size=16)
+    batch = next(latent_loader([clips], batch=3, seed=0, text=text))
+    assert batch.text.captions.shape == (3, 16)
+    assert decode_captions(batch.text.captions) == [texts[clip] for clip, _ in seen(batch)]
+    assert batch.text.embeds.shape == (3, 4, 3)
+    with pytest.raises(RecordError, match=r"its caption has 16 bytes, and data\.captions=15"):
+        next(latent_loader([clips], batch=3, seed=0, text=WithCaptions(text=PaddedEmbeds(tokens=4), size=15)))
 
 
 def test_some_captions_give_way_to_the_empty_text(tmp_path):

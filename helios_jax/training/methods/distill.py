@@ -5,7 +5,7 @@ generator's with colour shifts and the scores' without, the texts, and the noise
 the rollout (``WalkCall``, ``ExitCall``) and of the scores (``scores_of``), the noise levels of the scores (``levels``)
 and the critic's loss:
 
-    generator   x = walk(...);  cotangent in x by ``distillation.scores``;  pulled back by ``walk.pull_back``
+    generator   x = walk(...);  cotangent in x by ``distillation.scores``;  pulled back by ``pull_back.pull_back``
     critic      x = walk(...);  loss by ``distillation.dmd.critic_loss``
 
 (arXiv 2603.04379, stage 3, with pure teacher forcing: contexts are real chunks. With ``own`` contexts, see
@@ -183,7 +183,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ExitCall:
-    """A network call of ``exit_vjp``, run as in training; see ``walk.SplitVelocity``.
+    """A network call of ``pull_back.exit_vjp``, run as in training; see ``walk.SplitVelocity``.
 
     It embeds text and history itself, because their embeddings depend on trained parameters.
 
