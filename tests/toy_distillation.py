@@ -1,5 +1,6 @@
 """A distillation of small networks with random weights, on windows that are drawn."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -73,25 +74,31 @@ class NoProduct:
         raise NotImplementedError
 
 
-def running(restore: Any = None, **changes: Any) -> Distilling:
+def experiment(changes: Mapping[str, Any] | None = None, **of_run: Any) -> Experiment:
+    """A run with ``changes`` to the settings of the distillation and others to those of the run."""
     settings = WithoutText(
         score=START,
         critic_lora=LORA,
         critic_optimizer=AdamW(learning_rate=1e-3, clip_norm=0),
         context=Injection.published(),
-        **changes,
+        **changes or {},
     )
-    experiment: Any = Experiment(
-        start=START,
-        method=settings,
-        data=NoData(),
-        product=NoProduct(),
-        optimizer=AdamW(learning_rate=1e-3, betas=(0.0, 0.999)),
-        steps=12,
-        batch_size=BATCH,
-        lora=LORA,
-        trainable=((".*/lora_[ab]", 1),),
-        ema=Ema(decay=0.5, start=3),
-    )
-    mesh = MeshShape().build()
-    return settings.start(experiment, mesh, restore)
+    run: dict[str, Any] = {
+        "start": START,
+        "method": settings,
+        "data": NoData(),
+        "product": NoProduct(),
+        "optimizer": AdamW(learning_rate=1e-3, betas=(0.0, 0.999)),
+        "steps": 12,
+        "batch_size": BATCH,
+        "lora": LORA,
+        "trainable": ((".*/lora_[ab]", 1),),
+        "ema": Ema(decay=0.5, start=3),
+    }
+    return Experiment(**run | of_run)
+
+
+def running(restore: Any = None, **changes: Any) -> Distilling:
+    """A distillation at its first step, or at the one that ``restore`` gives."""
+    run: Any = experiment(changes)
+    return run.method.start(run, MeshShape().build(), restore)
