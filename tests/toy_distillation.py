@@ -1,7 +1,7 @@
 """A distillation of small networks with random weights, on windows that are drawn."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -111,22 +111,27 @@ def settings_of(**changes: Any) -> Distill:
     )
 
 
+def experiment(changes: Mapping[str, Any] | None = None, **of_run: Any) -> Experiment:
+    """A run with ``changes`` to the settings of the distillation and others to those of the run."""
+    run: dict[str, Any] = {
+        "start": START,
+        "method": settings_of(**changes or {}),
+        "data": NoData(),
+        "product": NoProduct(),
+        "optimizer": AdamW(learning_rate=1e-3, betas=(0.0, 0.999)),
+        "steps": 12,
+        "batch_size": BATCH,
+        "lora": LORA,
+        "trainable": ((".*/lora_[ab]", 1),),
+        "ema": Ema(decay=0.5, start=3),
+    }
+    return Experiment(**run | of_run)
+
+
 def running(restore: Any = None, **changes: Any) -> Distilling:
-    settings = settings_of(**changes)
-    experiment: Any = Experiment(
-        start=START,
-        method=settings,
-        data=NoData(),
-        product=NoProduct(),
-        optimizer=AdamW(learning_rate=1e-3, betas=(0.0, 0.999)),
-        steps=12,
-        batch_size=BATCH,
-        lora=LORA,
-        trainable=((".*/lora_[ab]", 1),),
-        ema=Ema(decay=0.5, start=3),
-    )
-    mesh = MeshShape().build()
-    return settings.start(experiment, mesh, restore)
+    """A distillation at its first step, or at the one that ``restore`` gives."""
+    run: Any = experiment(changes)
+    return run.method.start(run, MeshShape().build(), restore)
 
 
 def perturb(run: Distilling) -> Any:

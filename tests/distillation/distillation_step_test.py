@@ -5,58 +5,16 @@ gradient of every factor of the adapters. A gradient of the discriminator that P
 adapters as well.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import recorded_step as step
 
-from helios_jax.context import History
 from helios_jax.diffusion.flow import interpolate, predict_clean
 from helios_jax.distillation.dmd import critic_loss, dmd_gradient, dmd_loss, guide
-from helios_jax.distillation.rollout import lowest_trained, rollout
-from helios_jax.parallel.execution import Execution, Scanned
-from helios_jax.training.params import Params, unflatten
-from helios_jax.typing import Array, Float
 
-EXECUTION = Execution(layers=Scanned())
 CASES = [case if case == step.FULL else pytest.param(case, marks=pytest.mark.slow) for case in step.EXITS]
-TOLERANCE = 1e-4
-"""Relative error of every array."""
-
-
-def velocity(
-    player: str, trainable: Params, x: Array, timestep: Float[Array, " B"], text: Array, history: History
-) -> Array:
-    """A call of the generator's or the critic's network."""
-    graph, _, frozen = step.network(player)
-    transformer = unflatten(graph, {**frozen, **trainable})
-    return transformer(x, timestep, text, history.tiers(step.LAYOUT), step.LAYOUT, EXECUTION)
-
-
-@functools.cache
-def rollout_program(lowest: int, amplified: bool):
-    """Samples a chunk; as a function of adapters, noise, context and exits."""
-    plans = step.plans("empty" if amplified else "full")
-
-    @jax.jit
-    def sample(trainable, draws, history, exits):
-        def call(trainable, x, timestep, level):
-            return velocity("generator", trainable, x, timestep, step.text("text"), history)
-
-        return rollout(call, trainable, step.SCHEDULER, plans, draws, exits, lowest)
-
-    return sample
-
-
-def generate(case: str, window: str):
-    """The generator's sample, and the function that turns its gradient into that of the adapters."""
-    exits = step.EXITS[case]
-    sample = rollout_program(lowest_trained(exits), case.startswith("empty"))
-    draws, history = step.rollout_draws(window), step.history(window, case, saturated=True)
-    return jax.vjp(lambda trainable: sample(trainable, draws, history, jnp.array(exits)), step.network("generator")[1])
 
 
 @jax.jit
@@ -64,7 +22,7 @@ def end_point(trainable, x, noise, timestep, text, history):
     """Where a score sees the end point of a sample that it is given with noise."""
     sigma = step.LEVELS.sigma(timestep)[:, None, None, None, None]
     noised = interpolate(noise, x, sigma)
-    return predict_clean(noised, velocity("critic", trainable, noised, timestep, text, history), sigma)
+    return predict_clean(noised, step.velocity("critic", trainable, noised, timestep, text, history), sigma)
 
 
 @jax.jit
@@ -73,23 +31,14 @@ def flow_loss(trainable, x, noise, timestep, history):
     """The critic's loss."""
     sigma = step.LEVELS.sigma(timestep)[:, None, None, None, None]
     noised = interpolate(noise, x, sigma)
-    return critic_loss(velocity("critic", trainable, noised, timestep, step.text("text"), history), noise, x)
-
-
-def assert_same_gradients(player: str, gradients: Params, recorded: step.Recorded, group: str) -> None:
-    """Every factor has the recorded gradient."""
-    actual, expected = step.published_factors(player, gradients), step.under(recorded, group)
-    assert actual.keys() == expected.keys()
-    errors = {name: step.error(actual[name], expected[name]) for name in expected}
-    worst = max(errors, key=errors.__getitem__)
-    assert errors[worst] <= TOLERANCE, (worst, errors[worst])
+    return critic_loss(step.velocity("critic", trainable, noised, timestep, step.text("text"), history), noise, x)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_generator_update_matches_pytorch(case):
     recorded = step.recorded(case)
-    x, pull_back = generate(case, "a")
-    assert step.error(x, recorded["x"]) <= TOLERANCE
+    x, pull_back = step.generate(case, "a")
+    assert step.error(x, recorded["x"]) <= step.TOLERANCE
 
     plain, timestep = step.history("a", case, saturated=False), jnp.array(step.TIMESTEPS["a"])
     adapters = step.network("critic")[1]
@@ -101,23 +50,23 @@ def test_generator_update_matches_pytorch(case):
     for name, array in {"fake": fake, "cond": cond, "uncond": uncond, "gradient": gradient}.items():
         expected = recorded[f"dmd/{name}"]
         value = array if expected.ndim else np.linalg.norm(array)
-        assert step.error(value, expected) <= TOLERANCE, name
+        assert step.error(value, expected) <= step.TOLERANCE, name
     loss, cotangent = jax.value_and_grad(dmd_loss)(x, gradient)
-    assert float(loss) == pytest.approx(float(recorded["dmd/loss"]), rel=TOLERANCE)
-    assert_same_gradients("generator", *pull_back(cotangent), recorded, "generator/dmd")
+    assert float(loss) == pytest.approx(float(recorded["dmd/loss"]), rel=step.TOLERANCE)
+    step.assert_same_gradients("generator", *pull_back(cotangent), recorded, "generator/dmd")
 
     # The discriminator's gradient reaches the sample through (1 - sigma) x + sigma eps at the places of the crop.
     sigma = step.LEVELS.sigma(timestep)[:, None, None, None, None]
     (placed,) = jax.vjp(lambda x: step.crop(x, "a"), x)[1](jnp.asarray(recorded["gan/input_gradient"]))
-    assert_same_gradients("generator", *pull_back(0.05 * (1 - sigma) * placed), recorded, "generator/gan")
+    step.assert_same_gradients("generator", *pull_back(0.05 * (1 - sigma) * placed), recorded, "generator/gan")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_critic_update_matches_pytorch(case):
     recorded = step.recorded(case)
-    x, _ = generate(case, "b")
-    assert float(jnp.linalg.norm(x)) == pytest.approx(float(recorded["critic/x"]), rel=TOLERANCE)
+    x, _ = step.generate(case, "b")
+    assert float(jnp.linalg.norm(x)) == pytest.approx(float(recorded["critic/x"]), rel=step.TOLERANCE)
     plain, timestep = step.history("b", case, saturated=False), jnp.array(step.TIMESTEPS["b"])
     loss, gradients = flow_loss(step.network("critic")[1], x, step.video("critic/noise"), timestep, plain)
-    assert float(loss) == pytest.approx(float(recorded["critic/flow_loss"]), rel=TOLERANCE)
-    assert_same_gradients("critic", gradients, recorded, "critic/flow")
+    assert float(loss) == pytest.approx(float(recorded["critic/flow_loss"]), rel=step.TOLERANCE)
+    step.assert_same_gradients("critic", gradients, recorded, "critic/flow")

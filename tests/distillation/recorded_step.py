@@ -1,14 +1,14 @@
 """The recorded step of stage 3 (tests/parity/record_distillation_step.py): its inputs, networks and results.
 
-The recording script explains the names. ``network`` gives the trainable factors by path, and ``published_factors``
-turns them, or their gradients, into the recorded form.
+The recording script explains the names. ``generate`` rolls out the generator. ``network`` gives the trainable factors
+by path, and ``published_factors`` turns them, or their gradients, into the recorded form.
 """
 
 import functools
 import math
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,14 @@ from helios_jax.checkpoints.key_tables import TRANSFORMER, Entry, published_entr
 from helios_jax.config import HistoryConfig, SchedulerConfig, TransformerConfig
 from helios_jax.context import History
 from helios_jax.distillation.dmd import ScoreLevels
-from helios_jax.distillation.rollout import RolloutDraws
+from helios_jax.distillation.rollout import RolloutDraws, lowest_trained, rollout
 from helios_jax.models.lora import attach
 from helios_jax.models.transformer import HeliosTransformer
+from helios_jax.parallel.execution import Execution, Scanned
 from helios_jax.sampling.plan import LevelPlan, plan_chunk
-from helios_jax.training.params import Params, flatten
+from helios_jax.training.params import Params, flatten, unflatten
 from helios_jax.training.timesteps import training_shift_factor
+from helios_jax.typing import Array, Float
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 DATA = PARITY / "data" / "distillation_step"
@@ -48,6 +50,10 @@ TIMESTEPS = {"a": (815.0, 340.0), "b": (604.0, 152.0)}
 CROP, CROP_STARTS = (8, 12), {"a": ((3, 7), (8, 0)), "b": ((5, 11), (0, 4))}
 HOOKS, WIDTH, GROUPS = (1, 3), 12, 2
 PATCHERS = ("patch_short", "patch_mid", "patch_long")
+
+TOLERANCE = 1e-4
+"""Relative error of every array."""
+EXECUTION = Execution(layers=Scanned())
 
 Recorded = Mapping[str, np.ndarray]
 
@@ -142,6 +148,48 @@ def network(player: str) -> tuple[nnx.GraphDef[HeliosTransformer], Params, Param
     return graph, trainable, {path: value for path, value in params.items() if path not in trainable}
 
 
+def velocity(
+    player: str, trainable: Params, x: Array, timestep: Float[Array, " B"], text: Array, history: History
+) -> Array:
+    """A call of the generator's or the critic's network."""
+    graph, _, frozen = network(player)
+    transformer = unflatten(graph, {**frozen, **trainable})
+    return transformer(x, timestep, text, history.tiers(LAYOUT), LAYOUT, EXECUTION)
+
+
+@functools.cache
+def rollout_program(lowest: int, amplified: bool):
+    """Samples a chunk; as a function of adapters, noise, context and exits."""
+    levels = plans("empty" if amplified else "full")
+
+    @jax.jit
+    def sample(trainable, draws, history, exits):
+        def call(trainable, x, timestep, level):
+            return velocity("generator", trainable, x, timestep, text("text"), history)
+
+        return rollout(call, trainable, SCHEDULER, levels, draws, exits, lowest)
+
+    return sample
+
+
+def sample(case: str, window: str) -> jax.Array:
+    """The generator's sample."""
+    return _rollout(case, window)(network("generator")[1])
+
+
+def generate(case: str, window: str) -> tuple[jax.Array, Callable[[jax.Array], tuple[Params]]]:
+    """The generator's sample, and the function that turns its gradient into that of the adapters."""
+    return jax.vjp(_rollout(case, window), network("generator")[1])
+
+
+def _rollout(case: str, window: str) -> Callable[[Params], jax.Array]:
+    """The sample as a function of the adapters."""
+    exits = EXITS[case]
+    program = rollout_program(lowest_trained(exits), case.startswith("empty"))
+    draws, context = rollout_draws(window), history(window, case, saturated=True)
+    return lambda trainable: program(trainable, draws, context, jnp.array(exits))
+
+
 def published_factors(player: str, trainable: Params) -> dict[str, np.ndarray]:
     """Factors of adapters, or their gradients, with the names and shapes of the recorded ones."""
     published = {}
@@ -151,6 +199,15 @@ def published_factors(player: str, trainable: Params) -> dict[str, np.ndarray]:
         b = np.asarray(trainable[f"{path}/lora_b"])[b_place].T
         published |= {f"{name}.lora_A": a, f"{name}.lora_B": b.reshape(*b.shape, *[1] * (a.ndim - 2))}
     return published
+
+
+def assert_same_gradients(player: str, gradients: Params, recorded: Recorded, group: str) -> None:
+    """Every factor has the recorded gradient."""
+    actual, expected = published_factors(player, gradients), under(recorded, group)
+    assert actual.keys() == expected.keys()
+    errors = {name: error(actual[name], expected[name]) for name in expected}
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] <= TOLERANCE, (worst, errors[worst])
 
 
 @functools.cache

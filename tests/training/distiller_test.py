@@ -1,17 +1,22 @@
 """Stage 3: the generator's gradient, the order of updates, and everything that can be switched on."""
 
 import dataclasses
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toy_distillation import HEADS, PAIR, oracle, perturb, recorded_step, relative_error, running, window
 
 from helios_jax.distillation.gan import Gan
+from helios_jax.parallel.residence import Residence
 from helios_jax.training.distill_settings import Decoupled, OwnContexts
-from helios_jax.training.distiller import Distilling
+from helios_jax.training.distiller import Distilling, _parts
+from helios_jax.training.ema import Ema
+from helios_jax.training.updates import Updater
 
 
 def trained(run: Distilling, player: str) -> dict[str, np.ndarray]:
@@ -123,6 +128,64 @@ def test_scheduled_memory_changes_no_number():
     scheduled.release()
     assert scheduled._residence.names == ("generator/frozen", "generator/average")
     scheduled.networks()
+
+
+class Counted(Distilling):
+    """The order of updates without any network: the generator's only parameter is the number of its updates."""
+
+    def __init__(self, ema: Ema) -> None:
+        self._settings: Any = types.SimpleNamespace(ratio=5, gan=None)
+        self._experiment: Any = types.SimpleNamespace(ema=ema)
+        self._residence = Residence("resident")
+        rate = optax.constant_schedule(1.0)
+        updater = Updater(optimizer=optax.sgd(rate), learning_rates=rate, ema=ema)
+        self._one = jax.jit(lambda player: updater.apply(player, {"p": -jnp.ones(())}, jnp.float32(0), average=True)[0])
+        start = jax.tree.map(jnp.copy, updater.begin({"p": jnp.zeros(())}))
+        for part, tree in _parts("generator", start).items():
+            self._residence.hold(part, tree)
+
+    def _update_generator(self, batch: Any, step: int) -> dict[str, Any]:
+        self._put("generator", self._one(self._take("generator")))
+        return {}
+
+    def _update_critic(self, batch: Any, step: int) -> dict[str, Any]:
+        return {}
+
+
+def test_the_average_copies_750_times_and_then_counts_updates_of_the_generator():
+    """Steps 0 to 749 count, then every fifth; update 751, the last copy, is at step 750, update 1001 at step 2000."""
+    run, seen = Counted(Ema(decay=0.99, start=750)), []
+    for number in range(1, 2002):
+        run.step(PAIR, number)
+        player = run._take("generator")
+        seen.append([float(player.ema_count), float(player.trainable["p"]), float(player.ema["p"])])
+    counts, params, averages = np.array(seen).T
+    steps = np.arange(2001)
+    np.testing.assert_array_equal(params, 1 + steps // 5)
+    np.testing.assert_array_equal(counts, np.where(steps < 750, steps + 1, 751 + (steps - 750) // 5))
+    np.testing.assert_array_equal(averages[:755], params[:755])
+    assert averages[755] == pytest.approx(151 * 2 / 11 + 152 * 9 / 11, rel=1e-6)
+    decay = (params[2000] - averages[2000]) / (params[2000] - averages[1999])
+    assert decay == pytest.approx(251 / 260, abs=1e-4)  # 0.9654
+    # The whole average as one sum: the weight of the parameters of each update, from the last copy on.
+    n = np.arange(1, 251)
+    decays = np.minimum((1 + n) / (10 + n), 0.99)
+    weights = np.append(decays.prod(), (1 - decays) * np.append(np.cumprod(decays[::-1])[-2::-1], 1))
+    assert averages[2000] == pytest.approx(weights @ np.arange(151, 402), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_fresh_adapters_leave_fake_and_real_score_equal_bit_for_bit():
+    """Without guidance the gradient of distribution matching is then exactly 0; with other adapters it is not."""
+    run = running(guidance=0.0)
+    keys = run._keys(np.int32(0), 16)
+    scene, (section,) = run._roll_out("generator", PAIR.generator, keys, 0, None)
+    critic, frozen = run._take("critic").trainable, run._residence.use("critic/frozen")
+    cotangent, metrics = run._compare(critic, frozen, section.x, scene, keys, np.int32(0), level=None)
+    assert float(metrics["dmd_gradient"]) == 0
+    np.testing.assert_array_equal(cotangent, 0)
+    other = jax.tree.map(lambda array: array + 0.05, critic)
+    assert float(run._compare(other, frozen, section.x, scene, keys, np.int32(0), level=None)[1]["dmd_gradient"]) > 1e-3
 
 
 def test_first_chunks_are_amplified():
