@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy_distillation import HEADS, experiment, window
 
-from helios_jax.distillation import walk
+from helios_jax.distillation import pull_back, walk
 from helios_jax.distillation.gan import Gan
 from helios_jax.training.batch import LatentPair
 from helios_jax.training.distiller import PLAYERS, Distilling
@@ -129,8 +129,8 @@ def watch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Distilling, "_compile", compile_once)
         patch.setattr(Distilling, "step", watched_step)
-        for name in ("_advance", "_visit", "lower"):
-            patch.setattr(walk, name, watch.watched(getattr(walk, name)))
+        for module, name in ((walk, "_advance"), (walk, "_visit"), (pull_back, "lower")):
+            patch.setattr(module, name, watch.watched(getattr(module, name)))
         patch.setattr("helios_jax.training.trainer.as_json", lambda experiment: {"run": "toy"})
         yield watch
 
