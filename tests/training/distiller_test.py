@@ -27,6 +27,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return any((before[path] != after[path]).any() for path in before)
 
 
+@pytest.mark.slow
 def test_the_generator_moves_by_the_gradient_of_the_rollout():
     """Pulled back through the walk, the gradient is that of the loss of a differentiable rollout."""
     run = running(amplify_first_chunk=False)
