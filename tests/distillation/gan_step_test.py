@@ -147,4 +147,8 @@ def test_discriminator_matches_pytorch(case):
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         value = actual[name] if array.ndim else np.linalg.norm(actual[name])
-        assert step.error(value, array) <= step.TOLERANCE, name
+        if name.endswith("linear.bias"):
+            # 0.01 (mean sigmoid(D(r)) - mean sigmoid(-D(f))) and little more: two halves that almost cancel.
+            np.testing.assert_allclose(value, array, atol=step.TOLERANCE * 0.01 / 2)
+        else:
+            assert step.error(value, array) <= step.TOLERANCE, name
