@@ -2,7 +2,7 @@
 
 Run in the environment of this project:
 
-    python tests/parity/make_student.py /tmp/student
+    python tests/parity/make_student.py student
 
 Generator and scores start from the random weights of ``data/pipelines``; learning rates are so large that every layer
 of the student differs from its start. Its product, in the published layout and fp32, is written to the folder.

@@ -2,7 +2,7 @@
 
 Run in the environment of ``record_pipelines.py``, after ``make_student.py``:
 
-    python tests/parity/record_student.py /tmp/student
+    python tests/parity/record_student.py student
 
 Writes ``data/student/``: what the product adds to the weights of ``data/pipelines`` (its transformer, index and
 scheduler), and ``recorded.npz``. Draws are named, as in ``record_pipelines.py``.
