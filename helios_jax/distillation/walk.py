@@ -176,17 +176,16 @@ def _walk(
             rows = _rows(steps, [min(k, e) for e in exits])
             active = np.array([k < e for e in exits])
             arguments = velocity, solver, level, weights, fixed, state, rows, active, route_of
+            state, end = _advance(*arguments)
             if keep_ends:
-                state, end = _advance_and_predict(*arguments)
                 earlier.append(end)
                 taken.append(jnp.asarray(active)[route_of])
-            else:
-                state = _advance(*arguments)
         rows, first = _rows(steps, exits), np.array([e == 0 for e in exits])
         visits.append(_visit(level, state.x, rows, first, route_of))
         # With sigma_(k+1) = 0 a step ends at the end point m_k.
         ends = dataclasses.replace(rows, scalars=rows.scalars * np.array([1, 0], np.float32))
-        state = _advance(velocity, solver, level, weights, fixed, state, ends, np.ones(len(routes), bool), route_of)
+        every = np.ones(len(routes), bool)
+        state, _ = _advance(velocity, solver, level, weights, fixed, state, ends, every, route_of)
         if keep_ends:
             before = {"earlier": jnp.stack(earlier), "taken": jnp.stack(taken)} if earlier else {}
             level_ends.append(LevelEnd(last=solver.finish(state, jnp.float32), **before))
@@ -230,42 +229,14 @@ def _advance(
     rows: _Rows,
     active: Bool[AnyArray, " routes"],
     route_of: Int[Array, " B"],
-) -> SolverState:
-    """One step of the samples on active routes; the others keep their state."""
-    v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
-    return _moved(solver, state, v, rows, active, route_of)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance_and_predict(
-    velocity: SplitVelocity[Any, Any],
-    solver: Solver,
-    level: int,
-    weights: Any,
-    fixed: Any,
-    state: SolverState,
-    rows: _Rows,
-    active: Bool[AnyArray, " routes"],
-    route_of: Int[Array, " B"],
 ) -> tuple[SolverState, Float[Array, "B T H W C"]]:
-    """``_advance``, and the end point m_k that the step predicts."""
+    """One step of the samples on active routes, the others keep their state; and the end points m_k of the step."""
     v = velocity(weights, fixed, state.x, jnp.asarray(rows.timesteps)[route_of], level).astype(jnp.float32)
     end = state.x - per_sample(jnp.asarray(rows.scalars)[route_of, 0]) * v
-    return _moved(solver, state, v, rows, active, route_of), end
-
-
-def _moved(
-    solver: Solver,
-    state: SolverState,
-    v: Float[Array, "B T H W C"],
-    rows: _Rows,
-    active: Bool[AnyArray, " routes"],
-    route_of: Int[Array, " B"],
-) -> SolverState:
     step: Callable[..., SolverState] = jax.vmap(solver.step)
     new = step(state, v, jnp.asarray(rows.scalars)[route_of])
     moves = per_sample(jnp.asarray(active)[route_of])
-    return jax.tree.map(lambda new, old: jnp.where(moves, new, old), new, state)
+    return jax.tree.map(lambda new, old: jnp.where(moves, new, old), new, state), end
 
 
 @functools.partial(jax.jit, static_argnums=0)
