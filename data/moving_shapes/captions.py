@@ -2,12 +2,15 @@
 
 A caption states every attribute of its ``Description`` in one of 64 ways. The parser reads these and similar
 sentences, so prompts written by hand can be scored as well: one clause per shape that begins with "a" or "an" and
-names size, colour, kind, speed and direction; the background; the light.
+names size, colour, kind, speed and direction; the background; the light. If a shape is out of sight at times, a clause
+says which one and why: "the red star passes behind a dark bar", or "the red star leaves the frame on the left and
+returns after 48 frames". Hue, lightness, textures and rotation (``looks``) are never mentioned.
 """
 
 import re
 from collections.abc import Iterable
 
+from helios_jax.data.moving_shapes.looks import ABSENCES, Absence
 from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -21,6 +24,7 @@ from helios_jax.data.moving_shapes.world import (
     Description,
     Scene,
     Shape,
+    leaving_axis,
 )
 
 _ADVERBS = {"slow": "slowly", "medium": "steadily", "fast": "quickly"}
@@ -43,6 +47,20 @@ _BOUNCES = (
     ("It bounces off the borders", "They bounce off the borders, and those named first pass in front"),
     ("At the edges it bounces back", "At the edges they bounce back; the earlier named are in front of the later"),
 )
+
+_ABSENCES = {
+    "frame": (
+        "; the {colour} {kind} leaves the frame {where} and returns after {frames} frames",
+        "; {where} the {colour} {kind} leaves the frame and is back {frames} frames later",
+    ),
+    "bar": (
+        "; the {colour} {kind} passes behind a dark bar",
+        "; a dark bar hides the {colour} {kind} on its way",
+    ),
+}
+"""What follows the sentence about the borders in scenes with an ``Absence``."""
+
+_BORDERS = {"left": "on the left", "right": "on the right", "up": "at the top", "down": "at the bottom"}
 
 _DIRECTION_WORDS = (
     ("to the {}", "{}wards", "diagonally {} and to the {}"),
@@ -75,6 +93,14 @@ _LIGHT_PATTERNS = (
     r"\b(bright|dim)(?:ly lit\b| light(?:ing)?\b)",
     r"\blight(?:ing)? is (bright|dim)\b",
 )
+_NAMED = rf"the (?P<colour>{'|'.join(COLOURS)}) (?P<kind>{'|'.join(_KIND_STEMS.values())})"
+_WHERE = "|".join(_BORDERS.values())
+_ABSENCE_PATTERNS = (
+    rf"\b{_NAMED} leaves the frame (?P<where>{_WHERE}) and (?:returns|comes back) after (?P<frames>\d+) frames",
+    rf"\b(?P<where>{_WHERE}) {_NAMED} leaves the frame and is back (?P<frames>\d+) frames later",
+    rf"\b{_NAMED} passes behind a dark bar\b",
+    rf"\ba dark bar hides {_NAMED} on its way\b",
+)
 _BOUNCING = r"\bbounc\w*(?: back)?(?: (?:off|from|at|against))?(?: the)?(?: \w+)? (?:borders?|edges?|walls?)\b"
 
 
@@ -96,7 +122,7 @@ def caption(scene: Scene) -> str:
     return _LAYOUTS[layout].format(
         shapes=shapes,
         Shapes=shapes[0].upper() + shapes[1:],
-        Bounce=_BOUNCES[bounce][len(clauses) > 1],
+        Bounce=_BOUNCES[bounce][len(clauses) > 1] + _absence(description, bounce),
         is_backed=f"fades {fade}" if bottom else f"is plain {top}",
         a_backdrop=f"a background fading {fade}" if bottom else f"a plain {top} background",
         is_lit=f"is {description.lighting}" if even else f"comes from {side}",
@@ -104,8 +130,12 @@ def caption(scene: Scene) -> str:
     )
 
 
-def vocabulary() -> list[str]:
-    """All words and punctuation of captions, in lower case and in order."""
+def vocabulary(*, absences: bool = False) -> list[str]:
+    """All words and punctuation of captions, in lower case and in order.
+
+    Args:
+        absences: Include captions in which a shape leaves the frame or passes behind a bar.
+    """
     colours = tuple(COLOURS)
     texts = []
     for phrasing in range(NUM_PHRASINGS):
@@ -122,6 +152,10 @@ def vocabulary() -> list[str]:
             )
             description = Description(shapes=shapes, background=_turn(BACKGROUNDS, turn), lighting=_turn(LIGHTS, turn))
             texts.append(caption(Scene(description=description, starts=((0, 0),) * len(shapes), phrasing=phrasing)))
+            if absences:
+                frames = _turn(ABSENCES, turn)
+                for absence in (Absence("frame", frames), Absence("bar")):
+                    pass
     return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join(texts).lower())))
 
 

@@ -6,16 +6,23 @@ it. Its centre at any frame follows without earlier frames:
 
     y(t) = u L + v t,   m = y(t) mod 2L,   x(t) = r + L - |m - L|.                       (1)
 
-Everything is computed in integers of 1/256 pixel and is therefore equal on every platform.
+A shape that leaves the frame (``Absence``) has more room on one side: twice its reach, which takes it out of sight,
+and half of the way that it goes in the frames of its absence,
+
+    E = 2 r + v n / 2,   m = (y(t) + E) mod 2 (L + E),   x(t) = r - E + (L + E) - |m - (L + E)|,        (2)
+
+here for the low border. In a scene with a ``Look`` shapes rotate, so r in (1) and (2) is the radius of the circle
+around the shape. Everything is computed in integers of 1/256 pixel and is therefore equal on every platform.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from helios_jax.data.draws import Draws
+from helios_jax.data.moving_shapes.looks import ABSENCES, CIRCUMRADII, Absence, Look
 from helios_jax.typing import Int
 
 Colour = tuple[int, int, int]
@@ -83,7 +90,9 @@ UNIT = 256
 NUM_PHRASINGS = 64
 """Numbers of phrasings that captions choose their words from."""
 
-_START_STEPS = 2**20  # starts are fractions of the room in this unit
+START_STEPS = 2**20
+"""Starts are fractions of the room in this unit."""
+
 _HALF_ROOT = (46341, 65536)  # 2 ** -0.5 as a fraction: diagonal moves have the speed of straight ones
 _TRIES = 24  # draws of the starts
 _ROUNDS = 32  # draws of the directions, if shapes overlap at the start
@@ -120,15 +129,16 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a caption says: ``shapes`` (front to back), and names of ``BACKGROUNDS`` and ``LIGHTS``.
+    """What a caption says: ``shapes`` (front to back), names of ``BACKGROUNDS`` and ``LIGHTS``, and who is away at times.
 
     Raises:
-        ValueError: There is no shape, two have one colour, or a name is unknown.
+        ValueError: There is no shape, two have one colour, a name is unknown, or an absence is impossible.
     """
 
     shapes: tuple[Shape, ...]
     background: str
     lighting: str
+    absence: Absence | None = None
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -138,6 +148,17 @@ class Description:
             raise ValueError(f"the shapes of a scene must differ in colour, got {', '.join(colours)}")
         _check("background", self.background, BACKGROUNDS)
         _check("lighting", self.lighting, LIGHTS)
+        if self.absence is not None:
+            _check("colour of the absent shape", self.absence.colour, colours)
+            if self.absence.beyond == "frame" and self.absence.frames not in ABSENCES:
+                lengths = ", ".join(map(str, ABSENCES))
+                raise ValueError(f"a shape leaves the frame for {lengths} frames, not {self.absence.frames}")
+
+    @property
+    def absent(self) -> Shape | None:
+        """The shape that is away at times."""
+        found = [shape for shape in self.shapes if self.absence and shape.colour == self.absence.colour]
+        return found[0] if found else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,24 +169,35 @@ class Scene:
         description: What its caption says.
         starts: Positions at frame 0 for each shape, (x, y) in 1/2^20 of the room along the axis.
         phrasing: Which words the caption uses, in [0, ``NUM_PHRASINGS``).
+        look: What no caption says; None: plain colours, and shapes that do not rotate.
 
     Raises:
-        ValueError: A value is out of range, or the number of starts is not that of the shapes.
+        ValueError: A value is out of range, the number of starts is not that of the shapes, or the look does not
+            fit the description.
     """
 
     description: Description
     starts: tuple[tuple[int, int], ...]
     phrasing: int = 0
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         fractions = [fraction for start in self.starts for fraction in start]
-        if len(self.starts) != len(self.description.shapes) or not all(0 <= f <= _START_STEPS for f in fractions):
+        if len(self.starts) != len(self.description.shapes) or not all(0 <= f <= START_STEPS for f in fractions):
             raise ValueError(
-                f"need one start (x, y) within [0, {_START_STEPS}] for each of {len(self.description.shapes)} "
+                f"need one start (x, y) within [0, {START_STEPS}] for each of {len(self.description.shapes)} "
                 f"shapes, got {self.starts}"
             )
         if not 0 <= self.phrasing < NUM_PHRASINGS:
             raise ValueError(f"phrasing must lie in [0, {NUM_PHRASINGS}), got {self.phrasing}")
+        absence, look = self.description.absence, self.look
+        if look is None:
+            if absence is not None:
+                raise ValueError("a scene whose shapes are away at times needs a look")
+        elif len(look.textures) != len(self.starts):
+            raise ValueError(f"need a texture for each of {len(self.starts)} shapes, got {len(look.textures)}")
+        elif (look.bar is not None) != (absence is not None and absence.beyond == "bar"):
+            raise ValueError("a scene has a bar if and only if a shape passes behind it")
 
 
 def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Scene:
@@ -201,7 +233,7 @@ def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Sce
             Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
             for i in order
         )
-        tries = [tuple(_start(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
+        tries = [tuple(start_in_room(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
         overlaps = _overlaps(shapes, np.array(tries, np.int64))
         best = min(range(len(tries)), key=overlaps.__getitem__)  # the first if several are equal
         if overlaps[best][0] == 0 or rounds == _ROUNDS:
@@ -215,52 +247,95 @@ def half_width(shape: Shape, side: int) -> int:
     return SIZES[shape.size] * side
 
 
+def reach(shape: Shape, side: int, rotates: bool) -> int:
+    """The distance to the border at which ``shape`` turns, in 1/256 pixel."""
+    return half_width(shape, side) * CIRCUMRADII[shape.kind] // 256 if rotates else half_width(shape, side)
+
+
 def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "shapes F 2"]:
-    """The centres (x, y) of all shapes by (1), in 1/256 pixel from the top left corner of the frame."""
+    """The centres (x, y) of all shapes by (1) and (2), in 1/256 pixel from the top left corner of the frame."""
     starts, t = np.array(scene.starts, np.int64), np.array(frames, np.int64)
-    shapes = scene.description.shapes
-    return np.stack([_path(shape, start, t, height, width) for shape, start in zip(shapes, starts, strict=True)])
+    shapes, absence, side = scene.description.shapes, scene.description.absence, min(height, width)
+    away = absence.frames if absence and absence.beyond == "frame" else 0
+    return np.stack(
+        [
+            path(shape, start, t, height, width, reach(shape, side, scene.look is not None), away * is_absent)
+            for shape, start in zip(shapes, starts, strict=True)
+            for is_absent in (shape is scene.description.absent,)
+        ]
+    )
 
 
-def _path(
-    shape: Shape, starts: Int[np.ndarray, "*T 2"], frames: Int[np.ndarray, " F"], height: int, width: int
-) -> Int[np.ndarray, "*T F 2"]:
-    """``centres`` of one shape, from each of the starts."""
-    side = min(height, width)
-    radius, signs = half_width(shape, side), DIRECTIONS[shape.direction]
+def way_along(shape: Shape, side: int, frames: int | Int[np.ndarray, " F"]) -> int | Int[np.ndarray, " F"]:
+    """The way in ``frames`` frames along each axis that the shape moves on, in 1/256 pixel."""
     way = SPEEDS[shape.speed] * side * frames
-    if all(signs):
-        way = way * _HALF_ROOT[0] // _HALF_ROOT[1]
+    return way * _HALF_ROOT[0] // _HALF_ROOT[1] if all(DIRECTIONS[shape.direction]) else way
+
+
+def leaving_axis(shape: Shape) -> int:
+    """The axis on which a shape leaves the frame or passes behind a bar: 0 (x) if it moves along it, else 1."""
+    return 0 if DIRECTIONS[shape.direction][0] else 1
+
+
+def path(
+    shape: Shape,
+    starts: Int[np.ndarray, "*T 2"],
+    frames: Int[np.ndarray, " F"],
+    height: int,
+    width: int,
+    radius: int,
+    away: int = 0,
+) -> Int[np.ndarray, "*T F 2"]:
+    """``centres`` of one shape, from each of the starts.
+
+    Args:
+        shape: The shape.
+        starts: See ``Scene``.
+        frames: Numbers of frames.
+        height: Rows of the frame.
+        width: Columns of the frame.
+        radius: Its ``reach``.
+        away: Frames for which it leaves the frame, at the border that it moves to at the start; 0: it does not.
+    """
+    side, signs = min(height, width), DIRECTIONS[shape.direction]
+    way = way_along(shape, side, frames)
     axes = []
     for axis, (sign, extent) in enumerate(zip(signs, (width, height), strict=True)):
         room = extent * UNIT - 2 * radius
-        position = starts[..., axis, None] * room // _START_STEPS + sign * way
-        axes.append(radius + room - abs(position % (2 * room) - room))
+        position = starts[..., axis, None] * room // START_STEPS + sign * way
+        leaves = away > 0 and axis == leaving_axis(shape)
+        beyond = 2 * radius + int(way_along(shape, side, away)) // 2 if leaves else 0
+        low, room = beyond if sign < 0 else 0, room + beyond
+        axes.append(radius - low + room - abs((position + low) % (2 * room) - room))
     return np.stack(axes, axis=-1)
 
 
-def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
+def start_in_room(draws: Draws, shape: Shape) -> tuple[int, int]:
     """A position in the half of the room that the shape moves away from; anywhere along an axis it does not move on."""
     position = []
     for sign in DIRECTIONS[shape.direction]:
         if sign == 0:
-            position.append(draws.below(_START_STEPS))
+            position.append(draws.below(START_STEPS))
         else:
-            near = draws.below(_START_STEPS // 2)
-            position.append(near if sign > 0 else _START_STEPS - near)
+            near = draws.below(START_STEPS // 2)
+            position.append(near if sign > 0 else START_STEPS - near)
     x, y = position
     return x, y
 
 
 def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T shapes 2"]) -> list[tuple[int, int]]:
-    """For each of T starts: pairs that touch at the start, and touches in 99 frames (the first 25 count fourfold)."""
-    side = 64
-    frames = np.arange(99)
-    paths = [_path(shape, starts[:, number], frames, side, side) for number, shape in enumerate(shapes)]
-    at_start = total = np.zeros(len(starts), np.int64)
-    for (one, path), (other, other_path) in itertools.combinations(zip(shapes, paths, strict=True), 2):
-        reach = half_width(one, side) + half_width(other, side)
-        touching = ((path - other_path) ** 2).sum(-1) < reach**2
+    """``touches`` of shapes that do not rotate, in 99 frames of 64 x 64."""
+    side, frames = 64, np.arange(99)
+    radii = [half_width(shape, side) for shape in shapes]
+    paths = [path(shape, starts[:, i], frames, side, side, radii[i]) for i, shape in enumerate(shapes)]
+    return touches(paths, radii)
+
+
+def touches(paths: Sequence[Int[np.ndarray, "T F 2"]], radii: Sequence[int]) -> list[tuple[int, int]]:
+    """For each of T draws: pairs that touch at the start, and touches in F frames (the first 25 count fourfold)."""
+    at_start = total = np.zeros(len(paths[0]), np.int64)
+    for (one, radius), (other, other_radius) in itertools.combinations(zip(paths, radii, strict=True), 2):
+        touching = ((one - other) ** 2).sum(-1) < (radius + other_radius) ** 2
         at_start = at_start + touching[:, 0]
         total = total + touching.sum(-1) + 3 * touching[:, :25].sum(-1)
     return list(zip(at_start.tolist(), total.tolist(), strict=True))

@@ -1,0 +1,115 @@
+"""When shapes are in sight, and when the absent one leaves and returns, in closed form from ``centres``."""
+
+import dataclasses
+
+import numpy as np
+
+from helios_jax.data.moving_shapes.world import (
+    DIRECTIONS,
+    UNIT,
+    Scene,
+    centres,
+    leaving_axis,
+    reach,
+)
+from helios_jax.typing import Bool, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spell:
+    """A time during which a shape is out of sight.
+
+    Attributes:
+        shape: Number of the shape.
+        left: The first frame in which nothing of it can be seen.
+        back: The first frame after that in which all of it is uncovered and within the frame.
+        hidden: Frames in which nothing of it can be seen.
+    """
+
+    shape: int
+    left: int
+    back: int
+    hidden: int
+
+
+def bar_sides(scene: Scene, height: int, width: int) -> tuple[int, int, int] | None:
+    """The axis across the bar, and where the bar begins and ends on it, in 1/256 pixel; None without a bar."""
+    absent = scene.description.absent
+    if scene.look is None or scene.look.bar is None or absent is None:
+        return None
+    bar, axis, side = scene.look.bar, leaving_axis(absent), min(height, width)
+    extent = (width, height)[axis] * UNIT
+    far, near = bar.gap * side, (bar.gap + bar.width) * side
+    begin, end = (extent - near, extent - far) if DIRECTIONS[absent.direction][axis] > 0 else (far, near)
+    return axis, begin, end
+
+
+def out_of_sight(scene: Scene, frames: range, height: int, width: int) -> Bool[np.ndarray, "shapes F"]:
+    """Whether the circle around a shape is entirely outside the frame or behind the bar."""
+    paths, radii = _circles(scene, frames, height, width)
+    extents = np.array([width, height]) * UNIT
+    hidden = ((paths + radii <= 0) | (paths - radii >= extents)).any(-1)
+    if (bar := bar_sides(scene, height, width)) is not None:
+        axis, begin, end = bar
+        absent = _absent(scene)
+        along = paths[absent, :, axis]
+        hidden[absent] |= (along - radii[absent, 0, 0] >= begin) & (along + radii[absent, 0, 0] <= end)
+    return hidden
+
+
+def uncovered_shapes(scene: Scene, frames: range, height: int, width: int) -> Bool[np.ndarray, "shapes F"]:
+    """Whether the circle around a shape is within the frame, and neither the bar nor a shape in front touches it."""
+    paths, radii = _circles(scene, frames, height, width)
+    extents = np.array([width, height]) * UNIT
+    clear = ((paths >= radii) & (paths + radii <= extents)).all(-1)
+    if (bar := bar_sides(scene, height, width)) is not None:
+        axis, begin, end = bar
+        absent = _absent(scene)
+        along = paths[absent, :, axis]
+        clear[absent] &= (along + radii[absent, 0, 0] <= begin) | (along - radii[absent, 0, 0] >= end)
+    for number in range(len(paths)):
+        for front in range(number):
+            apart = ((paths[number] - paths[front]) ** 2).sum(-1)
+            clear[number] &= apart >= (radii[number, 0, 0] + radii[front, 0, 0]) ** 2
+    return clear
+
+
+def spells(scene: Scene, frames: range, height: int, width: int) -> tuple[Spell, ...]:
+    """The absences of which ``frames`` contain beginning and return, in order of return.
+
+    A shape is back when it is within the frame and the bar does not touch it; shapes in front do not count.
+    """
+    if scene.description.absence is None:
+        return ()
+    absent = _absent(scene)
+    hidden = out_of_sight(scene, frames, height, width)[absent]
+    alone = dataclasses.replace(
+        scene,
+        description=dataclasses.replace(scene.description, shapes=(scene.description.shapes[absent],)),
+        starts=(scene.starts[absent],),
+        look=scene.look and dataclasses.replace(scene.look, textures=(scene.look.textures[absent],)),
+    )
+    whole = uncovered_shapes(alone, frames, height, width)[0]
+    found = []
+    changes = np.flatnonzero(np.diff(hidden.astype(np.int8))) + 1
+    for left, end in zip(changes, changes[1:], strict=False):
+        if hidden[left] and whole[end:].any():
+            back = end + int(whole[end:].argmax())
+            found.append(Spell(shape=absent, left=frames[left], back=frames[back], hidden=int(end - left)))
+    return tuple(found)
+
+
+def _absent(scene: Scene) -> int:
+    """Number of the absent shape."""
+    absent = scene.description.absent
+    assert absent is not None
+    return scene.description.shapes.index(absent)
+
+
+def _circles(
+    scene: Scene, frames: range, height: int, width: int
+) -> tuple[Int[np.ndarray, "shapes F 2"], Int[np.ndarray, "shapes 1 1"]]:
+    """Centres and radii of the circles around the shapes, in 1/256 pixel."""
+    side = min(height, width)
+    radii = [reach(shape, side, scene.look is not None) for shape in scene.description.shapes]
+    return centres(scene, frames, height, width), np.array(radii)[:, None, None]
