@@ -24,7 +24,7 @@ _EXPORTS = {
     "Description": "helios_jax.data.moving_shapes.world",
     "Scene": "helios_jax.data.moving_shapes.world",
     "Shape": "helios_jax.data.moving_shapes.world",
-    "sample_scene": "helios_jax.data.moving_shapes.world",
+    "sample_scene": "helios_jax.data.moving_shapes.styles",
 }
 
 __all__ = list(_EXPORTS)

@@ -106,7 +106,11 @@ _BOUNCING = r"\bbounc\w*(?: back)?(?: (?:off|from|at|against))?(?: the)?(?: \w+)
 
 def caption(scene: Scene) -> str:
     """Describes ``scene``, in the words that its ``phrasing`` chooses."""
-    words, description = scene.phrasing, scene.description
+    return _text(scene.description, scene.phrasing)
+
+
+def _text(description: Description, words: int) -> str:
+    """The caption in one of ``NUM_PHRASINGS`` wordings."""
     words, layout = divmod(words, len(_LAYOUTS))
     words, clause = divmod(words, len(_CLAUSES))
     words, bounce = divmod(words, len(_BOUNCES))
@@ -151,11 +155,13 @@ def vocabulary(*, absences: bool = False) -> list[str]:
                 for number in range(1 + turn % 2)
             )
             description = Description(shapes=shapes, background=_turn(BACKGROUNDS, turn), lighting=_turn(LIGHTS, turn))
-            texts.append(caption(Scene(description=description, starts=((0, 0),) * len(shapes), phrasing=phrasing)))
+            absent = [None]
             if absences:
-                frames = _turn(ABSENCES, turn)
-                for absence in (Absence("frame", frames), Absence("bar")):
-                    pass
+                name, frames = shapes[0].colour, ABSENCES[turn % len(ABSENCES)]
+                absent = [Absence(colour=name, beyond="frame", frames=frames), Absence(colour=name, beyond="bar")]
+            for absence in absent:
+                names = {"background": _turn(BACKGROUNDS, turn), "lighting": _turn(LIGHTS, turn)}
+                texts.append(_text(Description(shapes=shapes, absence=absence, **names), phrasing))
     return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join(texts).lower())))
 
 
@@ -166,6 +172,7 @@ def parse_caption(text: str) -> Description:
         ValueError: Something is missing, said twice, or not of this world.
     """
     rest = re.sub(r"\s+", " ", text.lower())
+    absence, rest = _take_absence(rest)
     lighting, rest = _take(rest, _LIGHT_PATTERNS, "light", "'bright light', 'dim light' or 'lit from the left'")
     lighting = {"top": "above", "bottom": "below"}.get(lighting, lighting)
     background, rest = _take(rest, _BACKGROUND_PATTERNS, "background", f"'on a ... background' with {', '.join(PLAIN)}")
@@ -181,9 +188,60 @@ def parse_caption(text: str) -> Description:
             clauses[-1] += clause
     if not clauses:
         raise ValueError(f"no shape found in {text!r}: name one, such as 'a small red circle' ({', '.join(KINDS)})")
+    shapes = tuple(_shape(clause.strip(" ,.;")) for clause in clauses)
+    if absence is not None:
+        _check_absence(absence, shapes)
     return Description(
-        shapes=tuple(_shape(clause.strip(" ,.")) for clause in clauses), background=background, lighting=lighting
+        shapes=shapes,
+        background=background,
+        lighting=lighting,
+        absence=None if absence is None else _absence_of(absence),
     )
+
+
+def _absence(description: Description, form: int) -> str:
+    """The clause about the shape that is out of sight at times; empty if there is none."""
+    absence, shape = description.absence, description.absent
+    if absence is None or shape is None:
+        return ""
+    return _ABSENCES[absence.beyond][form].format(
+        colour=shape.colour, kind=shape.kind, where=_BORDERS[_border(shape)], frames=absence.frames
+    )
+
+
+def _border(shape: Shape) -> str:
+    """The border at which the shape leaves the frame."""
+    axis = leaving_axis(shape)
+    return (("left", "right"), ("up", "down"))[axis][DIRECTIONS[shape.direction][axis] > 0]
+
+
+def _take_absence(text: str) -> tuple[dict[str, str] | None, str]:
+    """What the text says of an absent shape, by group of ``_ABSENCE_PATTERNS``, and the text without it."""
+    found = [match for pattern in _ABSENCE_PATTERNS for match in re.finditer(pattern, text)]
+    if len(found) > 1:
+        raise ValueError(f"one shape can leave the frame or pass behind a bar, found {len(found)} in {text!r}")
+    if not found:
+        return None, text
+    return found[0].groupdict(), text[: found[0].start()] + text[found[0].end() :]
+
+
+def _absence_of(said: dict[str, str]) -> Absence:
+    """What was said, as a value."""
+    if "frames" in said:
+        return Absence(colour=said["colour"], beyond="frame", frames=int(said["frames"]))
+    return Absence(colour=said["colour"], beyond="bar")
+
+
+def _check_absence(said: dict[str, str], shapes: tuple[Shape, ...]) -> None:
+    """Raises ValueError unless one of the shapes can be the absent one."""
+    for shape in shapes:
+        if shape.colour == said["colour"] and re.fullmatch(_KIND_STEMS[shape.kind], said["kind"]):
+            where = _BORDERS[_border(shape)]
+            if said.get("where", where) != where:
+                raise ValueError(f"a {shape.colour} {shape.kind} that moves {shape.direction} leaves {where}, "
+                                 f"not {said['where']}")  # fmt: skip
+            return
+    raise ValueError(f"no shape is a {said['colour']} {said['kind']}, which should be out of sight at times")
 
 
 def _clause(shape: Shape, clause: str, directions: tuple[str, str, str]) -> str:

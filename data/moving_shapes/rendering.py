@@ -70,7 +70,9 @@ def backdrop(background: str, height: int, width: int) -> Int[np.ndarray, "{heig
 def fade(top: Colour, bottom: Colour, height: int, width: int) -> Int[np.ndarray, "{height} {width} 3"]:
     """Colours of the rows between those of the first and the last."""
     row = np.arange(height, dtype=np.int32)[:, None, None]
-    rows = (np.array(top, np.int32) * (height - 1 - row) + np.array(bottom, np.int32) * row + (height - 1) // 2) // (height - 1)
+    rows = (np.array(top, np.int32) * (height - 1 - row) + np.array(bottom, np.int32) * row + (height - 1) // 2) // (
+        height - 1
+    )
     return np.repeat(rows, width, axis=1)
 
 

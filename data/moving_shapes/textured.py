@@ -95,7 +95,8 @@ def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = Non
         description = Description(shapes=shapes, background=background, lighting=lighting, absence=absence)
         bar = _draw_bar(draws, shapes[-1]) if beyond == "bar" else None
         tries = [
-            tuple(_draw_start(draws, shape, absence, bar) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)
+            tuple(_draw_start(draws, shape, absence, bar) for shape in shapes)
+            for _ in range(_TRIES if count > 1 else 1)
         ]
         overlaps = _overlaps(description, np.array(tries, np.int64))
         best = min(range(len(tries)), key=overlaps.__getitem__)  # the first if several are equal
