@@ -1,0 +1,116 @@
+"""Observation of what a video of the second style shows, from its pixels alone."""
+
+import dataclasses
+
+import numpy as np
+
+from helios_jax.data.moving_shapes.looks import CIRCUMRADII
+from helios_jax.data.moving_shapes.motion import measure_motion
+from helios_jax.data.moving_shapes.observation import Observation, SeenShape, hidden_part, largest_regions, size_of
+from helios_jax.data.moving_shapes.rotated_outlines import find_rotated, kind_of, moments
+from helios_jax.data.moving_shapes.segmentation import cores, grow
+from helios_jax.data.moving_shapes.textured_segmentation import (
+    TexturedSegmentation,
+    coverage_of,
+    segment_textured,
+)
+from helios_jax.data.moving_shapes.world import KINDS
+from helios_jax.typing import Bool, Float, UInt8
+
+_OUTLINES = 24  # frames from which the outline is read
+_IN_FRONT = 0.02  # part of a shape's pixels that are well within the bar if it passes in front of it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Track:
+    """A shape and where it is.
+
+    Attributes:
+        shape: What it looks like and how it moves.
+        path: Its centroids (x, y) in pixels.
+        found: Frames in which enough of it is visible to know.
+        radius: Half its width at the angle 0, in pixels.
+        core: The pixels that it covers entirely.
+    """
+
+    shape: SeenShape
+    path: Float[np.ndarray, "F 2"]
+    found: Bool[np.ndarray, " F"]
+    radius: float
+    core: Bool[np.ndarray, "F H W"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tracks:
+    """What a video of the second style shows.
+
+    Attributes:
+        seen: The same in words.
+        shapes: In the order of ``COLOURS``.
+        scene: The video cut into regions; None if it shows no background of this world.
+    """
+
+    seen: Observation
+    shapes: tuple[Track, ...] = ()
+    scene: TexturedSegmentation | None = None
+
+
+def track(frames: UInt8[np.ndarray, "F H W 3"]) -> Tracks:
+    """Finds the background, the light and all shapes of a video of the second style, and follows them.
+
+    Meant for at least 12 frames of at least 64 x 64 pixels.
+    """
+    scene = segment_textured(frames)
+    if scene is None:
+        return Tracks(seen=Observation())
+    shapes = tuple(found for number in range(len(scene.colours)) if (found := _follow(scene, number + 1)))
+    seen = Observation(
+        shapes=tuple(found.shape for found in shapes),
+        background=scene.background,
+        lighting=scene.lighting,
+        bar=bool(scene.bar.any()),
+    )
+    return Tracks(seen=seen, shapes=shapes, scene=scene)
+
+
+def _follow(scene: TexturedSegmentation, label: int) -> Track | None:
+    """The shape of that label; None if only specks below the size limit remain."""
+    height, width = scene.labels.shape[1:]
+    mask = scene.labels == label
+    regions, copies = largest_regions(mask, min(height, width))
+    if not regions.any():
+        return None
+    covered, free = coverage_of(scene, label), _free(scene, label)
+    hidden = hidden_part(regions, free)
+    edge = regions[:, [0, -1]].any((1, 2)) | regions[:, :, [0, -1]].any((1, 2))
+    order = np.argsort(hidden + edge, kind="stable")[:_OUTLINES]
+    clear = order[(hidden + edge)[order] == 0]
+    clear = clear if len(clear) else order[:1]
+    numbers, mass, _ = moments(covered[clear], regions[clear])
+    kind = kind_of(numbers)
+    radius = float(np.sqrt(np.median(mass) / KINDS[kind or "circle"]))
+    path, found = find_rotated(covered, free, kind or "circle", radius)
+    reach = radius * CIRCUMRADII[kind or "circle"] / 256
+    return Track(
+        shape=SeenShape(
+            colour=scene.colours[label - 1],
+            kind=kind,
+            size=size_of(radius, min(height, width)),
+            motion=measure_motion(path, found, reach, height, width),
+            copies=copies,
+        ),
+        path=path,
+        found=found,
+        radius=radius,
+        core=cores(mask),
+    )
+
+
+def _free(scene: TexturedSegmentation, label: int) -> Bool[np.ndarray, "F H W"]:
+    """Where neither another shape nor the bar is in the way."""
+    mask = scene.labels == label
+    inner = ~grow(~scene.bar[None], 4)
+    others = cores((scene.labels != 0) & ~mask)
+    if (mask & inner).sum() < _IN_FRONT * mask.sum():
+        others = others | scene.bar
+    return ~grow(others, 2)
