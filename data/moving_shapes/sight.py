@@ -1,6 +1,7 @@
 """When shapes are in sight, and when the absent one leaves and returns, in closed form from ``centres``."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Spell:
     Attributes:
         shape: Number of the shape.
         left: The first frame in which nothing of it can be seen.
-        back: The first frame after that in which all of it is uncovered and within the frame.
+        back: The first frame after that in which all of it is within the frame and beside the bar.
         hidden: Frames in which nothing of it can be seen.
     """
 
@@ -57,39 +58,36 @@ def out_of_sight(scene: Scene, frames: range, height: int, width: int) -> Bool[n
     return hidden
 
 
-def uncovered_shapes(scene: Scene, frames: range, height: int, width: int) -> Bool[np.ndarray, "shapes F"]:
-    """Whether the circle around a shape is within the frame, and neither the bar nor a shape in front touches it."""
+def clear_of_all(scene: Scene, frames: range, height: int, width: int) -> Bool[np.ndarray, "shapes F"]:
+    """Whether the circle around a shape is within the frame and touches neither the bar nor another shape."""
     paths, radii = _circles(scene, frames, height, width)
-    extents = np.array([width, height]) * UNIT
-    clear = ((paths >= radii) & (paths + radii <= extents)).all(-1)
+    clear = uncut(scene, frames, height, width)
+    for one, other in itertools.combinations(range(len(paths)), 2):
+        apart = ((paths[one] - paths[other]) ** 2).sum(-1) >= (radii[one, 0, 0] + radii[other, 0, 0]) ** 2
+        clear[one] &= apart
+        clear[other] &= apart
+    return clear
+
+
+def uncut(scene: Scene, frames: range, height: int, width: int) -> Bool[np.ndarray, "shapes F"]:
+    """Whether the circle around a shape is within the frame and the bar does not cover it."""
+    paths, radii = _circles(scene, frames, height, width)
+    inside = ((paths >= radii) & (paths + radii <= np.array([width, height]) * UNIT)).all(-1)
     if (bar := bar_sides(scene, height, width)) is not None:
         axis, begin, end = bar
         absent = _absent(scene)
         along = paths[absent, :, axis]
-        clear[absent] &= (along + radii[absent, 0, 0] <= begin) | (along - radii[absent, 0, 0] >= end)
-    for number in range(len(paths)):
-        for front in range(number):
-            apart = ((paths[number] - paths[front]) ** 2).sum(-1)
-            clear[number] &= apart >= (radii[number, 0, 0] + radii[front, 0, 0]) ** 2
-    return clear
+        inside[absent] &= (along + radii[absent, 0, 0] <= begin) | (along - radii[absent, 0, 0] >= end)
+    return inside
 
 
 def spells(scene: Scene, frames: range, height: int, width: int) -> tuple[Spell, ...]:
-    """The absences of which ``frames`` contain beginning and return, in order of return.
-
-    A shape is back when it is within the frame and the bar does not touch it; shapes in front do not count.
-    """
+    """The absences that begin and end within ``frames``, in order."""
     if scene.description.absence is None:
         return ()
     absent = _absent(scene)
     hidden = out_of_sight(scene, frames, height, width)[absent]
-    alone = dataclasses.replace(
-        scene,
-        description=dataclasses.replace(scene.description, shapes=(scene.description.shapes[absent],)),
-        starts=(scene.starts[absent],),
-        look=scene.look and dataclasses.replace(scene.look, textures=(scene.look.textures[absent],)),
-    )
-    whole = uncovered_shapes(alone, frames, height, width)[0]
+    whole = uncut(scene, frames, height, width)[absent]
     found = []
     changes = np.flatnonzero(np.diff(hidden.astype(np.int8))) + 1
     for left, end in zip(changes, changes[1:], strict=False):

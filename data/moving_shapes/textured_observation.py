@@ -14,10 +14,12 @@ from helios_jax.data.moving_shapes.textured_segmentation import (
     coverage_of,
     segment_textured,
 )
-from helios_jax.data.moving_shapes.world import KINDS
+from helios_jax.data.moving_shapes.world import DIRECTIONS, KINDS
 from helios_jax.typing import Bool, Float, UInt8
 
+_NEAR = 0.06  # shorter sides: distance from the border up to which a shape may turn there
 _OUTLINES = 24  # frames from which the outline is read
+_SEEN = 0.15  # fraction of the frames in which a shape must be seen: it may be away in the others
 _IN_FRONT = 0.02  # part of a shape's pixels that are well within the bar if it passes in front of it
 
 
@@ -29,15 +31,13 @@ class Track:
         shape: What it looks like and how it moves.
         path: Its centroids (x, y) in pixels.
         found: Frames in which enough of it is visible to know.
-        radius: Half its width at the angle 0, in pixels.
-        core: The pixels that it covers entirely.
+        reach: Radius of the circle around it, in pixels.
     """
 
     shape: SeenShape
     path: Float[np.ndarray, "F 2"]
     found: Bool[np.ndarray, " F"]
-    radius: float
-    core: Bool[np.ndarray, "F H W"]
+    reach: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +73,26 @@ def track(frames: UInt8[np.ndarray, "F H W 3"]) -> Tracks:
     return Tracks(seen=seen, shapes=shapes, scene=scene)
 
 
+def leaves(shape: Track, direction: str, height: int, width: int) -> bool:
+    """Whether a shape does not turn back in sight at the border that it leaves by.
+
+    Args:
+        shape: The shape.
+        direction: One of ``DIRECTIONS``: where it moves to at first.
+        height: Rows of the frames.
+        width: Columns of the frames.
+    """
+    across, down = DIRECTIONS[direction]
+    axis, sign = (0, across) if across else (1, down)
+    here = shape.path[shape.found][:, axis]
+    distance = (width, height)[axis] - here if sign > 0 else here
+    near = distance < shape.reach + _NEAR * min(height, width)
+    # Visits that begin and end in the video, as ranges of frames in which the shape is found.
+    changes = np.flatnonzero(np.diff(near.astype(np.int8))) + 1
+    visits = zip(changes, changes[1:], strict=False)
+    return all(distance[begin:end].min() < shape.reach / 2 for begin, end in visits if near[begin])
+
+
 def _follow(scene: TexturedSegmentation, label: int) -> Track | None:
     """The shape of that label; None if only specks below the size limit remain."""
     height, width = scene.labels.shape[1:]
@@ -96,13 +116,12 @@ def _follow(scene: TexturedSegmentation, label: int) -> Track | None:
             colour=scene.colours[label - 1],
             kind=kind,
             size=size_of(radius, min(height, width)),
-            motion=measure_motion(path, found, reach, height, width),
+            motion=measure_motion(path, found, reach, height, width, least_seen=_SEEN),
             copies=copies,
         ),
         path=path,
         found=found,
-        radius=radius,
-        core=cores(mask),
+        reach=reach,
     )
 
 

@@ -24,7 +24,7 @@ from helios_jax.data.moving_shapes.segmentation import MIN_AREA, Segmentation, c
 from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS
 from helios_jax.typing import Bool, Float, UInt8
 
-_GRID = 16  # pictures are compared at so many points along the shorter side
+_GRID = 10  # pictures are compared at so many points along the shorter side
 _BLUR = 8  # pixels: the longest period of a texture
 _HUES = tuple(range(-MAX_HUE, MAX_HUE + 1, MAX_HUE // 2))
 _LIGHTNESSES = tuple(float(x) for x in np.linspace(0.85 * LIGHTNESS[0], 1.1 * LIGHTNESS[1], 8) / 256 * MEAN_BRIGHTNESS)
@@ -71,9 +71,9 @@ def segment_textured(frames: UInt8[np.ndarray, "F H W 3"]) -> TexturedSegmentati
     least = MIN_AREA * min(height, width) ** 2
     present = []
     for number in range(len(COLOURS)):
-        # Seen in a quarter of the frames: a shape may be away in the others.
+        # Seen in some of the frames: a shape may be away in the others.
         areas = cores(labels == number + 1).sum((1, 2))
-        if np.quantile(areas, 0.75) > least:
+        if np.quantile(areas, 0.85) > least:
             present.append(number)
     names = tuple(COLOURS)
     return TexturedSegmentation(
@@ -143,19 +143,23 @@ def _surroundings(frames: UInt8[np.ndarray, "F H W 3"]) -> tuple[str, str, int, 
     median = np.median(frames, axis=0)
     if np.median(abs(frames - median.astype(np.float32))) > _FLICKER * 255:
         return None
-    still = ndimage.uniform_filter(median / 255, (_BLUR, _BLUR, 0))[step // 2 :: step, step // 2 :: step]
+    still = ndimage.uniform_filter((median / 255).astype(np.float32), (_BLUR, _BLUR, 0))
+    still = still[step // 2 :: step, step // 2 :: step]
     table = _surroundings_table(height, width, step)
     best = (np.inf, 0, 0.0)
-    lengths = np.linalg.norm(table, axis=-1)
+    # Of the relative difference |l b - s| / |l b| for the lightness l, with x = 1 / l: |b - x s|^2 / |b|^2.
+    products = np.einsum("nhwc,hwc->nhw", table, still) / (table**2).sum(-1)
+    squares = (still**2).sum(-1) / (table**2).sum(-1)
     for lightness in _LIGHTNESSES:
-        errors = np.linalg.norm(lightness * table - still.astype(np.float32), axis=-1) / (lightness * lengths)
+        errors = np.sqrt(np.maximum(1 - 2 * products / lightness + squares / lightness**2, 0))
         means = np.minimum(errors, _OUTLIER).mean((1, 2))
         index = int(means.argmin())
         best = min(best, (float(means[index]), index, lightness))
     _, index, lightness = best
     picture = table[index]
+    length = np.linalg.norm(picture, axis=-1)
     for _ in range(3):
-        errors = np.linalg.norm(lightness * picture - still, axis=-1) / (lightness * lengths[index])
+        errors = np.linalg.norm(lightness * picture - still, axis=-1) / (lightness * length)
         inside = errors < _CLOSE
         if inside.mean() < _VISIBLE:
             return None
