@@ -10,6 +10,7 @@ returns after 48 frames". Hue, lightness, textures and rotation (``looks``) are 
 import re
 from collections.abc import Iterable
 
+from helios_jax.data.moving_shapes.absence_captions import KIND_STEMS, absence_clause, take_absence
 from helios_jax.data.moving_shapes.looks import ABSENCES, Absence
 from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
@@ -24,7 +25,6 @@ from helios_jax.data.moving_shapes.world import (
     Description,
     Scene,
     Shape,
-    leaving_axis,
 )
 
 _ADVERBS = {"slow": "slowly", "medium": "steadily", "fast": "quickly"}
@@ -48,20 +48,6 @@ _BOUNCES = (
     ("At the edges it bounces back", "At the edges they bounce back; the earlier named are in front of the later"),
 )
 
-_ABSENCES = {
-    "frame": (
-        "; the {colour} {kind} leaves the frame {where} and returns after {frames} frames",
-        "; {where} the {colour} {kind} leaves the frame and is back {frames} frames later",
-    ),
-    "bar": (
-        "; the {colour} {kind} passes behind a dark bar",
-        "; a dark bar hides the {colour} {kind} on its way",
-    ),
-}
-"""What follows the sentence about the borders in scenes with an ``Absence``."""
-
-_BORDERS = {"left": "on the left", "right": "on the right", "up": "at the top", "down": "at the bottom"}
-
 _DIRECTION_WORDS = (
     ("to the {}", "{}wards", "diagonally {} and to the {}"),
     ("towards the {}", "{}", "towards the {} {}"),
@@ -77,7 +63,6 @@ _SIZE_STEMS = {
     "medium": r"(?:medium|mid)(?![ -](?:moving|pace|speed))",
     "large": r"large|big|huge",
 }
-_KIND_STEMS = {"circle": "circle|disc|disk|ball", "square": "square", "triangle": "triangle", "star": "star"}
 _UP_DOWN = {"up": "up|upwards?|upper", "down": "down|downwards?|lower"}
 _LEFT_RIGHT = {"left": "left(?:wards?)?", "right": "right(?:wards?)?"}
 
@@ -92,14 +77,6 @@ _LIGHT_PATTERNS = (
     r"\b(?:lit|light|lighting)\b[^.;:,]*? from (?:the )?(left|right|above|top|below|bottom)\b",
     r"\b(bright|dim)(?:ly lit\b| light(?:ing)?\b)",
     r"\blight(?:ing)? is (bright|dim)\b",
-)
-_NAMED = rf"the (?P<colour>{'|'.join(COLOURS)}) (?P<kind>{'|'.join(_KIND_STEMS.values())})"
-_WHERE = "|".join(_BORDERS.values())
-_ABSENCE_PATTERNS = (
-    rf"\b{_NAMED} leaves the frame (?P<where>{_WHERE}) and (?:returns|comes back) after (?P<frames>\d+) frames",
-    rf"\b(?P<where>{_WHERE}) {_NAMED} leaves the frame and is back (?P<frames>\d+) frames later",
-    rf"\b{_NAMED} passes behind a dark bar\b",
-    rf"\ba dark bar hides {_NAMED} on its way\b",
 )
 _BOUNCING = r"\bbounc\w*(?: back)?(?: (?:off|from|at|against))?(?: the)?(?: \w+)? (?:borders?|edges?|walls?)\b"
 
@@ -126,7 +103,7 @@ def _text(description: Description, words: int) -> str:
     return _LAYOUTS[layout].format(
         shapes=shapes,
         Shapes=shapes[0].upper() + shapes[1:],
-        Bounce=_BOUNCES[bounce][len(clauses) > 1] + _absence(description, bounce),
+        Bounce=_BOUNCES[bounce][len(clauses) > 1] + absence_clause(description, bounce),
         is_backed=f"fades {fade}" if bottom else f"is plain {top}",
         a_backdrop=f"a background fading {fade}" if bottom else f"a plain {top} background",
         is_lit=f"is {description.lighting}" if even else f"comes from {side}",
@@ -154,7 +131,6 @@ def vocabulary(*, absences: bool = False) -> list[str]:
                 )
                 for number in range(1 + turn % 2)
             )
-            description = Description(shapes=shapes, background=_turn(BACKGROUNDS, turn), lighting=_turn(LIGHTS, turn))
             absent = [None]
             if absences:
                 name, frames = shapes[0].colour, ABSENCES[turn % len(ABSENCES)]
@@ -172,7 +148,7 @@ def parse_caption(text: str) -> Description:
         ValueError: Something is missing, said twice, or not of this world.
     """
     rest = re.sub(r"\s+", " ", text.lower())
-    absence, rest = _take_absence(rest)
+    absence, rest = take_absence(rest)
     lighting, rest = _take(rest, _LIGHT_PATTERNS, "light", "'bright light', 'dim light' or 'lit from the left'")
     lighting = {"top": "above", "bottom": "below"}.get(lighting, lighting)
     background, rest = _take(rest, _BACKGROUND_PATTERNS, "background", f"'on a ... background' with {', '.join(PLAIN)}")
@@ -182,66 +158,14 @@ def parse_caption(text: str) -> Description:
     clauses: list[str] = []
     for clause in re.split(r"\b(?=an? )", rest):
         # A clause without a shape belongs to the shape before it: "a red star; it moves at | a slow pace".
-        if _found(clause, _KIND_STEMS):
+        if _found(clause, KIND_STEMS):
             clauses.append(clause)
         elif clauses:
             clauses[-1] += clause
     if not clauses:
         raise ValueError(f"no shape found in {text!r}: name one, such as 'a small red circle' ({', '.join(KINDS)})")
     shapes = tuple(_shape(clause.strip(" ,.;")) for clause in clauses)
-    if absence is not None:
-        _check_absence(absence, shapes)
-    return Description(
-        shapes=shapes,
-        background=background,
-        lighting=lighting,
-        absence=None if absence is None else _absence_of(absence),
-    )
-
-
-def _absence(description: Description, form: int) -> str:
-    """The clause about the shape that is out of sight at times; empty if there is none."""
-    absence, shape = description.absence, description.absent
-    if absence is None or shape is None:
-        return ""
-    return _ABSENCES[absence.beyond][form].format(
-        colour=shape.colour, kind=shape.kind, where=_BORDERS[_border(shape)], frames=absence.frames
-    )
-
-
-def _border(shape: Shape) -> str:
-    """The border at which the shape leaves the frame."""
-    axis = leaving_axis(shape)
-    return (("left", "right"), ("up", "down"))[axis][DIRECTIONS[shape.direction][axis] > 0]
-
-
-def _take_absence(text: str) -> tuple[dict[str, str] | None, str]:
-    """What the text says of an absent shape, by group of ``_ABSENCE_PATTERNS``, and the text without it."""
-    found = [match for pattern in _ABSENCE_PATTERNS for match in re.finditer(pattern, text)]
-    if len(found) > 1:
-        raise ValueError(f"one shape can leave the frame or pass behind a bar, found {len(found)} in {text!r}")
-    if not found:
-        return None, text
-    return found[0].groupdict(), text[: found[0].start()] + text[found[0].end() :]
-
-
-def _absence_of(said: dict[str, str]) -> Absence:
-    """What was said, as a value."""
-    if "frames" in said:
-        return Absence(colour=said["colour"], beyond="frame", frames=int(said["frames"]))
-    return Absence(colour=said["colour"], beyond="bar")
-
-
-def _check_absence(said: dict[str, str], shapes: tuple[Shape, ...]) -> None:
-    """Raises ValueError unless one of the shapes can be the absent one."""
-    for shape in shapes:
-        if shape.colour == said["colour"] and re.fullmatch(_KIND_STEMS[shape.kind], said["kind"]):
-            where = _BORDERS[_border(shape)]
-            if said.get("where", where) != where:
-                raise ValueError(f"a {shape.colour} {shape.kind} that moves {shape.direction} leaves {where}, "
-                                 f"not {said['where']}")  # fmt: skip
-            return
-    raise ValueError(f"no shape is a {said['colour']} {said['kind']}, which should be out of sight at times")
+    return Description(shapes=shapes, background=background, lighting=lighting, absence=absence and absence.of(shapes))
 
 
 def _clause(shape: Shape, clause: str, directions: tuple[str, str, str]) -> str:
@@ -303,7 +227,7 @@ def _shape(clause: str) -> Shape:
             )
         return found[0]
 
-    kind = one("kind", _KIND_STEMS)
+    kind = one("kind", KIND_STEMS)
     vertical, horizontal = _found(clause, _UP_DOWN), _found(clause, _LEFT_RIGHT)
     if not vertical:
         direction = one("direction", _LEFT_RIGHT)

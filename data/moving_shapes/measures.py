@@ -46,7 +46,7 @@ def high_band_power(frames: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "
 
 @functools.lru_cache(maxsize=4)
 def _filters(height: int, width: int) -> tuple[Float[np.ndarray, "H W"], Float[np.ndarray, "H columns"]]:
-    """The Hann window, and the weights of the frequencies of ``rfft2``: most stand for themselves and their negative."""
+    """The Hann window, and weights of ``rfft2``: most of its frequencies stand for their negative as well."""
     rows, columns = (0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(size) + 0.5) / size) for size in (height, width))
     lengths = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     weights = np.full(width // 2 + 1, 2.0)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from helios_jax.data.moving_shapes.looks import tinted
+from helios_jax.data.moving_shapes.paths import centres, half_width
 from helios_jax.data.moving_shapes.textured_rendering import paint_ground, paint_scene
-from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene, centres, half_width
+from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene
 from helios_jax.typing import Int, UInt8
 
 # Outward normals (x, y) and offset of each line, in 1/65536: of a unit length, and of the half width.

@@ -5,15 +5,14 @@ import itertools
 
 import numpy as np
 
-from helios_jax.data.moving_shapes.world import (
-    DIRECTIONS,
-    UNIT,
-    Scene,
-    centres,
-    leaving_axis,
-    reach,
-)
+from helios_jax.data.moving_shapes.paths import centres, leaving_axis, reach
+from helios_jax.data.moving_shapes.world import DIRECTIONS, UNIT, Scene
 from helios_jax.typing import Bool, Int
+
+CLEAR = 6
+"""Frames in which a shape must be clear of all others for a window to show what it is."""
+
+_LONGEST = 1500  # frames from the beginning of an absence to the return: the slowest shapes take 400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,11 +89,36 @@ def spells(scene: Scene, frames: range, height: int, width: int) -> tuple[Spell,
     whole = uncut(scene, frames, height, width)[absent]
     found = []
     changes = np.flatnonzero(np.diff(hidden.astype(np.int8))) + 1
-    for left, end in zip(changes, changes[1:], strict=False):
+    for left, end in itertools.pairwise(changes):
         if hidden[left] and whole[end:].any():
             back = end + int(whole[end:].argmax())
             found.append(Spell(shape=absent, left=frames[left], back=frames[back], hidden=int(end - left)))
     return tuple(found)
+
+
+def returns_in(scene: Scene, times: range, height: int, width: int) -> tuple[Spell, ...]:
+    """The absences after which the window ``times`` is the first that shows the shape clearly.
+
+    Windows of the same length follow each other from frame 0. One that shows a shape clear of all others in less than
+    ``CLEAR`` frames after its return leaves it to the next.
+    """
+    count = len(times)
+    begin = max(0, times.start - _LONGEST)
+    found = []
+    for spell in spells(scene, range(begin, times.stop), height, width):
+        shown = clear_of_all(scene, range(spell.back, times.stop), height, width)[spell.shape]
+        frames = spell.back + np.flatnonzero(shown)
+        windows, clear = np.unique(frames // count, return_counts=True)
+        enough = windows[clear >= CLEAR]
+        if len(enough) and enough[0] == times.start // count and not _left_again(scene, spell, times, height, width):
+            found.append(spell)
+    return tuple(found)
+
+
+def _left_again(scene: Scene, spell: Spell, times: range, height: int, width: int) -> bool:
+    """Whether the shape went away a second time before the window."""
+    later = spells(scene, range(spell.back, times.stop), height, width)
+    return any(other.back < times.start for other in later)
 
 
 def _absent(scene: Scene) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from helios_jax.data.moving_shapes import textured, world
+from helios_jax.data.moving_shapes import plain, textured
 from helios_jax.data.moving_shapes.world import Scene
 
 Style = Literal["plain", "textured"]
@@ -12,13 +12,13 @@ Style = Literal["plain", "textured"]
 STYLES: tuple[Style, ...] = get_args(Style)
 
 _SAMPLERS: dict[str, Callable[..., Scene]] = {
-    "plain": world.sample_scene,
+    "plain": plain.sample_plain_scene,
     "textured": textured.sample_textured_scene,
 }
 
 
 def sample_scene(seed: int, index: int, *, num_shapes: int | None = None, style: Style = "plain") -> Scene:
-    """Draws scene ``index`` of the world ``seed``; see ``world.sample_scene`` and ``textured.sample_textured_scene``.
+    """Draws scene ``index`` of the world ``seed``; see ``plain.sample_plain_scene`` and ``textured.sample_textured_scene``.
 
     Args:
         seed: The world.

@@ -20,6 +20,8 @@ from helios_jax.data.moving_shapes.looks import (
     Look,
     Texture,
 )
+from helios_jax.data.moving_shapes.paths import leaving_axis, path, reach, touches, way_along
+from helios_jax.data.moving_shapes.plain import start_in_room
 from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -34,12 +36,6 @@ from helios_jax.data.moving_shapes.world import (
     Description,
     Scene,
     Shape,
-    leaving_axis,
-    path,
-    reach,
-    start_in_room,
-    touches,
-    way_along,
 )
 
 _TRIES = 24  # draws of the starts
@@ -53,7 +49,7 @@ _HIDDEN = (8, 76)  # least and most frames behind a bar
 def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Scene:
     """Draws scene ``index`` of the world ``seed`` in the second style.
 
-    As in ``sample_scene``, with these differences. The shape that leaves the frame starts anywhere in its room from
+    As in ``plain.sample_plain_scene``, with these differences. The shape that leaves the frame starts anywhere in its room from
     which it meets the border after 16 to 63 frames, or less if the frame is not wide enough. The shape that passes
     behind a bar is small and the last in the order from front to back; other shapes pass in front of the bar.
 

@@ -1,6 +1,7 @@
 """Observation of what a video of the second style shows, from its pixels alone."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def leaves(shape: Track, direction: str, height: int, width: int) -> bool:
     near = distance < shape.reach + _NEAR * min(height, width)
     # Visits that begin and end in the video, as ranges of frames in which the shape is found.
     changes = np.flatnonzero(np.diff(near.astype(np.int8))) + 1
-    visits = zip(changes, changes[1:], strict=False)
+    visits = itertools.pairwise(changes)
     return all(distance[begin:end].min() < shape.reach / 2 for begin, end in visits if near[begin])
 
 

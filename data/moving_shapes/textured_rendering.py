@@ -11,8 +11,9 @@ and coverage follows from it as in ``rendering``.
 import numpy as np
 
 from helios_jax.data.moving_shapes.looks import BAR_COLOUR, ONE, TURN, Look, Texture, brightness, cosine, sine, tinted
+from helios_jax.data.moving_shapes.paths import half_width, reach
 from helios_jax.data.moving_shapes.sight import bar_sides
-from helios_jax.data.moving_shapes.world import COLOURS, UNIT, Colour, Scene, half_width, reach
+from helios_jax.data.moving_shapes.world import COLOURS, UNIT, Colour, Scene
 from helios_jax.typing import Int, UInt8
 
 # Number of sides, angle of the first normal (downwards is a quarter turn), and apothem in 1/65536 of the half width.

@@ -18,7 +18,7 @@ import functools
 
 import numpy as np
 
-from helios_jax.data.moving_shapes.looks import BAR_COLOUR, LIGHTNESS, MAX_HUE, MEAN_BRIGHTNESS, Look, Texture, tinted
+from helios_jax.data.moving_shapes.looks import BAR_COLOUR, LIGHTNESS, MAX_HUE, MEAN_BRIGHTNESS
 from helios_jax.data.moving_shapes.rendering import fade, light
 from helios_jax.data.moving_shapes.segmentation import MIN_AREA, Segmentation, cores
 from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS

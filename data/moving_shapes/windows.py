@@ -25,25 +25,22 @@ hundredth, (2) and the ratio of high bands are 1, and (3) is 0.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from helios_jax.data.moving_shapes.measures import cielab, high_band_power
-from helios_jax.data.moving_shapes.motion import measure_motion
+from helios_jax.data.moving_shapes.paths import centres
 from helios_jax.data.moving_shapes.rendering import light, render
 from helios_jax.data.moving_shapes.segmentation import cores
-from helios_jax.data.moving_shapes.sight import Spell, clear_of_all, out_of_sight, spells
-from helios_jax.data.moving_shapes.textured_observation import Track, Tracks, track
+from helios_jax.data.moving_shapes.sight import Spell, clear_of_all, returns_in
+from helios_jax.data.moving_shapes.textured_observation import Track, track
 from helios_jax.data.moving_shapes.textured_segmentation import TexturedSegmentation, segment_textured
-from helios_jax.data.moving_shapes.world import UNIT, Scene, Shape, centres, reach
+from helios_jax.data.moving_shapes.window_captions import CaptionScore, caption_score
+from helios_jax.data.moving_shapes.world import UNIT, Scene
 from helios_jax.typing import Bool, Float, UInt8
 
 LAG = 6
 """Frames between the positions of (2)."""
-
-_CLEAR = 6  # frames in which a shape must be clear of all others for a window to show what it is
-_LONGEST = 1500  # frames from the beginning of an absence to the return: the slowest shapes take 400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,57 +54,6 @@ class Reference:
 
     background: Float[np.ndarray, " 3"]
     shapes: Float[np.ndarray, "shapes 3"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Appearance:
-    """Which attributes of a captioned shape a window shows; all False if nothing has its colour.
-
-    ``direction`` is that in which the scene's shape moves in this window. It is not a part of ``recovered``: a later
-    window may show another direction than the caption states, and a video that is a little slow turns later.
-    """
-
-    colour: bool = False
-    kind: bool = False
-    size: bool = False
-    speed: bool = False
-    direction: bool = False
-
-    @property
-    def recovered(self) -> bool:
-        """Colour and kind are right."""
-        return self.colour and self.kind
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionScore:
-    """Which statements of the caption hold in a window.
-
-    Attributes:
-        shapes: One for each captioned shape; None if the scene does not show it clearly in this window.
-        count: Nothing is seen that is not captioned, and nothing twice.
-        background: The background is right.
-        lighting: The light is right.
-        bar: There is a bar if and only if the scene has one.
-    """
-
-    shapes: tuple[Appearance | None, ...]
-    count: bool
-    background: bool
-    lighting: bool
-    bar: bool
-
-    @property
-    def recovered(self) -> bool:
-        """Colour and kind of every shape that should be clear to see are right, and there is no other shape or bar."""
-        return self.count and self.bar and all(shape.recovered for shape in self.shapes if shape)
-
-    @property
-    def value(self) -> float:
-        """The fraction of all statements that hold."""
-        held = [value for shape in self.shapes if shape for value in dataclasses.astuple(shape)]
-        held += [self.count, self.background, self.lighting, self.bar]
-        return sum(held) / len(held)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +141,7 @@ def score_window(
     reference = reference or Reference(background=differences[0][0], shapes=_first(differences[1]))
     return WindowScore(
         start=start,
-        caption=_caption_score(scene, seen, clear, _directions(scene, times, height, width)),
+        caption=caption_score(seen, scene, times, height, width),
         path_error=np.linalg.norm(found - paths, axis=-1),
         speed_ratio=_speed_ratio(found, np.where(clear[..., None], paths, np.nan)),
         background_distance=np.linalg.norm(differences[0] - reference.background, axis=-1),
@@ -230,31 +176,6 @@ def score_windows(frames: UInt8[np.ndarray, "F H W 3"], scene: Scene, window: in
     return tuple(scores)
 
 
-def returns_in(scene: Scene, times: range, height: int, width: int) -> tuple[Spell, ...]:
-    """The absences after which the window ``times`` is the first that shows the shape clearly.
-
-    Windows of the same length follow each other from frame 0. One that shows a shape clear of all others in less than 6
-    frames after its return leaves it to the next.
-    """
-    count = len(times)
-    begin = max(0, times.start - _LONGEST)
-    found = []
-    for spell in spells(scene, range(begin, times.stop), height, width):
-        shown = clear_of_all(scene, range(spell.back, times.stop), height, width)[spell.shape]
-        frames = spell.back + np.flatnonzero(shown)
-        windows, clear = np.unique(frames // count, return_counts=True)
-        enough = windows[clear >= _CLEAR]
-        if len(enough) and enough[0] == times.start // count and not _left_again(scene, spell, times, height, width):
-            found.append(spell)
-    return tuple(found)
-
-
-def _left_again(scene: Scene, spell: Spell, times: range, height: int, width: int) -> bool:
-    """Whether the shape went away a second time before the window."""
-    later = spells(scene, range(spell.back, times.stop), height, width)
-    return any(other.back < times.start for other in later)
-
-
 def _path(found: Track | None, count: int) -> Float[np.ndarray, "F 2"]:
     """The centres of a shape in pixels; NaN where it is not found."""
     if found is None:
@@ -272,48 +193,6 @@ def _speed_ratio(
     ways = np.where(ways > 0.5 * np.nanmax(ways, axis=1, keepdims=True, initial=0), ways, np.nan)
     ratio[:, LAG:] = np.linalg.norm(found[:, LAG:] - found[:, :-LAG], axis=-1) / ways
     return ratio
-
-
-def _directions(scene: Scene, times: range, height: int, width: int) -> list[str | None]:
-    """The direction in which each shape moves at first in the frames in which it is in sight."""
-    paths, sight = centres(scene, times, height, width) / UNIT, ~out_of_sight(scene, times, height, width)
-    radii = [reach(shape, min(height, width), rotates=True) / UNIT for shape in scene.description.shapes]
-    return [
-        measure_motion(path, seen, radius, height, width, least_seen=0).direction
-        for path, seen, radius in zip(paths, sight, radii, strict=True)
-    ]
-
-
-def _caption_score(
-    scene: Scene, seen: Tracks, clear: Bool[np.ndarray, "shapes F"], directions: Sequence[str | None]
-) -> CaptionScore:
-    """Which statements hold."""
-    by_colour = {one.shape.colour: one.shape for one in seen.shapes}
-
-    def appearance(shape: Shape, direction: str | None) -> Appearance:
-        found = by_colour.get(shape.colour)
-        if found is None:
-            return Appearance()
-        return Appearance(
-            colour=True,
-            kind=found.kind == shape.kind,
-            size=found.size == shape.size,
-            speed=found.motion.speed == shape.speed,
-            direction=found.motion.direction == direction,
-        )
-
-    description = scene.description
-    captioned = {shape.colour for shape in description.shapes}
-    return CaptionScore(
-        shapes=tuple(
-            appearance(shape, direction) if frames >= _CLEAR else None
-            for shape, direction, frames in zip(description.shapes, directions, clear.sum(1), strict=True)
-        ),
-        count=all(shape.colour in captioned and shape.copies == 1 for shape in seen.seen.shapes),
-        background=seen.seen.background == description.background,
-        lighting=seen.seen.lighting == description.lighting,
-        bar=seen.seen.bar == (scene.look is not None and scene.look.bar is not None),
-    )
 
 
 def _differences(
