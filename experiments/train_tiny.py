@@ -74,6 +74,7 @@ from typing import Any
 from absl import app, logging
 
 from helios_jax.arguments import Parser, path
+from helios_jax.data.moving_shapes.styles import STYLES
 from helios_jax.evaluation.moving_shapes import Evaluation, integers
 from helios_jax.experiments.tiny_commands import SETS, encode_scenes, record_trajectories, train_on, train_vae
 from helios_jax.experiments.tiny_curves import write_curves
@@ -145,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
         begin = f"--config.start.folder={stage1}"
         stage2 = train_on(args, f"stage2_init.py:{size}", "stage2", args.stage2_steps, *data, begin)
     curves(out)
-    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes)
+    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes, style=args.style)
     # Guidance is an argument of the compiled programs: another value takes only seconds.
     teachers = [Contender(name="stage2", pipeline=stage2, steps=args.steps, guidance=one) for one in args.guidance]
     if "videos" in wanted:
@@ -242,6 +243,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="consistency",
     )
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
+    add("style", "style of the scenes (default plain)", choices=STYLES, default="plain")
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
     add("scenes", "scenes to encode as whole videos", type=int)

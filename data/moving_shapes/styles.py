@@ -18,7 +18,7 @@ _SAMPLERS: dict[str, Callable[..., Scene]] = {
 
 
 def sample_scene(seed: int, index: int, *, num_shapes: int | None = None, style: Style = "plain") -> Scene:
-    """Draws scene ``index`` of the world ``seed``; see ``plain.sample_plain_scene`` and ``textured.sample_textured_scene``.
+    """Draws scene ``index`` of the world ``seed``; see ``plain`` and ``textured``.
 
     Args:
         seed: The world.

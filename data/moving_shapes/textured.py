@@ -49,9 +49,9 @@ _HIDDEN = (8, 76)  # least and most frames behind a bar
 def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Scene:
     """Draws scene ``index`` of the world ``seed`` in the second style.
 
-    As in ``plain.sample_plain_scene``, with these differences. The shape that leaves the frame starts anywhere in its room from
-    which it meets the border after 16 to 63 frames, or less if the frame is not wide enough. The shape that passes
-    behind a bar is small and the last in the order from front to back; other shapes pass in front of the bar.
+    As in ``plain.sample_plain_scene``, with these differences. The shape that leaves the frame starts where it meets
+    the border after 16 to 63 frames, or less if the frame is not wide enough. The shape that passes behind a bar is
+    small and the last in the order from front to back; other shapes pass in front of the bar.
 
     Args:
         seed: The world.

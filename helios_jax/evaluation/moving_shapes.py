@@ -12,6 +12,7 @@ frequencies, motion, Fréchet distance from the scenes) follow for samples, scen
 import argparse
 import collections
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
 from helios_jax.data.moving_shapes.source import MovingShapes
+from helios_jax.data.moving_shapes.styles import STYLES, Style
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.evaluation.caption_sheet import caption_sheet
 from helios_jax.evaluation.videos import Measured, describe, measure
@@ -62,6 +64,7 @@ class Evaluation:
         steps: Network calls per level, or one number for single-stage models; empty: the pipeline's recommendation.
         guidance: Guidance scale; 1: none.
         num_shapes: Shapes in each scene; 0: 1 to 3.
+        style: Style of the scenes.
         world: Seed of the scenes.
         processes: Number of processes that score.
     """
@@ -71,6 +74,7 @@ class Evaluation:
     steps: tuple[int, ...] = ()
     guidance: float = 1.0
     num_shapes: int = 0
+    style: Style = "plain"
     world: int = 1000
     processes: int = os.cpu_count() or 1
 
@@ -110,6 +114,7 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
         height=SIZE,
         width=SIZE,
         num_shapes=evaluation.num_shapes or None,
+        style=evaluation.style,
     )
     items = [scenes[number] for number in range(len(scenes))]
     captions, frames = [item["caption"] for item in items], np.stack([item["frames"] for item in items])
@@ -118,8 +123,9 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     print(f"{len(videos)} videos of {FRAMES} frames in {time.perf_counter() - start:.1f} s", flush=True)
     again = in_batches(lambda part: through_vae(pipe, frames[part]), evaluation)
     workers, apart = evaluation.processes, evaluation.processes > 1
+    judged = functools.partial(judge, style=evaluation.style)
     sampled, bound = (
-        list(ahead_of_time(judge, zip(clips, captions, strict=True), workers, processes=apart))
+        list(ahead_of_time(judged, zip(clips, captions, strict=True), workers, processes=apart))
         for clips in (videos, again)
     )
     measured = {
@@ -159,10 +165,10 @@ def through_vae(pipe: "HeliosPipeline", frames: Clips) -> Clips:
         return np.concatenate([np.asarray(reconstruct(vae, chunk)) for chunk in chunks], axis=1)
 
 
-def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str]) -> Row:
+def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str], style: Style = "plain") -> Row:
     """Scores a video against its caption: how many shapes have each attribute right, and 0 or 1 for the whole video."""
     video, caption = pair
-    found = score(video, caption)
+    found = score(video, caption, style)
     return {
         "shapes": len(parse_caption(caption).shapes),
         "recovered": int(found.recovered),
@@ -219,6 +225,7 @@ def main(args: argparse.Namespace) -> int:
         steps=args.steps,
         guidance=args.guidance,
         num_shapes=args.num_shapes,
+        style=args.style,
         processes=args.processes,
     )
     print(json.dumps(sample_and_score(args.pipeline, args.out, evaluation), indent=1))
@@ -239,6 +246,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=integers, default=(), help="per level, as 10,10,10")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--num_shapes", type=int, default=0, help="shapes in each scene (default 0: 1 to 3)")
+    parser.add_argument("--style", choices=STYLES, default="plain", help="style of the scenes (default plain)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that score")
     return parser.parse_args(argv[1:])
 
