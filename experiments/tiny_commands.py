@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from helios_jax import prepare, train
-from helios_jax.data.moving_shapes.styles import Style
-from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, TOKENS
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, Style
+from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE
 from helios_jax.safe_files import replace_text
 
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ def record_trajectories(args: argparse.Namespace, teacher: Path | None) -> Path:
         f"--sizes={SIZE}x{SIZE}",
         f"--chunks={FRAMES // CHUNK}",
         f"--guidance_scale={TEACHER_GUIDANCE}",
-        f"--max_text_tokens={TOKENS}",
+        f"--max_text_tokens={CAPTION_TOKENS[args.style]}",
         f"--batch={args.encode_batch}",
         f"--clips_per_file={max(8, count // 16)}",
         f"--dtype={'bfloat16' if args.size == 'gpu' else 'float32'}",

@@ -11,6 +11,9 @@ Style = Literal["plain", "textured"]
 
 STYLES: tuple[Style, ...] = get_args(Style)
 
+CAPTION_TOKENS: dict[Style, int] = {"plain": 96, "textured": 112}
+"""Length that captions are padded to: the longest has 88 words and signs, or 104, and an end."""
+
 _SAMPLERS: dict[str, Callable[..., Scene]] = {
     "plain": plain.sample_plain_scene,
     "textured": textured.sample_textured_scene,

@@ -29,7 +29,7 @@ from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
 from helios_jax.data.moving_shapes.source import MovingShapes
-from helios_jax.data.moving_shapes.styles import STYLES, Style
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, STYLES, Style
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.evaluation.caption_sheet import caption_sheet
 from helios_jax.evaluation.videos import Measured, describe, measure
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 SIZE = 64
 CHUNK = VaeConfig.tiny().pixel_frames(HistoryConfig().chunk_frames)
 FRAMES = 3 * CHUNK
-TOKENS = 96
 FPS = 24
 SHOWN = 6
 """Videos in samples.webp and samples.png."""
@@ -87,7 +86,7 @@ class Evaluation:
             width=SIZE,
             steps=one_or_many(self.steps),
             guidance_scale=self.guidance,
-            max_text_tokens=TOKENS,
+            max_text_tokens=CAPTION_TOKENS[self.style],
         )
 
     @property
