@@ -139,19 +139,19 @@ def _sines() -> Int[np.ndarray, " angles"]:
     return table
 
 
-def sine(angle: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+def sine(angle: int | Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     """The sine of an angle, in 1/``ONE``."""
-    return _sines()[np.asarray(angle) % TURN // _STEP]
+    return np.asarray(_sines()[np.asarray(angle) % TURN // _STEP])
 
 
-def cosine(angle: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+def cosine(angle: int | Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     """The cosine of an angle, in 1/``ONE``."""
-    return sine(np.asarray(angle) + TURN // 4)
+    return sine(np.asarray(np.asarray(angle) + TURN // 4))
 
 
 def tinted(colour: tuple[int, int, int], look: Look) -> tuple[int, int, int]:
     """A palette colour in the hue and lightness of a scene, by (1); 0..255."""
-    c, s = (int(f(np.array(look.hue))) for f in (cosine, sine))
+    c, s = (int(f(look.hue)) for f in (cosine, sine))
     numerator, denominator = _THIRD_ROOT
     across = (colour[2] - colour[1], colour[0] - colour[2], colour[1] - colour[0])
     values = (
@@ -182,10 +182,11 @@ def brightness(
     """
     waves = []
     for number in range(1 if texture.pattern == "stripes" else 2):
-        angle = np.asarray(turned) + texture.angle + number * (TURN // 4)
-        # 256 entries of the table make a wave; in 1/4096 of an entry, so that all fits into 32 bits.
-        along, down = (f(angle) * 64 // texture.period for f in (cosine, sine))
-        entry = (along * dx + (down * dy + texture.phases[number] * 16) >> 12) & 255
+        angle = np.asarray(turned + texture.angle + number * (TURN // 4))
+        # 256 entries of the table make a wave. Positions are in 1/65536 of an entry: where 32 bits overflow, which
+        # they do in large frames, whole waves are lost.
+        along, down = (f(angle) * 1024 // texture.period for f in (cosine, sine))
+        entry = (along * dx + (down * dy + texture.phases[number] * 256) >> 16) & 255
         waves.append(entry.astype(np.uint8))
     table = _darkness(len(waves))
     return 256 - (table[waves[0]] if len(waves) == 1 else table[waves[0]] + table[waves[1]])

@@ -15,7 +15,6 @@ import numpy as np
 
 from helios_jax.data.moving_shapes.looks import TURN
 from helios_jax.data.moving_shapes.outlines import find_drawing
-from helios_jax.data.moving_shapes.segmentation import grow
 from helios_jax.data.moving_shapes.textured_rendering import rotated_coverage
 from helios_jax.data.moving_shapes.world import KINDS, UNIT
 from helios_jax.typing import Bool, Float
@@ -23,21 +22,24 @@ from helios_jax.typing import Bool, Float
 _ORDERS = (3, 4, 5)
 _ANGLES = 24  # drawings in the mean over all angles
 _MAX_DISTANCE = 0.6  # from the moments of a kind, in those of its own largest
-_MIN_FILLED = 0.4  # part of the circle around it that a shape fills at least; a star fills 0.36
 
 
-def moments(
-    covered: Float[np.ndarray, "F H W"], regions: Bool[np.ndarray, "F H W"]
-) -> tuple[Float[np.ndarray, "F 3"], Float[np.ndarray, " F"], Float[np.ndarray, "F 2"]]:
-    """The numbers (1), the mass and the centroid (x, y) of what covers each region and two pixels around it."""
-    around = grow(regions, 2)
-    covered = covered * around
+def centroids(covered: Float[np.ndarray, "F H W"]) -> tuple[Float[np.ndarray, "F 2"], Float[np.ndarray, " F"]]:
+    """The centroid (x, y) of the coverage of each frame, in pixels, and the mass."""
+    height, width = covered.shape[1:]
     mass = np.maximum(covered.sum((1, 2)), 1e-6)
-    y, x = np.indices(covered.shape[1:], np.float32) + 0.5
-    middles = np.stack([(covered * axis).sum((1, 2)) / mass for axis in (x, y)], axis=-1)
+    x = covered.sum(1) @ (np.arange(width, dtype=np.float32) + 0.5)
+    y = covered.sum(2) @ (np.arange(height, dtype=np.float32) + 0.5)
+    return np.stack([x, y], axis=-1) / mass[:, None], mass
+
+
+def moments(covered: Float[np.ndarray, "F H W"]) -> Float[np.ndarray, "F 3"]:
+    """The numbers (1) of each frame."""
+    middles, mass = centroids(covered)
+    y, x = np.indices(covered.shape[1:], np.float32) + np.float32(0.5)
     z = (x - middles[:, 0, None, None]) + 1j * (y - middles[:, 1, None, None])
     found = [abs((covered * z**order).sum((1, 2))) / mass ** (1 + order / 2) for order in _ORDERS]
-    return np.stack(found, axis=-1), mass, middles
+    return np.stack(found, axis=-1)
 
 
 def kind_of(numbers: Float[np.ndarray, "F 3"]) -> str | None:
@@ -62,7 +64,7 @@ def _expected(kind: str) -> Float[np.ndarray, " 3"]:
     n = 64
     line = ((np.arange(3 * n) - 1.5 * n + 0.5) * UNIT).astype(np.int32)
     drawn = rotated_coverage(kind, line[None, None, :], line[None, :, None], n * UNIT, np.zeros(1, np.int64))
-    return moments(drawn / np.float32(UNIT), drawn > UNIT // 2)[0][0]
+    return moments(drawn / np.float32(UNIT))[0]
 
 
 @functools.lru_cache(maxsize=64)

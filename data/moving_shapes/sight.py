@@ -33,7 +33,7 @@ class Spell:
 
 
 def bar_sides(scene: Scene, height: int, width: int) -> tuple[int, int, int] | None:
-    """The axis across the bar, and where the bar begins and ends on it, in 1/256 pixel; None without a bar."""
+    """The axis across the bar, and at which whole pixels it begins and ends, in 1/256 pixel; None without a bar."""
     absent = scene.description.absent
     if scene.look is None or scene.look.bar is None or absent is None:
         return None
@@ -41,7 +41,7 @@ def bar_sides(scene: Scene, height: int, width: int) -> tuple[int, int, int] | N
     extent = (width, height)[axis] * UNIT
     far, near = bar.gap * side, (bar.gap + bar.width) * side
     begin, end = (extent - near, extent - far) if DIRECTIONS[absent.direction][axis] > 0 else (far, near)
-    return axis, begin, end
+    return axis, begin // UNIT * UNIT, -(-end // UNIT) * UNIT
 
 
 def out_of_sight(scene: Scene, frames: range, height: int, width: int) -> Bool[np.ndarray, "shapes F"]:

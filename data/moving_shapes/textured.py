@@ -41,9 +41,9 @@ from helios_jax.data.moving_shapes.world import (
 _TRIES = 24  # draws of the starts
 _ROUNDS = 32  # draws of the directions, if shapes overlap at the start
 _BEFORE = (16, 64)  # frames until the absent shape meets the border, if the frame is wide enough
-_MARGIN = 4  # between the bar's gap and the shape that has to fit into it, in 1/256 of the side
+_PIXEL = 4  # bars begin and end at whole pixels of a frame of 64 x 64, in 1/256 of the side
 _WAY = 20  # way of the shape before the bar hides it, in 1/256 of the side
-_HIDDEN = (8, 76)  # least and most frames behind a bar
+_HIDDEN = (8, 76)  # least and most frames behind a bar, before its width is rounded up to pixels
 
 
 def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Scene:
@@ -133,11 +133,17 @@ def _draw_texture(draws: Draws) -> Texture:
 def _draw_bar(draws: Draws, shape: Shape) -> Bar:
     """A bar that hides ``shape`` for some frames, with room for the whole shape on both sides."""
     radius = reach(shape, UNIT, rotates=True) // UNIT + 1
-    most = UNIT - 3 * 2 * radius - _WAY - _MARGIN  # of the way while the shape is hidden
-    ways = {frames: int(way_along(shape, UNIT, frames)) // UNIT + 1 for frames in range(_HIDDEN[0], _HIDDEN[1] + 1)}
-    width = 2 * radius + draws.choice([way for way in ways.values() if way <= most])
-    narrowest, widest = 2 * radius + _MARGIN, UNIT - width - 2 * radius - _WAY
-    return Bar(gap=narrowest + draws.below(widest - narrowest + 1), width=width)
+    most = UNIT - 3 * 2 * radius - _WAY - 4 * _PIXEL  # of the way while the shape is hidden
+    ways = [int(way_along(shape, UNIT, frames)) // UNIT + 1 for frames in range(_HIDDEN[0], _HIDDEN[1] + 1)]
+    width = _in_pixels(2 * radius + draws.choice([way for way in ways if way <= most]))
+    narrowest, widest = _in_pixels(2 * radius), UNIT - width - 2 * radius - _WAY
+    gap = narrowest + _PIXEL * draws.below((widest - narrowest) // _PIXEL + 1)
+    return Bar(gap=gap, width=width)
+
+
+def _in_pixels(length: int) -> int:
+    """A length, rounded up to whole pixels."""
+    return -(-length // _PIXEL) * _PIXEL
 
 
 def _draw_start(draws: Draws, shape: Shape, absence: Absence | None, bar: Bar | None) -> tuple[int, int]:

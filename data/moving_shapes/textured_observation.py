@@ -8,7 +8,7 @@ import numpy as np
 from helios_jax.data.moving_shapes.looks import CIRCUMRADII
 from helios_jax.data.moving_shapes.motion import measure_motion
 from helios_jax.data.moving_shapes.observation import Observation, SeenShape, hidden_part, largest_regions, size_of
-from helios_jax.data.moving_shapes.rotated_outlines import find_rotated, kind_of, moments
+from helios_jax.data.moving_shapes.rotated_outlines import centroids, find_rotated, kind_of, moments
 from helios_jax.data.moving_shapes.segmentation import cores, grow
 from helios_jax.data.moving_shapes.textured_segmentation import (
     TexturedSegmentation,
@@ -21,6 +21,8 @@ from helios_jax.typing import Bool, Float, UInt8
 _NEAR = 0.06  # shorter sides: distance from the border up to which a shape may turn there
 _OUTLINES = 24  # frames from which the outline is read
 _SEEN = 0.15  # fraction of the frames in which a shape must be seen: it may be away in the others
+_LATE = 0.15  # fraction of the frames after which it is too late to see its first direction
+_WHOLE = 0.93  # part of its usual area that a region has if nothing of it is hidden
 _IN_FRONT = 0.02  # part of a shape's pixels that are well within the bar if it passes in front of it
 
 
@@ -56,15 +58,23 @@ class Tracks:
     scene: TexturedSegmentation | None = None
 
 
-def track(frames: UInt8[np.ndarray, "F H W 3"]) -> Tracks:
+def track(frames: UInt8[np.ndarray, "F H W 3"], *, from_start: bool = True) -> Tracks:
     """Finds the background, the light and all shapes of a video of the second style, and follows them.
 
-    Meant for at least 12 frames of at least 64 x 64 pixels.
+    Meant for at least 12 frames of at least 64 x 64 pixels; 99 of them take about 0.4 s.
+
+    Args:
+        frames: The video.
+        from_start: The video begins when the scene does, so a shape that is seen late has no first direction.
     """
     scene = segment_textured(frames)
     if scene is None:
         return Tracks(seen=Observation())
-    shapes = tuple(found for number in range(len(scene.colours)) if (found := _follow(scene, number + 1)))
+    shapes = tuple(
+        found
+        for number in range(len(scene.colours))
+        if (found := _follow(scene, number + 1, _LATE if from_start else 1.0))
+    )
     seen = Observation(
         shapes=tuple(found.shape for found in shapes),
         background=scene.background,
@@ -94,8 +104,8 @@ def leaves(shape: Track, direction: str, height: int, width: int) -> bool:
     return all(distance[begin:end].min() < shape.reach / 2 for begin, end in visits if near[begin])
 
 
-def _follow(scene: TexturedSegmentation, label: int) -> Track | None:
-    """The shape of that label; None if only specks below the size limit remain."""
+def _follow(scene: TexturedSegmentation, label: int, latest: float) -> Track | None:
+    """The shape of that label, seen before a fraction of the frames; None if only specks below the size limit remain."""
     height, width = scene.labels.shape[1:]
     mask = scene.labels == label
     regions, copies = largest_regions(mask, min(height, width))
@@ -104,20 +114,27 @@ def _follow(scene: TexturedSegmentation, label: int) -> Track | None:
     covered, free = coverage_of(scene, label), _free(scene, label)
     hidden = hidden_part(regions, free)
     edge = regions[:, [0, -1]].any((1, 2)) | regions[:, :, [0, -1]].any((1, 2))
-    order = np.argsort(hidden + edge, kind="stable")[:_OUTLINES]
-    clear = order[(hidden + edge)[order] == 0]
-    clear = clear if len(clear) else order[:1]
-    numbers, mass, _ = moments(covered[clear], regions[clear])
-    kind = kind_of(numbers)
+    # Where something else is near, its edge may count as this shape: the outline is read from other frames.
+    clear = np.flatnonzero(hidden + edge == 0)
+    clear = clear if len(clear) else np.array([np.argmin(hidden + edge)])
+    alone = covered[clear] * grow(regions[clear], 2)
+    mass = centroids(alone)[1]
+    some = np.linspace(0, len(clear) - 1, min(_OUTLINES, len(clear))).round().astype(int)
+    kind = kind_of(moments(alone[some]))
     radius = float(np.sqrt(np.median(mass) / KINDS[kind or "circle"]))
     path, found = find_rotated(covered, free, kind or "circle", radius)
+    # The drawing at all angles finds a shape that is partly hidden, but not as exactly as its centroid does, which is
+    # right wherever the region is whole, whatever is near.
+    areas = regions.sum((1, 2))
+    whole = np.flatnonzero(found & ~edge & (areas > _WHOLE * np.quantile(areas[areas > 0], 0.9)))
+    path[whole] = centroids(covered[whole] * grow(regions[whole], 2))[0]
     reach = radius * CIRCUMRADII[kind or "circle"] / 256
     return Track(
         shape=SeenShape(
             colour=scene.colours[label - 1],
             kind=kind,
             size=size_of(radius, min(height, width)),
-            motion=measure_motion(path, found, reach, height, width, least_seen=_SEEN),
+            motion=measure_motion(path, found, reach, height, width, least_seen=_SEEN, latest=latest),
             copies=copies,
         ),
         path=path,
@@ -129,7 +146,7 @@ def _follow(scene: TexturedSegmentation, label: int) -> Track | None:
 def _free(scene: TexturedSegmentation, label: int) -> Bool[np.ndarray, "F H W"]:
     """Where neither another shape nor the bar is in the way."""
     mask = scene.labels == label
-    inner = ~grow(~scene.bar[None], 4)
+    inner = ~grow(~scene.bar[None], 2)
     others = cores((scene.labels != 0) & ~mask)
     if (mask & inner).sum() < _IN_FRONT * mask.sum():
         others = others | scene.bar

@@ -141,11 +141,7 @@ def _mixed(under: np.ndarray, paint: np.ndarray, alpha: np.ndarray) -> np.ndarra
 
 
 def _paint_bar(canvas: np.ndarray, colour: Colour, axis: int, begin: int, end: int) -> None:
-    """Paints the bar into all frames; pixels at its sides are covered in part."""
-    middles = np.arange(canvas.shape[2 - axis]) * UNIT + UNIT // 2
-    alpha = np.clip(UNIT // 2 - np.maximum(begin - middles, middles - end), 0, UNIT).astype(np.int32)
-    lines = np.flatnonzero(alpha)
-    part = slice(lines[0], lines[-1] + 1)
-    region = canvas[:, :, part] if axis == 0 else canvas[:, part]
-    weight = alpha[part][None, :, None] if axis == 0 else alpha[part][:, None, None]
-    region[...] = _mixed(region, np.array(colour, np.int32), weight)
+    """Paints the bar into all frames: it covers whole pixels."""
+    lines = slice(begin // UNIT, end // UNIT)
+    part = canvas[:, :, lines] if axis == 0 else canvas[:, lines]
+    part[...] = colour

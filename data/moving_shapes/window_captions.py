@@ -105,6 +105,6 @@ def _directions(scene: Scene, times: range, height: int, width: int) -> list[str
     paths, sight = centres(scene, times, height, width) / UNIT, ~out_of_sight(scene, times, height, width)
     radii = [reach(shape, min(height, width), rotates=True) / UNIT for shape in scene.description.shapes]
     return [
-        measure_motion(path, seen, radius, height, width, least_seen=0).direction
+        measure_motion(path, seen, radius, height, width, least_seen=0, latest=1).direction
         for path, seen, radius in zip(paths, sight, radii, strict=True)
     ]

@@ -130,7 +130,7 @@ def score_window(
     count, height, width = frames.shape[:3]
     times, side = range(start, start + count), min(height, width)
     truth = render(scene, times, height, width)
-    seen, true = track(frames), segment_textured(truth)
+    seen, true = track(frames, from_start=False), segment_textured(truth)
     by_colour = {one.shape.colour: one for one in seen.shapes}
     tracks = [by_colour.get(shape.colour) for shape in scene.description.shapes]
     clear = clear_of_all(scene, times, height, width)
