@@ -105,7 +105,7 @@ def leaves(shape: Track, direction: str, height: int, width: int) -> bool:
 
 
 def _follow(scene: TexturedSegmentation, label: int, latest: float) -> Track | None:
-    """The shape of that label, seen before a fraction of the frames; None if only specks below the size limit remain."""
+    """The shape of that label; None if only specks below the size limit remain. ``latest``: see ``measure_motion``."""
     height, width = scene.labels.shape[1:]
     mask = scene.labels == label
     regions, copies = largest_regions(mask, min(height, width))

@@ -289,7 +289,7 @@ def test_absent_shapes_leave_early_and_others_as_in_the_plain_style():
 
 def test_captions_are_read_back_and_say_nothing_of_the_look():
     words = set(vocabulary(absences=True))
-    for index in range(120):
+    for index in range(60):
         scene = sample_scene(42, index, style="textured")
         text = caption(scene)
         assert parse_caption(text) == scene.description, text
