@@ -128,7 +128,9 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
         for clips in (videos, again)
     )
     measured = {
-        name: list(ahead_of_time(measure_shapes, clips, workers, processes=apart))
+        name: list(
+            ahead_of_time(functools.partial(measure_shapes, style=evaluation.style), clips, workers, processes=apart)
+        )
         for name, clips in (("sampled", videos), ("vae", again), ("scenes", frames))
     }
     result = {"settings": dataclasses.asdict(evaluation), "sampled": rates(sampled), "vae": rates(bound)}
@@ -176,9 +178,9 @@ def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str], style: Style = "plain"
     }
 
 
-def measure_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> Measured:
+def measure_shapes(video: UInt8[np.ndarray, "F H W 3"], style: Style = "plain") -> Measured:
     """Measures a video of moving shapes, chunk by chunk."""
-    return measure(video, CHUNK, shapes=True)
+    return measure(video, CHUNK, shapes=True, style=style)
 
 
 def rates(rows: Iterable[Row]) -> Row:
