@@ -5,8 +5,12 @@ With the coverage a of the pixels z = x + iy, measured from the centroid, and th
     t_n = |sum a z^n| / m^(1 + n/2),   n = 3, 4, 5,                                        (1)
 
 do not depend on size and rotation. Nor does blur that is the same in all directions change them, since z^n is harmonic.
-Triangle, square and star have one that is not zero, a circle has none. The half width follows from the mass. The path
-is found as in ``outlines``, with the mean of the drawings at all angles.
+Triangle, square and star have one that is not zero, a circle has none. Regions that look like nothing in this world
+have larger ones, or a larger spread
+
+    t_2 = sum a |z|^2 / m^2.                                                               (2)
+
+The half width follows from the mass. The path is found as in ``outlines``, with the mean of the drawings at all angles.
 """
 
 import functools
@@ -16,12 +20,15 @@ import numpy as np
 from helios_jax.data.moving_shapes.looks import TURN
 from helios_jax.data.moving_shapes.outlines import find_drawing
 from helios_jax.data.moving_shapes.textured_rendering import rotated_coverage
-from helios_jax.data.moving_shapes.world import KINDS, UNIT
+from helios_jax.data.moving_shapes.world import UNIT
 from helios_jax.typing import Bool, Float
 
-_ORDERS = (3, 4, 5)
+_ORDERS = (3, 4, 5)  # those of triangle, square and star
 _ANGLES = 24  # drawings in the mean over all angles
-_MAX_DISTANCE = 0.6  # from the moments of a kind, in those of its own largest
+_WEIGHTS = {"triangle": 1.0, "square": 0.7, "star": 1.0}  # of (1), in units of the kind's own: blur cuts stars short
+_LEAST = 0.4  # weighted part of its number that a kind must have not to be a circle
+_MOST = 1.6  # and what is too much
+_MAX_SPREAD = 1.7  # of (2), in units of the kind's own: blur increases it
 
 
 def centroids(covered: Float[np.ndarray, "F H W"]) -> tuple[Float[np.ndarray, "F 2"], Float[np.ndarray, " F"]]:
@@ -33,22 +40,27 @@ def centroids(covered: Float[np.ndarray, "F H W"]) -> tuple[Float[np.ndarray, "F
     return np.stack([x, y], axis=-1) / mass[:, None], mass
 
 
-def moments(covered: Float[np.ndarray, "F H W"]) -> Float[np.ndarray, "F 3"]:
-    """The numbers (1) of each frame."""
+def moments(covered: Float[np.ndarray, "F H W"]) -> Float[np.ndarray, "F 4"]:
+    """The numbers (2) and (1) of each frame."""
     middles, mass = centroids(covered)
     y, x = np.indices(covered.shape[1:], np.float32) + np.float32(0.5)
     z = (x - middles[:, 0, None, None]) + 1j * (y - middles[:, 1, None, None])
-    found = [abs((covered * z**order).sum((1, 2))) / mass ** (1 + order / 2) for order in _ORDERS]
+    power, found = z * z, [(covered * (z.real**2 + z.imag**2)).sum((1, 2)) / mass**2]
+    for order in _ORDERS:
+        power = power * z
+        found.append(abs((covered * power).sum((1, 2))) / mass ** (1 + order / 2))
     return np.stack(found, axis=-1)
 
 
-def kind_of(numbers: Float[np.ndarray, "F 3"]) -> str | None:
-    """The kind with the nearest mean of the numbers (1), each in units of its largest; None if none is near."""
-    scales = np.stack([_expected(kind) for kind in KINDS]).max(0)
-    mean = np.median(numbers, axis=0) / scales
-    distances = {kind: float(np.linalg.norm(mean - _expected(kind) / scales)) for kind in KINDS}
-    kind = min(distances, key=lambda name: distances[name])
-    return kind if distances[kind] < _MAX_DISTANCE else None
+def kind_of(numbers: Float[np.ndarray, "F 4"]) -> str | None:
+    """The kind that has such ``moments``; None if none has."""
+    spread, *typical = np.median(numbers, axis=0)
+    parts = {kind: typical[n] / _expected(kind)[1 + n] for n, kind in enumerate(_WEIGHTS)}
+    kind = max(parts, key=lambda name: _WEIGHTS[name] * parts[name])
+    if _WEIGHTS[kind] * parts[kind] < _LEAST:
+        kind = "circle"
+    odd = max(parts.values()) > _MOST or spread > _MAX_SPREAD * _expected(kind)[0]
+    return None if odd else kind
 
 
 def find_rotated(
@@ -59,8 +71,8 @@ def find_rotated(
 
 
 @functools.cache
-def _expected(kind: str) -> Float[np.ndarray, " 3"]:
-    """The numbers (1) of a kind."""
+def _expected(kind: str) -> Float[np.ndarray, " 4"]:
+    """The ``moments`` of a kind."""
     n = 64
     line = ((np.arange(3 * n) - 1.5 * n + 0.5) * UNIT).astype(np.int32)
     drawn = rotated_coverage(kind, line[None, None, :], line[None, :, None], n * UNIT, np.zeros(1, np.int64))

@@ -22,6 +22,7 @@ _NEAR = 0.06  # shorter sides: distance from the border up to which a shape may 
 _OUTLINES = 24  # frames from which the outline is read
 _SEEN = 0.15  # fraction of the frames in which a shape must be seen: it may be away in the others
 _LATE = 0.15  # fraction of the frames after which it is too late to see its first direction
+_AROUND = 3  # pixels around a region that may belong to the shape: blur takes the tips of stars out of it
 _WHOLE = 0.93  # part of its usual area that a region has if nothing of it is hidden
 _IN_FRONT = 0.02  # part of a shape's pixels that are well within the bar if it passes in front of it
 
@@ -117,7 +118,7 @@ def _follow(scene: TexturedSegmentation, label: int, latest: float) -> Track | N
     # Where something else is near, its edge may count as this shape: the outline is read from other frames.
     clear = np.flatnonzero(hidden + edge == 0)
     clear = clear if len(clear) else np.array([np.argmin(hidden + edge)])
-    alone = covered[clear] * grow(regions[clear], 2)
+    alone = covered[clear] * grow(regions[clear], _AROUND)
     mass = centroids(alone)[1]
     some = np.linspace(0, len(clear) - 1, min(_OUTLINES, len(clear))).round().astype(int)
     kind = kind_of(moments(alone[some]))
@@ -127,7 +128,7 @@ def _follow(scene: TexturedSegmentation, label: int, latest: float) -> Track | N
     # right wherever the region is whole, whatever is near.
     areas = regions.sum((1, 2))
     whole = np.flatnonzero(found & ~edge & (areas > _WHOLE * np.quantile(areas[areas > 0], 0.9)))
-    path[whole] = centroids(covered[whole] * grow(regions[whole], 2))[0]
+    path[whole] = centroids(covered[whole] * grow(regions[whole], _AROUND))[0]
     reach = radius * CIRCUMRADII[kind or "circle"] / 256
     return Track(
         shape=SeenShape(

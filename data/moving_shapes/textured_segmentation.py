@@ -15,6 +15,7 @@ synthesis, as in ``segmentation``, in a picture that is blurred over the longest
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ _CLOSE = 0.15  # relative difference of colours up to which a point shows the ba
 _VISIBLE = 0.25  # part of the points that must show it: a bar may cover half
 _FLICKER = 0.08  # median difference from the median frame that is too much for a background
 _TIE = 0.05  # e in (1)
+_LEAST_WEIGHT = 0.3  # p + q below which a pixel shows neither colour
+_NOISE = 0.3  # how far shares below 0 and above 1 are taken for noise
 _DARK = 0.36  # part of the lightness below which every channel of a bar is
 _STANDING = 0.5  # part of the frames and of its pixels in which a bar must be uncovered
 
@@ -41,7 +44,8 @@ _STANDING = 0.5  # part of the frames and of its pixels in which a bar must be u
 class TexturedSegmentation(Segmentation):
     """A video cut into the background, a bar and regions of one colour.
 
-    ``backdrop`` has the bar, the hue and the lightness of the video, and no texture.
+    ``surface`` is smoothed over 3 x 3 pixels; ``backdrop`` has the bar, the hue and the lightness of the video, and no
+    texture.
 
     Attributes:
         palette: What the colours of ``COLOURS`` look like in this video, 0 to 1.
@@ -79,7 +83,7 @@ def segment_textured(frames: UInt8[np.ndarray, "F H W 3"]) -> TexturedSegmentati
     return TexturedSegmentation(
         background=background,
         lighting=lighting,
-        surface=surface,
+        surface=smooth,
         backdrop=ground,
         labels=_labels(smooth, ground, palette[present]),
         colours=tuple(names[number] for number in present),
@@ -89,20 +93,29 @@ def segment_textured(frames: UInt8[np.ndarray, "F H W 3"]) -> TexturedSegmentati
 
 
 def coverage_of(scene: TexturedSegmentation, label: int) -> Float[np.ndarray, "F H W"]:
-    """How far the shape of ``label`` covers each pixel, by (2)."""
-    ground, shape, _ = _mixture(scene.surface, scene.backdrop, scene.palette[label - 1])
-    return shape / np.maximum(ground + shape, 1e-6)
+    """How far the shape of ``label`` covers each pixel, by (2); 0 where there is another shape."""
+    (p, q), _ = _weights(scene.surface, scene.backdrop, scene.palette[label - 1])
+    # Small negative shares stay: noise then adds nothing to the mass of a shape.
+    share = np.clip(q / np.maximum(p + q, _LEAST_WEIGHT), -_NOISE, 1 + _NOISE)
+    return np.where((scene.labels == 0) | (scene.labels == label), share, 0)
+
+
+def _weights(
+    surface: Float[np.ndarray, "F H W 3"], ground: Float[np.ndarray, "H W 3"], colour: Float[np.ndarray, " 3"]
+) -> tuple[tuple[Float[np.ndarray, "F H W"], Float[np.ndarray, "F H W"]], tuple[Any, ...]]:
+    """p and q of (1) if they may be negative, and the products bb, bc, cc, sb and sc that they follow from, and e."""
+    tie = np.float32(_TIE * float(colour @ colour))
+    bb, bc, cc = (ground**2).sum(-1) + tie, ground @ colour + tie, colour @ colour + tie
+    sb, sc = np.einsum("fhwc,hwc->fhw", surface, ground) + tie, surface @ colour + tie
+    determinant = bb * cc - bc**2
+    return ((sb * cc - sc * bc) / determinant, (sc * bb - sb * bc) / determinant), (bb, bc, cc, sb, sc, tie)
 
 
 def _mixture(
     surface: Float[np.ndarray, "F H W 3"], ground: Float[np.ndarray, "H W 3"], colour: Float[np.ndarray, " 3"]
 ) -> tuple[Float[np.ndarray, "F H W"], Float[np.ndarray, "F H W"], Float[np.ndarray, "F H W"]]:
     """p and q of (1), and the minimum without |s|^2, which all colours share."""
-    tie = _TIE * float(colour @ colour)
-    bb, bc, cc = (ground**2).sum(-1) + tie, ground @ colour + tie, float(colour @ colour) + tie
-    sb, sc = np.einsum("fhwc,hwc->fhw", surface, ground) + tie, surface @ colour + tie
-    determinant = bb * cc - bc**2
-    p, q = (sb * cc - sc * bc) / determinant, (sc * bb - sb * bc) / determinant
+    (p, q), (bb, bc, cc, sb, sc, tie) = _weights(surface, ground, colour)
     p, q = np.where(q < 0, sb / bb, p), np.where(p < 0, sc / cc, q)
     p, q = np.maximum(p, 0), np.maximum(q, 0)
     return p, q, p * (p * bb - 2 * sb) + q * (q * cc - 2 * sc) + 2 * p * q * bc + tie
