@@ -124,7 +124,7 @@ def score_window(
 ) -> WindowScore:
     """Compares frames ``start``, ``start + 1``, ... of a video with ``scene``; 33 of 64 x 64 take about 0.3 s.
 
-    All windows of a video should have the same number of frames, of which the returns depend.
+    All windows of a video should have the same number of frames: which of them counts a return depends on it.
 
     Args:
         frames: The window.
