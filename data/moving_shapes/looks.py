@@ -1,4 +1,4 @@
-"""The second style of the world: what scenes look like beyond their captions, and who is away at times.
+"""The second style of the world: what captions do not say of a scene, and which shape is out of sight at times.
 
 Captions say nothing of a ``Look``: the hue and lightness of the whole scene, textures, rotation. Only the first frame
 of a video tells them, so a model keeps them only if it remembers that frame. With the palette colour c, the hue h and
@@ -39,7 +39,7 @@ PERIODS = (4 * 256, 8 * 256)
 """Least and most period of a texture, in 1/256 pixel."""
 
 SPINS = (91, 273)
-"""Least and most rotation per frame, in turns: half a degree to one and a half."""
+"""Least and most rotation per frame, in 1/65536 turn: half a degree to one and a half."""
 
 DEPTH = 77
 """How much of the light a texture takes at most, in 1/256."""

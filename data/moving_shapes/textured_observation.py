@@ -62,7 +62,7 @@ class Tracks:
 def track(frames: UInt8[np.ndarray, "F H W 3"], *, from_start: bool = True) -> Tracks:
     """Finds the background, the light and all shapes of a video of the second style, and follows them.
 
-    Meant for at least 12 frames of at least 64 x 64 pixels; 99 of them take about 0.4 s.
+    Meant for at least 12 frames of at least 64 x 64 pixels; 99 of them take about 0.3 s.
 
     Args:
         frames: The video.

@@ -122,7 +122,7 @@ class WindowScore:
 def score_window(
     frames: UInt8[np.ndarray, "F H W 3"], scene: Scene, start: int, reference: Reference | None = None
 ) -> WindowScore:
-    """Compares frames ``start``, ``start + 1``, ... of a video with ``scene``; 33 of 64 x 64 take about 0.3 s.
+    """Compares frames ``start``, ``start + 1``, ... of a video with ``scene``; 33 of 64 x 64 take about 0.15 s.
 
     All windows of a video should have the same number of frames: which of them counts a return depends on it.
 
