@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
         "title": "Moving shapes",
         **provenance(),
         "conditions": f"{args.scenes} scenes of 1 to 3 shapes; {os.environ.get('OMP_NUM_THREADS', 'all')} BLAS threads",
+        "recorded_from": "the file that the command wrote",
         "columns": [
             "style",
             "frames rendered a second and core",

@@ -20,6 +20,7 @@ FIGURES = [
     ROOT / "README.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "small_world.md",
+    ROOT / "docs" / "data.md",
     ROOT / "docs" / "checkpoints.md",
 ]
 
