@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     from PIL import Image
 
     height, width = args.size
-    times = range(0, args.frames, max(1, args.frames // args.columns))
+    times = range(0, args.frames, -(-args.frames // args.columns))
     rows = []
     for index in range(args.scenes):
         scene = sample_scene(args.seed, index, num_shapes=args.num_shapes, style=args.style)
