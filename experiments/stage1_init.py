@@ -28,6 +28,7 @@ from helios_jax.training.datasets import Latents
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import ContextDrop, Injection
 from helios_jax.training.methods.base import Base
+from helios_jax.training.monitors import Monitors
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import Pipeline
@@ -67,6 +68,23 @@ def get_config(size: str = "14b"):
             validation=Samples(every=500, prompts=PROMPTS, steps=(50,), guidance_scale=5.0),
             checkpoint_every=500,
         )
+    )
+
+
+def monitored(*, every: int, folders: tuple[str, ...]) -> Samples:
+    """The validation of few-step students: videos of 8 chunks, compared from chunk to chunk and with data.
+
+    Args:
+        every: Steps between validations.
+        folders: Data sets with clips of 384 x 640 pixels; empty: chunks are compared with each other only.
+    """
+    return Samples(
+        every=every,
+        prompts=PROMPTS,
+        num_frames=264,
+        steps=(2, 2, 2),
+        guidance_scale=1.0,
+        monitors=Monitors(folders=folders),
     )
 
 

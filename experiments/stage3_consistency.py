@@ -18,7 +18,7 @@ Cost and result: not yet measured.
 
 import dataclasses
 
-from helios_jax.experiments import stage2_init, stage3_ode
+from helios_jax.experiments import stage1_init, stage2_init, stage3_ode
 from helios_jax.training.datasets import Latents
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment
@@ -40,6 +40,7 @@ def experiment(size: str) -> Experiment:
         stage3_ode.experiment(size),
         method=Consistency(),
         data=stage2_init.experiment(size).data,
+        validation=stage1_init.monitored(every=250, folders=("latents",)),
         batch_size=96,
         accumulation=1,
         ema=Ema(decay=0.99),

@@ -29,7 +29,7 @@ from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.distillation.regularisers import Regularisers
 from helios_jax.distillation.rewards import WEIGHT
 from helios_jax.evaluation.shape_reward import ShapeReward
-from helios_jax.experiments import stage1_init
+from helios_jax.experiments import stage1_init, stage3_ode
 from helios_jax.training.corruption import Saturation
 from helios_jax.training.datasets import Latents
 from helios_jax.training.distiller import Distill
@@ -41,7 +41,6 @@ from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
 from helios_jax.training.products import Pipeline
 from helios_jax.training.starts import FromCheckpoint
-from helios_jax.training.validation import Samples
 
 
 def get_config(size: str = "14b"):
@@ -82,7 +81,7 @@ def experiment(size: str) -> Experiment:
         lora=Lora(rank=256, excludes=("transformer/patch_embedding",)),
         trainable=((".*/lora_[ab]", 1),),
         ema=Ema(decay=0.99, start=750),
-        validation=Samples(every=250, prompts=stage1_init.PROMPTS, steps=(2, 2, 2), guidance_scale=1.0),
+        validation=stage1_init.monitored(every=250, folders=("latents",)),
         checkpoint_every=250,
     )
 
@@ -118,6 +117,7 @@ def tiny(base: Experiment) -> Experiment:
         trainable=(("transformer/.*", 1),),
         ema=Ema(decay=0.99, start=250),
         seed=49,
+        validation=stage3_ode.monitored_shapes(every=625, tokens=base.data.tokens),
     )
 
 

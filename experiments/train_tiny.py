@@ -137,6 +137,7 @@ def main(args: argparse.Namespace) -> int:
     # Half of the samples come from whole videos; a third of all samples then has a past.
     ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
     common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
+    monitored = f"--config.validation.monitors.folders={folders[:1]}"
     data = (f"--config.data.folders={folders}", ratios, *common)
     stage1, stage2 = args.stage1, args.stage2
     if "stage1" in wanted and stage1 is None:
@@ -152,7 +153,8 @@ def main(args: argparse.Namespace) -> int:
         steps, guidance = (sum(args.steps),), args.guidance[0]
         for one in [*teachers, Contender(name="stage1", pipeline=stage1, steps=steps, guidance=guidance)]:
             print(one.name, json.dumps(scored(one, results, like), indent=1), flush=True)
-    products = train_students(args, wanted, stage1, stage2, data, common)
+    students = {"data": (*data, monitored), "common": (*common, monitored)}
+    products = train_students(args, wanted, stage1, stage2, **students)
     curves(out)
     if "students" in wanted:
         students = [
