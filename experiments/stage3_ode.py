@@ -3,8 +3,8 @@
     helios-prepare --model=BestWishYsh/Helios-Mid --prompts=prompts.csv --out=ode
     helios-train --config=stage3_ode.py:14b --workdir=runs/stage3_ode
 
-Sizes: 14b, 1_3b (from the product of ``stage2_post``), and tiny and tiny_gpu, which start from the product of
-train_tiny.py. These train on tokens, and their teacher is guided by the empty text:
+Sizes: 14b, 1_3b (from the product of ``stage2_post``), and tiny, tiny_gpu and helios_tiny, which start from the product
+of train_tiny.py. These train on tokens, and their teacher is guided by the empty text:
 
     python -c 'from helios_jax.data.moving_shapes import caption, sample_scene
     for scene in range(256): print(caption(sample_scene(9, scene)))' > captions.txt
@@ -52,8 +52,8 @@ SCENES = (
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    if size in ("tiny", "tiny_gpu"):
+    """The settings; ``size`` is "14b", "1_3b" or one of ``stage1_init.SMALL``."""
+    if size in stage1_init.SMALL:
         return mutable(tiny(frozen(stage2_init.get_config(size))))
     return mutable(experiment(size))
 

@@ -29,7 +29,7 @@ SIZE = (8, 8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+@pytest.mark.parametrize("size", stage1_init.SMALL)
 def test_settings_fit_their_batches(size):
     """Shapes only."""
     first = frozen(stage1_init.get_config(size))
