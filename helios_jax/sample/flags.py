@@ -117,6 +117,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_whole("vae_slice_frames", "latent frames the VAE handles at a time, to save memory", 1)
     add("fps", "frames per second of the file, such as 24, 29.97 or 30000/1001 (default 24)", type=_fps, default=24)
+    add_whole("enlarge", "factor by which frames are enlarged without blur (default: up to 256 pixels)", 1, 64)
     add("stream", "no end unless --num_frames is given; lines on standard input are new prompts", action="store_true")
     add("warmup", "compile before sampling; with no prompt, only compile", action="store_true")
     add(
