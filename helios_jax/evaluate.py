@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
     suite = _suite(args, subject)
     title = f"{args.suite}: {args.model or args.videos_dir or args.files[0]}"
     options = Options(
-        threads=args.threads,
+        processes=args.processes,
         videos_folder=args.out / "videos" if args.save_videos else None,
         on_progress=_Progress(check_interrupted),
     )
@@ -105,9 +106,10 @@ def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
         on_step=check_interrupted,
     )
     names = ("videos", "batch", "height", "width", "max_text_tokens", "seed", "negative_prompt")
+    content = content_digest(model.folder)  # of a folder; a snapshot of the hub has its commit as its name
     recorded = {
-        "model": str(args.model),
-        "model_content": content_digest(model.folder) or model.folder.name,
+        "model": args.model if content is None else os.path.realpath(model.folder),
+        "model_content": content or model.folder.name,
         **{name: getattr(args, name) for name in names},
         "steps": list(request.steps),
         "guidance_scale": request.guidance_scale,

@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("results", "heliosbench: JSON file with what was measured elsewhere", type=path("--results"))
     add("rules", "heliosbench: ratings of long videos, or of the first 81 frames", choices=RULES, default="long")
     add("save_videos", "write the sampled videos as mp4 into OUT/videos", action="store_true")
-    add_whole("threads", "threads that measure", 1, 1024, os.cpu_count() or 1)
+    add_whole("processes", "processes that measure (default: as many as CPUs; with --metric 1)", 1, 1024)
     add("overwrite", "remove an evaluation with other settings from --out", action="store_true")
     add("allow_cpu", "run a model on a CPU that is made for GPUs", action="store_true")
     return parser.parse_args(argv[1:])
@@ -113,6 +113,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError("--suite=moving_shapes samples its own captions; --prompt_file is for videos in files")
         if not args.prompt_file.is_file():
             raise FileNotFoundError(f"the prompt file {args.prompt_file} does not exist (looked in {Path.cwd()})")
+    if args.metric and (args.processes or 1) > 1:
+        raise ValueError("--metric is run in one process, because it may need a network: leave --processes out")
     fill_in(args)
 
 
@@ -123,6 +125,7 @@ def fill_in(args: argparse.Namespace) -> None:
     defaults = {
         **_DEFAULTS[args.suite],
         "world": 1000,
+        "processes": 1 if args.metric else os.cpu_count() or 1,
         "height": 64 if captions else 384,
         "width": 64 if captions else 640,
         "max_text_tokens": 96 if captions else 512,

@@ -11,6 +11,7 @@ then left counts as still. Frames are first brought to a width of 640 pixels, or
 
 import dataclasses
 import math
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ class MotionAmplitude:
 
     def start(self, video: VideoInfo) -> "_Amplitude":
         """See ``Metric``."""
+        import cv2
+
+        if multiprocessing.parent_process() is not None:  # one of several that measure
+            cv2.setNumThreads(1)
         return _Amplitude(benchmark_size(video.height, video.width) if self.resize else (video.height, video.width))
 
 

@@ -61,7 +61,7 @@ class Evaluation:
         guidance: Guidance scale; 1: none.
         num_shapes: Shapes in each scene; 0: 1 to 3.
         world: Seed of the scenes.
-        processes: Number of threads or processes that score.
+        processes: Number of processes that score.
     """
 
     videos: int = 128
@@ -111,7 +111,7 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     settings = dataclasses.asdict(evaluation)
     version = {"pipeline": str(pipeline.absolute()), "written": (pipeline / "model_index.json").stat().st_mtime}
     compared = {name: value for name, value in settings.items() if name != "processes"} | version
-    options = Options(threads=evaluation.processes)
+    options = Options(processes=evaluation.processes)
     scores = evaluate(suite, out, compared, title=f"moving_shapes: {pipeline}", options=options, overwrite=True)
     scores["settings"] = settings
     replace_text(out / SCORES, scores_text(scores))
@@ -198,7 +198,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=integers, default=(), help="per level, as 10,10,10")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--num_shapes", type=int, default=0, help="shapes in each scene (default 0: 1 to 3)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="threads that score")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that score")
     return parser.parse_args(argv[1:])
 
 

@@ -19,8 +19,8 @@ from helios_jax.version import __version__
 SETTINGS, SCORES, REPORT, RECORDS, SHOWN = "settings.json", "scores.json", "report.html", "records", "shown"
 
 Record = dict[str, Any]
-"""``name``, ``prompt``, ``num_frames``, ``chunk_frames``, ``height``, ``width``, ``values``, ``curves`` and ``details``;
-of a sampled video also ``seconds`` and ``cold``: it was the first of its process, which compiles programs."""
+"""The fields of a ``VideoInfo``, and ``values``, ``curves`` and ``details`` of a ``Result``; of a sampled video also
+``seconds`` and ``cold``: it was made first, while programs were compiled."""
 
 
 class Records:

@@ -1,10 +1,10 @@
 """Measures the videos of an evaluation: every chunk goes to all metrics and is then dropped.
 
 Videos that are made together (a ``Batch``) are measured together. Those that have a record are not measured again, and
-a batch of which all have one is not made.
+a batch of which all have one is not made. Batches of files are read and measured by several processes at a time.
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helios_jax.evaluation.metrics import Measurement, Metric, Result, VideoInfo, known
-from helios_jax.evaluation.preview import Preview
+from helios_jax.data.workers import ahead_of_time
+from helios_jax.evaluation.measuring import Measured, Team, VideoMeasurement
+from helios_jax.evaluation.metrics import Metric, VideoInfo, known
 from helios_jax.evaluation.records import Record, Records
 from helios_jax.media.video_writer import VideoWriter
 from helios_jax.typing import UInt8
@@ -33,12 +34,14 @@ class Batch:
     Attributes:
         videos: What is known of each.
         chunks: Makes them: the chunks of all videos, in order.
-        timed: The time that making them takes is the time of sampling, and is recorded.
+        sampled: They are sampled: the time that it takes is recorded.
+        apart: Another process can make them; ``chunks`` can then be pickled.
     """
 
     videos: tuple[VideoInfo, ...]
     chunks: Callable[[], Chunks]
-    timed: bool = False
+    sampled: bool = False
+    apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,14 +69,14 @@ class Options:
     """How videos are measured, apart from what is measured.
 
     Attributes:
-        threads: Threads that measure.
+        processes: Processes that measure.
         videos_folder: Where sampled videos are written as mp4; ``None``: nowhere.
         fps: Their frames per second.
         on_progress: Called after every chunk and every batch with the name of the part, how many of its videos have a
             record, and how many it has.
     """
 
-    threads: int = os.cpu_count() or 1
+    processes: int = os.cpu_count() or 1
     videos_folder: Path | None = None
     fps: float = 24
     on_progress: Callable[[str, int, int], None] = lambda part, done, total: None
@@ -83,113 +86,98 @@ def measure_part(part: Part, records: Records, options: Options) -> list[Record]
     """Measures the videos of a part that have no record; returns the records of all, in order.
 
     Raises:
-        ValueError: A batch gave other frames than its videos have.
+        ValueError: A batch gave fewer frames than its videos have, or a record is that of another video.
     """
-    first, cold = {video.name for video in part.videos[:SHOWN]}, True
-    total, done = len(part.videos), sum(records.has(part.name, video.name) for video in part.videos)
-    options.on_progress(part.name, done, total)
-    with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
-        for batch in part.batches:
-            missing = [n for n, video in enumerate(batch.videos) if not records.has(part.name, video.name)]
-            if missing:
-                works = [_Video(batch.videos[n], n, part, records, options, batch, first) for n in missing]
-                tell = functools.partial(options.on_progress, part.name, done, total)
-                seconds = _measure(batch, works, pool, tell)
-                for work in works:
-                    work.finish(seconds / len(batch.videos) if batch.timed else None, cold)
-                cold, done = False, done + len(works)
-                options.on_progress(part.name, done, total)
-    return [records.read(part.name, video.name) for video in part.videos]
+    shown, total = {video.name for video in part.videos[:SHOWN]}, len(part.videos)
+    done = sum(records.has(part.name, video.name) for video in part.videos)
+    missing = [batch for batch in part.batches if not all(records.has(part.name, video.name) for video in batch.videos)]
+
+    def tell() -> None:
+        options.on_progress(part.name, done, total)
+
+    tell()
+    for batch in _measured(part, missing, records, shown, options, tell):
+        for record, preview in batch:
+            if preview is not None:
+                preview.save(records.shown(part.name, record["name"]))
+            records.write(part.name, record)
+            done += 1
+        tell()
+    return [_checked(records.read(part.name, video.name), video, records) for video in part.videos]
 
 
-def _measure(
-    batch: Batch, works: "Sequence[_Video]", pool: concurrent.futures.Executor, tell: Callable[[], None]
-) -> float:
-    """Feeds the chunks of a batch to its videos; returns the seconds that making them took."""
-    seconds, start = 0.0, time.perf_counter()
-    try:
-        for chunk in batch.chunks():
-            seconds += time.perf_counter() - start
-            # Each video is one task, so that its measurements need no locks.
-            list(pool.map(lambda work, chunk=chunk: work.update(chunk[work.number]), works))
-            tell()
-            start = time.perf_counter()
-    except BaseException:
-        for work in works:
-            work.abandon()
-        raise
-    return seconds
+def _measured(
+    part: Part,
+    batches: Sequence[Batch],
+    records: Records,
+    shown: set[str],
+    options: Options,
+    tell: Callable[[], None],
+) -> Iterator[list[Measured]]:
+    """What was found in each batch, as it becomes known."""
+    apart = options.processes > 1 and len(batches) > 1 and all(batch.apart for batch in batches)
+    if apart:
+        work = functools.partial(_measure_alone, metrics=part.metrics, shown=shown)
+        workers = min(options.processes, len(batches))
+        yield from ahead_of_time(work, batches, workers, processes=True)
+        return
+    widest = max((len(batch.videos) for batch in batches), default=1)
+    with Team(min(options.processes, widest)) as team:
+        for place, batch in enumerate(batches):
+            videos = [video for video in batch.videos if not records.has(part.name, video.name)]
+            numbers = [batch.videos.index(video) for video in videos]
+            team.start(videos, part.metrics, [video.name in shown for video in videos])
+            seconds = 0.0
+            with _writers(batch, videos, options) as write:
+                start = time.perf_counter()
+                for chunk in batch.chunks():
+                    seconds += time.perf_counter() - start
+                    write([chunk[number] for number in numbers])
+                    team.update([chunk[number] for number in numbers])
+                    tell()
+                    start = time.perf_counter()
+            time_of = {"seconds": known(seconds / len(batch.videos)), "cold": place == 0} if batch.sampled else {}
+            yield [({**record, **time_of}, preview) for record, preview in team.finish(len(videos))]
 
 
-class _Video:
-    """A video that is being measured."""
-
-    def __init__(
-        self,
-        video: VideoInfo,
-        number: int,
-        part: Part,
-        records: Records,
-        options: Options,
-        batch: Batch,
-        shown: set[str],
-    ) -> None:
-        self.number = number
-        self._video, self._part, self._records = video, part, records
-        self._measurements: list[Measurement] = [metric.start(video) for metric in part.metrics]
-        self._preview = Preview(video) if video.name in shown else None
-        self._seen = 0
-        self._writer = None
-        if options.videos_folder is not None and batch.timed:
-            file = options.videos_folder / f"{video.name}.mp4"
-            self._writer = VideoWriter(file, fps=options.fps, overwrite=True)
-
-    def update(self, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
-        frames = frames[: self._video.num_frames - self._seen]
-        if not len(frames):
-            return
-        self._seen += len(frames)
-        for measurement in self._measurements:
+def _measure_alone(batch: Batch, metrics: Sequence[Metric], shown: set[str]) -> list[Measured]:
+    """Makes and measures a batch in this process."""
+    measurements = [VideoMeasurement(video, metrics, video.name in shown) for video in batch.videos]
+    for chunk in batch.chunks():
+        for measurement, frames in zip(measurements, chunk, strict=True):
             measurement.update(frames)
-        if self._preview is not None:
-            self._preview.update(frames)
-        if self._writer is not None:
-            self._writer.write(frames)
-
-    def abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def finish(self, seconds: float | None, cold: bool) -> None:
-        self.abandon()
-        video = self._video
-        if self._seen != video.num_frames:
-            raise ValueError(f"video {video.name} has {self._seen} frames, where {video.num_frames} were expected")
-        if self._preview is not None:
-            self._preview.save(self._records.shown(self._part.name, video.name))
-        results = [measurement.result() for measurement in self._measurements]
-        record = {
-            "name": video.name,
-            "prompt": video.prompt,
-            "num_frames": video.num_frames,
-            "chunk_frames": video.chunk_frames,
-            "height": video.height,
-            "width": video.width,
-            **({} if seconds is None else {"seconds": known(seconds), "cold": cold}),
-            **_joined(results),
-        }
-        self._records.write(self._part.name, record)
+    return [measurement.finish() for measurement in measurements]
 
 
-def _joined(results: Sequence[Result]) -> Record:
-    values = {name: known(value) for result in results for name, value in result.values.items()}
-    curves = {
-        name: {"axis": curve.axis, "at": list(curve.at), "values": list(map(known, curve.values))}
-        for result in results
-        for name, curve in result.curves.items()
-    }
-    details = {name: value for result in results for name, value in result.details.items()}
-    return {"values": values, "curves": curves, "details": details}
+@contextlib.contextmanager
+def _writers(
+    batch: Batch, videos: Sequence[VideoInfo], options: Options
+) -> Iterator[Callable[[Sequence[np.ndarray]], None]]:
+    """A function that writes the next chunk of every video to its file, if files are wanted."""
+    if options.videos_folder is None or not batch.sampled:
+        yield lambda chunk: None
+        return
+    with contextlib.ExitStack() as stack:
+        files = [options.videos_folder / f"{video.name}.mp4" for video in videos]
+        writers = [stack.enter_context(VideoWriter(file, fps=options.fps, overwrite=True)) for file in files]
+
+        def write(chunk: Sequence[np.ndarray]) -> None:
+            for writer, video, frames in zip(writers, videos, chunk, strict=True):
+                if rest := video.num_frames - writer.num_frames:
+                    writer.write(frames[:rest])
+
+        yield write
+
+
+def _checked(record: Record, video: VideoInfo, records: Records) -> Record:
+    """The record if it is that of the video; prompts and files can have changed under the same name."""
+    for name, value in dataclasses.asdict(video).items():
+        if record[name] != value:
+            raise ValueError(
+                f"{records.folder}: the record of video {video.name} has {name}={record[name]!r:.60}, now it is "
+                f"{value!r:.60}; choose another --out"
+            )
+    return record
 
 
 def mean_values(records: Sequence[Record]) -> dict[str, float]:

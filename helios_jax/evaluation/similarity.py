@@ -56,6 +56,8 @@ class _Similarity:
         both = np.concatenate([self._kept, new])
         for distance, sums in self._sums.items():
             start = max(len(self._kept), distance)  # the first new frame that has one so far before it
+            if start >= len(both):
+                continue
             products = np.einsum("fe,fe->f", both[start:], both[start - distance : len(both) - distance])
             found = products[np.isfinite(products)]
             sums[0] += float(found.sum())

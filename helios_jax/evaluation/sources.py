@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from helios_jax.cli import wait_for_devices
 from helios_jax.evaluation.metrics import VideoInfo
 from helios_jax.evaluation.runner import Batch, Chunks
 from helios_jax.media.decoding import read_frames
@@ -54,7 +55,7 @@ class Sampler:
         if len(lengths) > 1:
             raise ValueError(f"videos of {sorted(lengths)} frames cannot be sampled together: pass --batch=1")
         settings = dataclasses.replace(self.settings, num_frames=lengths.pop(), seed=seed)
-        return Batch(videos=videos, chunks=functools.partial(self._chunks, videos, settings), timed=True)
+        return Batch(videos=videos, chunks=functools.partial(self._chunks, videos, settings), sampled=True)
 
     def _chunks(self, videos: tuple[VideoInfo, ...], settings: SampleSettings) -> Chunks:
         prompts = [video.prompt or "" for video in videos]
@@ -83,8 +84,13 @@ def stream_chunks(
         list(prompts), negative_prompt, settings=settings, lookahead=lookahead, on_step=lambda _: on_step()
     )
     with stream:
-        for chunk in stream:
-            yield chunk.frames
+        try:
+            for chunk in stream:
+                yield chunk.frames
+        except GeneratorExit:
+            # Measuring has failed. Closing the stream drops the chunk that the device is working on.
+            wait_for_devices()
+            raise
 
 
 def through_vae(pipe: "HeliosPipeline", frames: UInt8[np.ndarray, "B F H W 3"]) -> UInt8[np.ndarray, "B F H W 3"]:
@@ -127,7 +133,7 @@ def file_batch(file: Path, chunk_frames: int, *, prompt: str | None = None, most
     video = VideoInfo(
         name=file.stem, num_frames=count, height=height, width=width, chunk_frames=chunk_frames, prompt=prompt
     )
-    return Batch(videos=(video,), chunks=functools.partial(_file_chunks, file, count, chunk_frames))
+    return Batch(videos=(video,), chunks=functools.partial(_file_chunks, file, count, chunk_frames), apart=True)
 
 
 def _file_chunks(file: Path, count: int, chunk_frames: int) -> Iterator[np.ndarray]:

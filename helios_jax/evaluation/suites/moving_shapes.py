@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from helios_jax.evaluation.appearance import Appearance
 from helios_jax.evaluation.metrics import VideoInfo
 from helios_jax.evaluation.records import Record
 from helios_jax.evaluation.runner import Batch, Chunks, Part
@@ -39,7 +40,8 @@ class MovingShapesSuite:
     @functools.cached_property
     def parts(self) -> list[Part]:
         """See ``Suite``."""
-        metrics = (*self.world.metrics, *self.subject.all_metrics)
+        own = (*self.world.metrics, Appearance())
+        metrics = (*own, *self.subject.all_metrics)
         if self.subject.sampler is None:
             prompts = scene_prompts(self.world, self.subject.files) if self.prompts is None else self.prompts
             part = Part(name="files", batches=self.subject.file_batches(prompts), metrics=metrics)
@@ -56,8 +58,8 @@ class MovingShapesSuite:
         scenes = self._scenes(videos)
         return [
             Part(name="sampled", batches=self.subject.batches(videos), metrics=metrics),
-            Part(name="vae", batches=[self._decoded(batch) for batch in scenes], metrics=self.world.metrics),
-            Part(name="scenes", batches=scenes, metrics=self.world.metrics),
+            Part(name="vae", batches=[self._decoded(batch) for batch in scenes], metrics=own),
+            Part(name="scenes", batches=scenes, metrics=own),
         ]
 
     def _video(self, scene: int) -> VideoInfo:
