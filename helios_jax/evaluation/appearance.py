@@ -5,7 +5,8 @@ With the statistics of ``evaluation.statistics`` and c_t = mean |Y_t - Y_(t-1)|,
     drift        last chunk less first chunk, of every statistic                                          (1)
     border_ratio mean of c_t over the first frames of chunks / mean of c_t over all other frames          (2)
 
-A ratio of 1 means that the step from one chunk to the next is like any other step. c_t of the first frame is unknown.
+A last chunk of less than half the length does not count in (1). A ratio of 1 means that the step from one chunk to the
+next is like any other step. c_t of the first frame is unknown.
 """
 
 import dataclasses
@@ -36,12 +37,12 @@ class Appearance:
 
     def start(self, video: VideoInfo) -> "_Appearance":
         """See ``Metric``."""
-        return _Appearance(video.chunk_frames)
+        return _Appearance(video)
 
 
 class _Appearance:
-    def __init__(self, chunk_frames: int) -> None:
-        self._chunk_frames = chunk_frames
+    def __init__(self, video: VideoInfo) -> None:
+        self._video = video
         self._chunks = StreamedStatistics()
         self._frames: dict[str, list[float]] = {name: [] for name in OF_FRAMES}
         self._last: np.ndarray | None = None
@@ -64,10 +65,11 @@ class _Appearance:
 
     def result(self) -> Result:
         chunks = self._chunks.result()
-        values = {f"drift_{name}": drift(chunks[name]) for name in STATISTICS if name != "border_jump"}
+        compared = self._video.compared_chunks
+        values = {f"drift_{name}": drift(chunks[name][:compared]) for name in STATISTICS if name != "border_jump"}
         jumps = chunks["border_jump"][1:]
         values["border_jump"] = float(jumps.mean()) if len(jumps) else math.nan
-        values["border_ratio"] = border_ratio(np.array(self._frames["change"]), self._chunk_frames)
+        values["border_ratio"] = border_ratio(np.array(self._frames["change"]), self._video.chunk_frames)
         curves = {f"{name} of chunks": Curve.over("chunk", chunks[name]) for name in STATISTICS}
         return Result(values=values, curves=curves | {n: Curve.over("frame", v) for n, v in self._frames.items()})
 

@@ -39,12 +39,12 @@ class CaptionScore:
         """See ``Metric``. Raises ValueError if the video has no caption."""
         if not video.prompt:
             raise ValueError(f"video {video.name} has no caption to be compared with")
-        return _CaptionScore(video.prompt, video.chunk_frames)
+        return _CaptionScore(video.prompt, video)
 
 
 class _CaptionScore:
-    def __init__(self, caption: str, chunk_frames: int) -> None:
-        self._caption, self._chunk_frames = caption, chunk_frames
+    def __init__(self, caption: str, video: VideoInfo) -> None:
+        self._caption, self._video = caption, video
         self._first: list[np.ndarray] = []
         self._chunks: list[float] = []
 
@@ -60,10 +60,10 @@ class _CaptionScore:
             values={
                 "recovered": row["recovered"],
                 "first_chunk": self._chunks[0],
-                "last_chunk": self._chunks[-1],
+                "last_chunk": self._chunks[self._video.compared_chunks - 1],
             },
             curves={"caption score of chunks": Curve.over("chunk", self._chunks)},
-            details={"row": row, "measured": _plain(measure(first, self._chunk_frames, shapes=True))},
+            details={"row": row, "measured": _plain(measure(first, self._video.chunk_frames, shapes=True))},
         )
 
 

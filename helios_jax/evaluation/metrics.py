@@ -56,6 +56,11 @@ class VideoInfo:
         """Chunks, the last of which may be shorter."""
         return -(-self.num_frames // self.chunk_frames)
 
+    @property
+    def compared_chunks(self) -> int:
+        """Chunks of at least half the length, and the first: the last of them is what the first is compared with."""
+        return max(1, (self.num_frames + self.chunk_frames // 2) // self.chunk_frames)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:

@@ -60,17 +60,16 @@ def _figure(name: str, found: Mapping[str, Sequence[Record]]) -> str:
 
 
 def mean_line(curves: Sequence[dict]) -> Line:
-    """The mean at each position over the curves that have a value there; NaN where none has."""
-    sums: dict[float, list[float]] = {}
-    for curve in curves:
-        for at, value in zip(curve["at"], curve["values"], strict=True):
-            found = sums.setdefault(at, [0.0, 0])
-            if value is not None:
-                found[0] += value
-                found[1] += 1
-    at = sorted(sums)
-    values = [sums[x][0] / sums[x][1] if sums[x][1] else math.nan for x in at]
-    return np.array(at, np.float64), np.array(values, np.float64)
+    """The mean at every position that all curves have, over those with a value there; NaN where none has one.
+
+    Beyond the end of the shortest video the mean would jump whenever another one ends.
+    """
+    common = set(curves[0]["at"]).intersection(*(curve["at"] for curve in curves[1:]))
+    at = sorted(common)
+    values = [dict(zip(curve["at"], curve["values"], strict=True)) for curve in curves]
+    known = [[of[x] for of in values if of[x] is not None] for x in at]
+    means = [sum(some) / len(some) if some else math.nan for some in known]
+    return np.array(at, np.float64), np.array(means, np.float64)
 
 
 def _line(curve: dict) -> Line:

@@ -28,7 +28,7 @@ _FLAT = 1e-3
 class Similarity:
     """Equation (2), as a ``Metric`` for videos of at least 16 x 16 pixels.
 
-    Values: ``anchor_similarity``, the mean of anchor(t) over the last chunk.
+    Values: ``anchor_similarity``, the mean of anchor(t) over the last chunk of at least half the length.
     """
 
     @property
@@ -40,11 +40,12 @@ class Similarity:
         """See ``Metric``."""
         if min(video.height, video.width) < BLOCKS:
             raise ValueError(f"video {video.name} of {video.height}x{video.width}; similarity needs 16x16 pixels")
-        return _Similarity([2**power for power in range(10) if 2**power < video.num_frames])
+        return _Similarity([2**power for power in range(10) if 2**power < video.num_frames], video.compared_chunks)
 
 
 class _Similarity:
-    def __init__(self, distances: list[int]) -> None:
+    def __init__(self, distances: list[int], compared_chunks: int) -> None:
+        self._chunks_left = compared_chunks
         self._kept = np.empty((0, 3 * BLOCKS * BLOCKS), np.float32)
         self._sums = {distance: [0.0, 0] for distance in distances}
         self._first: np.ndarray | None = None
@@ -64,8 +65,11 @@ class _Similarity:
             sums[1] += len(found)
         if self._first is None:
             self._first = new[0]
-        self._last_chunk = new @ self._first
-        self._anchor += self._last_chunk.tolist()
+        to_first = new @ self._first
+        self._anchor += to_first.tolist()
+        if self._chunks_left > 0:
+            self._last_chunk = to_first
+        self._chunks_left -= 1
         self._kept = both[-FARTHEST:]
 
     def result(self) -> Result:
