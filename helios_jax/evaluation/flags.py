@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helios_jax.arguments import Parser, finite, path, whole, wholes
+from helios_jax.checkpoints.sources import folder_of
 
 PROGRAM = "helios-evaluate"
 
@@ -95,12 +96,14 @@ def check(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: They do not.
-        FileNotFoundError: The prompt file does not exist.
+        FileNotFoundError: The prompt file or the checkpoint does not exist.
     """
     from_files = bool(args.files) or args.videos_dir is not None
     if from_files == (args.model is not None):
         many = "not both" if from_files else "one of them is needed"
         raise ValueError(f"give --model, or videos as files or with --videos_dir: {many}")
+    if args.model is not None:
+        folder_of(args.model)
     if from_files:
         given = [name for name in ("videos", "steps", "guidance_scale", "save_videos") if getattr(args, name)]
         if given:

@@ -9,7 +9,7 @@ import dataclasses
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Team:
         concurrent.futures.wait(futures)
         return [future.result() for future in futures]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Team":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -102,6 +102,7 @@ class Result:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Measurement(Protocol):
     """The measurement of one video."""
 

@@ -6,7 +6,7 @@ offers it. Its metrics may compare a video with its scene: a video's name is the
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ SMALLEST = 64
 """Pixels of the shorter side of a video that can be scored."""
 
 
+@runtime_checkable
 class World(Protocol):
     """Scenes with captions, by number."""
 

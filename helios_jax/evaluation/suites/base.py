@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from helios_jax.evaluation.end_drift import EndDrift
 from helios_jax.evaluation.metrics import Metric, VideoInfo
@@ -20,6 +20,7 @@ Table = tuple[str, Sequence[tuple[str, str]]]
 """A heading, and rows of a name and a value, for the report."""
 
 
+@runtime_checkable
 class Suite(Protocol):
     """A kind of evaluation."""
 
