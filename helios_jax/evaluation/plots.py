@@ -20,7 +20,8 @@ _SINGLE = 12
 
 _MOST_POINTS = 300
 
-Line = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
+Line = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
+"""Positions and values, as many of each."""
 
 
 def plots(found: Mapping[str, Sequence[Record]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Records the motion amplitude of ``motion_clip`` the way HeliosBench computes it: FFmpeg's filter scales stored frames.
+"""Records the motion amplitude of ``motion_clip`` as HeliosBench computes it: a filter of FFmpeg scales stored frames.
 
     python tests/evaluation/record_motion_amplitude.py
 

@@ -105,9 +105,11 @@ def turning(count, period) -> np.ndarray:
     y, x = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
     first, second = np.cos(2 * np.pi * x / 32), np.cos(2 * np.pi * y / 32)
     angles = 2 * np.pi * np.arange(count)[:, None, None] / period
-    return np.round(128 + 90 * (np.cos(angles) * first + np.sin(angles) * second) / np.sqrt(2))[..., None].repeat(
-        3, axis=-1
-    ).astype(np.uint8)
+    return (
+        np.round(128 + 90 * (np.cos(angles) * first + np.sin(angles) * second) / np.sqrt(2))[..., None]
+        .repeat(3, axis=-1)
+        .astype(np.uint8)
+    )
 
 
 def test_similarity_follows_the_angle_between_frames():
