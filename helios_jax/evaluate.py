@@ -126,7 +126,8 @@ def _load(args: argparse.Namespace, settings: Any, dtypes: dict[str, str]) -> "H
     start = time.monotonic()
     pipe = HeliosPipeline.from_pretrained(
         args.model,
-        **dtypes,
+        dtype=dtypes["dtype"],
+        vae_dtype=dtypes["vae_dtype"],
         revision=args.revision,
         cache_dir=args.cache_dir,
         allow_cpu=args.allow_cpu,

@@ -151,7 +151,7 @@ def show_first(suite: MovingShapesSuite, out: Path) -> None:
     for part in (scenes, vae, sampled):
         found = [read_small(records.shown(part.name, video.name)) for video in part.videos[:SHOWN]]
         clips.append(np.stack([frames for frames in found if frames is not None]))
-    show(out, *clips, [video.prompt or "" for video in sampled.videos])
+    show(out, clips[0], clips[1], clips[2], [video.prompt or "" for video in sampled.videos])
 
 
 def show(out: Path, scenes: Clips, again: Clips, videos: Clips, captions: Sequence[str]) -> None:
