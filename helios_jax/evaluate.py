@@ -1,7 +1,6 @@
 """``helios-evaluate``: measures the videos of a checkpoint, or videos in files; see ``helios-evaluate --help``."""
 
 import argparse
-import dataclasses
 import functools
 import os
 import time
@@ -13,7 +12,6 @@ from helios_jax.evaluation.flags import PROGRAM, check, parse
 from helios_jax.extras import require_extra
 
 if TYPE_CHECKING:
-    from helios_jax.evaluation.prompts import BenchmarkPrompt
     from helios_jax.evaluation.suites.base import Subject, Suite
     from helios_jax.evaluation.worlds import World, WorldSettings
     from helios_jax.sampling.pipeline import HeliosPipeline
@@ -35,7 +33,7 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
     check(args)
     if args.suite == "heliosbench":
         require_extra("evaluate", "the suite heliosbench")
-    from helios_jax.evaluation.evaluation import evaluate
+    from helios_jax.evaluation.evaluate import evaluate
     from helios_jax.evaluation.runner import Options
 
     subject, settings = _subject(args, check_interrupted)
@@ -142,7 +140,7 @@ def _load(args: argparse.Namespace, settings: Any, dtypes: dict[str, str]) -> "H
 def _suite(args: argparse.Namespace, subject: "Subject") -> "Suite":
     """The suite of the arguments."""
     from helios_jax.evaluation.external import ExternalResults, read_results
-    from helios_jax.evaluation.prompts import read_prompts
+    from helios_jax.evaluation.prompts import BenchmarkPrompt, read_prompts
     from helios_jax.evaluation.suites.base import scene_prompts, world_prompts
     from helios_jax.evaluation.suites.drift import DriftSuite
     from helios_jax.evaluation.suites.heliosbench import HeliosBenchSuite
@@ -159,9 +157,9 @@ def _suite(args: argparse.Namespace, subject: "Subject") -> "Suite":
     captioned = ()
     if prompts is None and subject.sampler is not None:
         prompts, captioned = world_prompts(world, args.videos), world.metrics
-    elif prompts is None and args.world_given:
+    elif prompts is None and args.world_given:  # files whose names are numbers of scenes
         texts, captioned = scene_prompts(world, subject.files), world.metrics
-        prompts = [dataclasses.replace(world_prompts(world, 1)[0], id=id, text=text) for id, text in texts.items()]
+        prompts = [BenchmarkPrompt(id=id, text=text) for id, text in texts.items()]
     if args.suite == "drift":
         frames = args.num_frames
         return DriftSuite(subject=subject, prompts=prompts or [], num_frames=frames, captioned=captioned, **size)

@@ -23,7 +23,7 @@ from absl import app
 from helios_jax.arguments import Parser, path
 from helios_jax.config import HistoryConfig, VaeConfig
 from helios_jax.evaluation.caption_sheet import caption_sheet
-from helios_jax.evaluation.evaluation import evaluate, scores_text
+from helios_jax.evaluation.evaluate import evaluate, scores_text
 from helios_jax.evaluation.preview import read_small, shown_frames
 from helios_jax.evaluation.records import SCORES, Records
 from helios_jax.evaluation.runner import SHOWN, Options

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helios_jax.evaluation.appearance import Appearance
-from helios_jax.evaluation.evaluation import evaluate
+from helios_jax.evaluation.evaluate import evaluate
 from helios_jax.evaluation.metrics import VideoInfo
 from helios_jax.evaluation.plots import mean_line, plots
 from helios_jax.evaluation.preview import COUNT, read_small, shown_frames
