@@ -52,6 +52,13 @@ def test_arguments_that_cannot_work_are_one_line(tmp_path, monkeypatch, capsys, 
     assert os.listdir(tmp_path) == []
 
 
+def test_the_benchmark_names_the_extra_that_it_needs(tmp_path, monkeypatch, capsys, clips):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ['absent>=4; extra == "evaluate"'])
+    assert run("--suite=heliosbench", f"--videos_dir={clips}", f"--out={tmp_path / 'out'}") == 1
+    message = "the suite heliosbench needs absent: pip install 'helios_jax[evaluate]'"
+    assert capsys.readouterr().err == f"helios-evaluate: {message}\n"
+
+
 def test_files_are_measured_and_a_second_run_returns_at_once(tmp_path, clips, capsys):
     """Two of the four files change places, so that they show other captions than those of their scenes."""
     folder = tmp_path / "videos"
