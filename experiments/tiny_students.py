@@ -124,7 +124,8 @@ def drift_of(contender: Contender, out: Path, like: Evaluation, scenes: Row) -> 
     if (known := _known(folder / "drift.json", contender, evaluation)) is not None:
         return known
     pipe = HeliosPipeline.from_pretrained(contender.pipeline, dtype=_dtype(), vae_dtype=_dtype())
-    world = {"height": SIZE, "width": SIZE, "num_shapes": evaluation.num_shapes or None}
+    world: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_shapes": evaluation.num_shapes or None}
+    world["style"] = evaluation.style
     shapes = MovingShapes(seed=evaluation.world, size=evaluation.videos, frames=CHUNK, **world)
     captions = [caption(shapes.scene(number)) for number in range(len(shapes))]
     settings = dataclasses.replace(evaluation.settings, num_frames=DRIFT_CHUNKS * CHUNK)
@@ -182,7 +183,8 @@ def _known(file: Path, contender: Contender, evaluation: Evaluation) -> Row | No
         return None
     content = json.loads(file.read_text())
     same = json.loads(json.dumps(dataclasses.asdict(evaluation)))
-    return content if content["settings"] | {"processes": evaluation.processes} == same else None
+    known = {"style": "plain"} | content["settings"]
+    return content if known | {"processes": evaluation.processes} == same else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -74,6 +74,7 @@ from typing import Any
 from absl import app, logging
 
 from helios_jax.arguments import Parser, path
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, STYLES, Style
 from helios_jax.evaluation.moving_shapes import Evaluation, integers
 from helios_jax.experiments.tiny_commands import SETS, encode_scenes, record_trajectories, train_on, train_vae
 from helios_jax.experiments.tiny_curves import write_curves
@@ -81,6 +82,9 @@ from helios_jax.experiments.tiny_students import STUDENT_STEPS, Contender, compa
 
 STUDENTS = ("ode", "consistency", "dmd", "gan")
 PHASES = ("vae", "latents", "stage1", "stage2", "videos", *STUDENTS, "students")
+WORDS = 128
+"""Entries of the text encoder's table for captions of the textured style, which have 104 words."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "image_steps": 1200,
@@ -137,15 +141,18 @@ def main(args: argparse.Namespace) -> int:
     # Half of the samples come from whole videos; a third of all samples then has a past.
     ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
     common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
+    common += text_flags(args.style, "data.tokens")
     data = (f"--config.data.folders={folders}", ratios, *common)
     stage1, stage2 = args.stage1, args.stage2
     if "stage1" in wanted and stage1 is None:
-        stage1 = train_on(args, f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data)
+        stage1 = train_on(
+            args, f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data, *text_flags(args.style, "words")
+        )
     if "stage2" in wanted and stage2 is None:
         begin = f"--config.start.folder={stage1}"
         stage2 = train_on(args, f"stage2_init.py:{size}", "stage2", args.stage2_steps, *data, begin)
     curves(out)
-    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes)
+    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes, style=args.style)
     # Guidance is an argument of the compiled programs: another value takes only seconds.
     teachers = [Contender(name="stage2", pipeline=stage2, steps=args.steps, guidance=one) for one in args.guidance]
     if "videos" in wanted:
@@ -199,9 +206,23 @@ def train_students(
         if name in wanted:
             starts = (f"--config.start.folder={products[args.init]}", f"--config.method.score.folder={stage1}")
             # The generator makes one update in five steps: a warm-up would be a large part of them.
-            flags = (*data, *starts, *extra)
+            flags = (*data, *starts, *extra, *text_flags(args.style, "method.tokens"))
             products[name] = train_on(args, f"{experiment}:{size}", name, steps, *flags, warmup=False)
     return products
+
+
+def text_flags(style: Style, setting: str) -> tuple[str, ...]:
+    """The flag of a setting in which captions of a style do not fit what the experiments say; none if they do.
+
+    Args:
+        style: The style of the scenes.
+        setting: A number of tokens below ``config``, or "words": the entries of the text encoder's table.
+    """
+    if style == "plain":
+        return ()
+    if setting == "words":
+        return (f"--config.start.text_encoder.vocab_size={WORDS}",)
+    return (f"--config.{setting}={CAPTION_TOKENS[style]}",)
 
 
 def check_products(args: argparse.Namespace) -> None:
@@ -242,6 +263,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="consistency",
     )
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
+    add("style", "style of the scenes (default plain)", choices=STYLES, default="plain")
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
     add("scenes", "scenes to encode as whole videos", type=int)

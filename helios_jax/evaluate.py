@@ -175,7 +175,7 @@ def _suite(args: argparse.Namespace, subject: "Subject") -> "Suite":
 
 
 def _world(args: argparse.Namespace) -> "tuple[World, WorldSettings]":
-    from helios_jax.evaluation.worlds import STYLES, WorldSettings
+    from helios_jax.evaluation.worlds import WorldSettings, world_of
 
     settings = WorldSettings(
         seed=args.world,
@@ -183,8 +183,9 @@ def _world(args: argparse.Namespace) -> "tuple[World, WorldSettings]":
         height=args.height,
         width=args.width,
         num_shapes=args.num_shapes or None,
+        style=args.style,
     )
-    return STYLES[args.style](settings), settings
+    return world_of(settings), settings
 
 
 class _Progress:

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from helios_jax.data.moving_shapes.scoring import score
+from helios_jax.data.moving_shapes.styles import Style
 from helios_jax.evaluation.metrics import Curve, Result, VideoInfo, known
 from helios_jax.evaluation.shape_rates import judge
 from helios_jax.evaluation.statistics import STATISTICS
@@ -28,7 +29,12 @@ class CaptionScore:
 
     Values: ``recovered`` (0 or 1), ``first_chunk`` and ``last_chunk`` (0 to 1). Details: the row of
     ``shape_rates.judge``, and the ``Measured`` of the first frames, see ``measured_of``.
+
+    Attributes:
+        style: Style of the scenes that captions describe.
     """
+
+    style: Style = "plain"
 
     @property
     def name(self) -> str:
@@ -39,23 +45,23 @@ class CaptionScore:
         """See ``Metric``. Raises ValueError if the video has no caption."""
         if not video.prompt:
             raise ValueError(f"video {video.name} has no caption to be compared with")
-        return _CaptionScore(video.prompt, video)
+        return _CaptionScore(video.prompt, video, self.style)
 
 
 class _CaptionScore:
-    def __init__(self, caption: str, video: VideoInfo) -> None:
-        self._caption, self._video = caption, video
+    def __init__(self, caption: str, video: VideoInfo, style: Style) -> None:
+        self._caption, self._video, self._style = caption, video, style
         self._first: list[np.ndarray] = []
         self._chunks: list[float] = []
 
     def update(self, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
         if missing := JUDGED - sum(map(len, self._first)):
             self._first.append(frames[:missing].copy())
-        self._chunks.append(chunk_score(frames, self._caption))
+        self._chunks.append(chunk_score(frames, self._caption, self._style))
 
     def result(self) -> Result:
         first = np.concatenate(self._first)
-        row = judge((first, self._caption))
+        row = judge((first, self._caption), self._style)
         return Result(
             values={
                 "recovered": row["recovered"],
@@ -67,9 +73,9 @@ class _CaptionScore:
         )
 
 
-def chunk_score(frames: UInt8[np.ndarray, "F H W 3"], caption: str) -> float:
+def chunk_score(frames: UInt8[np.ndarray, "F H W 3"], caption: str, style: Style = "plain") -> float:
     """The part of the statements about a chunk that hold, 0 to 1; see above."""
-    found = score(frames, caption)
+    found = score(frames, caption, style)
     held = [getattr(shape, name) for shape in found.shapes for name in _APPEARANCE]
     held += [getattr(found, name) for name in _SURROUNDINGS]
     return sum(held) / len(held)

@@ -28,7 +28,7 @@ id of their prompt, as in 2_240_ori81.mp4. Without --prompt_file, prompts are ca
 """
 
 SUITES = ("moving_shapes", "drift", "heliosbench")
-STYLES = ("plain",)
+STYLES = ("plain", "textured")
 RULES = ("long", "short")
 
 _MAX_VIDEOS, _MAX_SEED, _MAX_SIDE = 10**6, 2**31 - 1, 4096
@@ -74,7 +74,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     guidance = finite("--guidance_scale", at_least=-1000, at_most=1000)
     add("guidance_scale", "guidance is on above 1 (default: the model's)", type=guidance)
     add("negative_prompt", "used with guidance (default: the published one; for moving shapes the empty text)")
-    add_whole("max_text_tokens", "length that texts are padded or cut to (default 512, moving shapes 96)", 1, 4096)
+    add_whole(
+        "max_text_tokens", "length that texts are padded or cut to (default 512, moving shapes 96 or 112)", 1, 4096
+    )
     add_whole("seed", "seed of the first video's noise", 0, _MAX_SEED, 0)
     add_whole("batch", "videos sampled at a time (default 64, drift 16, heliosbench 1; prompt files 1)", 1, _MAX_VIDEOS)
     dtypes = {"choices": ("auto", "bfloat16", "float32"), "default": "auto"}
@@ -123,6 +125,8 @@ def check(args: argparse.Namespace) -> None:
 
 def fill_in(args: argparse.Namespace) -> None:
     """Replaces ``None`` by the default of the suite."""
+    from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS
+
     captions = args.prompt_file is None
     args.world_given = args.world is not None
     defaults = {
@@ -131,7 +135,7 @@ def fill_in(args: argparse.Namespace) -> None:
         "processes": 1 if args.metric else os.cpu_count() or 1,
         "height": 64 if captions else 384,
         "width": 64 if captions else 640,
-        "max_text_tokens": 96 if captions else 512,
+        "max_text_tokens": CAPTION_TOKENS[args.style] if captions else 512,
         "negative_prompt": "" if captions else None,
     }
     if not captions:

@@ -22,6 +22,7 @@ from absl import app
 
 from helios_jax.arguments import Parser, path
 from helios_jax.config import HistoryConfig, VaeConfig
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, STYLES, Style
 from helios_jax.evaluation.caption_sheet import caption_sheet
 from helios_jax.evaluation.evaluate import evaluate, scores_text
 from helios_jax.evaluation.preview import read_small, shown_frames
@@ -34,7 +35,7 @@ from helios_jax.evaluation.sources import Sampler, stream_chunks
 from helios_jax.evaluation.suites.base import Subject
 from helios_jax.evaluation.suites.moving_shapes import MovingShapesSuite
 from helios_jax.evaluation.videos import Measured, measure
-from helios_jax.evaluation.worlds import TOKENS, PlainShapes, WorldSettings
+from helios_jax.evaluation.worlds import WorldSettings, world_of
 from helios_jax.safe_files import replace_text
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.typing import UInt8
@@ -60,6 +61,7 @@ class Evaluation:
         steps: Network calls per level, or one number for single-stage models; empty: the pipeline's recommendation.
         guidance: Guidance scale; 1: none.
         num_shapes: Shapes in each scene; 0: 1 to 3.
+        style: Style of the scenes.
         world: Seed of the scenes.
         processes: Number of processes that score.
     """
@@ -69,6 +71,7 @@ class Evaluation:
     steps: tuple[int, ...] = ()
     guidance: float = 1.0
     num_shapes: int = 0
+    style: Style = "plain"
     world: int = 1000
     processes: int = os.cpu_count() or 1
 
@@ -81,7 +84,7 @@ class Evaluation:
             width=SIZE,
             steps=one_or_many(self.steps),
             guidance_scale=self.guidance,
-            max_text_tokens=TOKENS,
+            max_text_tokens=CAPTION_TOKENS[self.style],
         )
 
     @property
@@ -94,7 +97,12 @@ class Evaluation:
 def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     """Samples, scores and writes everything; returns the rates."""
     shapes = WorldSettings(
-        seed=evaluation.world, frames=FRAMES, height=SIZE, width=SIZE, num_shapes=evaluation.num_shapes or None
+        seed=evaluation.world,
+        frames=FRAMES,
+        height=SIZE,
+        width=SIZE,
+        num_shapes=evaluation.num_shapes or None,
+        style=evaluation.style,
     )
     sampler = Sampler(
         load=functools.cache(functools.partial(_load, pipeline)),
@@ -104,7 +112,7 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     )
     suite = MovingShapesSuite(
         subject=Subject(sampler=sampler, batch=evaluation.batch, chunk_frames=CHUNK),
-        world=PlainShapes(shapes),
+        world=world_of(shapes),
         settings=shapes,
         videos=evaluation.videos,
     )
@@ -178,6 +186,7 @@ def main(args: argparse.Namespace) -> int:
         steps=args.steps,
         guidance=args.guidance,
         num_shapes=args.num_shapes,
+        style=args.style,
         processes=args.processes,
     )
     print(json.dumps(sample_and_score(args.pipeline, args.out, evaluation), indent=1))
@@ -198,6 +207,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=integers, default=(), help="per level, as 10,10,10")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--num_shapes", type=int, default=0, help="shapes in each scene (default 0: 1 to 3)")
+    parser.add_argument("--style", choices=STYLES, default="plain", help="style of the scenes (default plain)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that score")
     return parser.parse_args(argv[1:])
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from helios_jax.data.moving_shapes.captions import parse_caption
 from helios_jax.data.moving_shapes.scoring import score
+from helios_jax.data.moving_shapes.styles import Style
 from helios_jax.typing import UInt8
 
 OF_SHAPES = ("colour", "kind", "direction", "size", "speed", "bounces")
@@ -20,10 +21,10 @@ OF_VIDEOS = ("count", "background", "lighting")
 Row = dict[str, Any]
 
 
-def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str]) -> Row:
+def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str], style: Style = "plain") -> Row:
     """Scores a video against its caption: how many shapes have each attribute right, and 0 or 1 for the whole video."""
     video, caption = pair
-    found = score(video, caption)
+    found = score(video, caption, style)
     return {
         "shapes": len(parse_caption(caption).shapes),
         "recovered": int(found.recovered),

@@ -1,17 +1,14 @@
-"""Worlds with captions and known scenes, by style: what a suite asks of a world, and which there are.
-
-A further style is a class with the members of ``World`` and an entry in ``STYLES``; ``helios-evaluate --style`` then
-offers it. Its metrics may compare a video with its scene: a video's name is the number of the scene.
-"""
+"""Worlds with captions and known scenes: what a suite asks of a world, and the moving shapes in their styles."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from helios_jax.data.moving_shapes.captions import caption
 from helios_jax.data.moving_shapes.source import MovingShapes
+from helios_jax.data.moving_shapes.styles import Style
 from helios_jax.evaluation.caption_score import CaptionScore, measured_of
 from helios_jax.evaluation.metrics import Metric
 from helios_jax.evaluation.records import Record
@@ -19,9 +16,6 @@ from helios_jax.evaluation.runner import mean_values
 from helios_jax.evaluation.shape_rates import Row, rates
 from helios_jax.evaluation.videos import describe
 from helios_jax.typing import UInt8
-
-TOKENS = 96
-"""Length that captions are padded or cut to."""
 
 SMALLEST = 64
 """Pixels of the shorter side of a video that can be scored."""
@@ -63,6 +57,7 @@ class WorldSettings:
         height: Pixel rows.
         width: Pixel columns.
         num_shapes: Shapes in each scene; ``None``: 1 to 3.
+        style: Their look.
     """
 
     seed: int
@@ -70,16 +65,18 @@ class WorldSettings:
     height: int
     width: int
     num_shapes: int | None = None
+    style: Style = "plain"
 
 
 _ENDLESS = 1 << 40
 """Scenes of a world, which is unlimited."""
 
 
-class PlainShapes:
-    """The first style of the moving shapes world, as a ``World``: plain colours, scored by ``CaptionScore``."""
+class ShapesWorld:
+    """The moving shapes as a ``World``, scored by ``CaptionScore``."""
 
     def __init__(self, settings: WorldSettings) -> None:
+        self._style = settings.style
         self._scenes = MovingShapes(
             seed=settings.seed,
             size=_ENDLESS,
@@ -87,6 +84,7 @@ class PlainShapes:
             height=settings.height,
             width=settings.width,
             num_shapes=settings.num_shapes,
+            style=settings.style,
         )
 
     def caption(self, number: int) -> str:
@@ -100,7 +98,7 @@ class PlainShapes:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """See ``World``."""
-        return (CaptionScore(),)
+        return (CaptionScore(style=self._style),)
 
     def scores(self, records: Sequence[Record]) -> Row:
         """See ``World``: rates as texts with counts, and the mean caption score of the first and the last chunk."""
@@ -115,8 +113,9 @@ class PlainShapes:
         return describe(own, reference) if len(counts) == 1 else {}
 
 
-STYLES: Mapping[str, Callable[[WorldSettings], World]] = {"plain": PlainShapes}
-"""The styles, by the name that ``--style`` takes."""
+def world_of(settings: WorldSettings) -> World:
+    """The world of the settings."""
+    return ShapesWorld(settings)
 
 
 def row_of(record: Record) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helios_jax.data.moving_shapes.rendering import render
-from helios_jax.data.moving_shapes.world import sample_scene
+from helios_jax.data.moving_shapes.styles import sample_scene
 from helios_jax.data.prepare.clip_lists import clips_from_folder, clips_from_json
 from helios_jax.data.prepare.clips import ShapesClip
 from helios_jax.data.prepare.file_clips import FileClip, LeftOutError, ReadOptions

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helios_jax.data.moving_shapes import MovingShapes
+from helios_jax.data.moving_shapes.styles import STYLES
 from helios_jax.evaluation import flags
 from helios_jax.evaluation.caption_score import CaptionScore, chunk_score, measured_of
 from helios_jax.evaluation.external import ExternalResults, read_results
@@ -20,22 +21,22 @@ from helios_jax.evaluation.suites.base import Subject
 from helios_jax.evaluation.suites.drift import DriftSuite
 from helios_jax.evaluation.suites.heliosbench import HeliosBenchSuite, frames_per_second, published_length
 from helios_jax.evaluation.suites.moving_shapes import MovingShapesSuite
-from helios_jax.evaluation.worlds import STYLES, PlainShapes, World, WorldSettings
+from helios_jax.evaluation.worlds import ShapesWorld, World, WorldSettings
 from helios_jax.media.saving import save_video
 
 SCENES = WorldSettings(seed=3, frames=66, height=64, width=64)
 
 
-def score_of(frames, caption, chunk_frames=33):
+def score_of(frames, caption, chunk_frames=33, metric=CaptionScore()):
     info = {"num_frames": len(frames), "height": 64, "width": 64, "chunk_frames": chunk_frames}
-    measurement = CaptionScore().start(VideoInfo(name="0", prompt=caption, **info))
+    measurement = metric.start(VideoInfo(name="0", prompt=caption, **info))
     for start in range(0, len(frames), chunk_frames):
         measurement.update(frames[start : start + chunk_frames])
     return measurement.result()
 
 
 def test_a_scene_shows_its_caption_and_damage_is_seen_where_it_is():
-    world = PlainShapes(WorldSettings(seed=3, frames=132, height=64, width=64, num_shapes=1))
+    world = ShapesWorld(WorldSettings(seed=3, frames=132, height=64, width=64, num_shapes=1))
     frames, caption = world.frames(1).copy(), world.caption(1)
     clean = score_of(frames, caption)
     assert clean.values == {"recovered": 1, "first_chunk": 1, "last_chunk": 1}
@@ -52,15 +53,15 @@ def test_a_scene_shows_its_caption_and_damage_is_seen_where_it_is():
 
 def test_chunks_are_not_judged_by_their_motion():
     """Played backwards, the first direction is wrong and everything else stays."""
-    world = PlainShapes(WorldSettings(seed=3, frames=99, height=64, width=64, num_shapes=1))
+    world = ShapesWorld(WorldSettings(seed=3, frames=99, height=64, width=64, num_shapes=1))
     frames, caption = world.frames(1)[::-1], world.caption(1)
     assert chunk_score(frames[:33], caption) == 1
     assert score_of(frames, caption).values["recovered"] == 0
 
 
 def test_details_hold_the_measured_video():
-    frames = PlainShapes(SCENES).frames(0)
-    details = json.loads(json.dumps(score_of(frames, PlainShapes(SCENES).caption(0)).details))
+    frames = ShapesWorld(SCENES).frames(0)
+    details = json.loads(json.dumps(score_of(frames, ShapesWorld(SCENES).caption(0)).details))
     found, expected = measured_of(details["measured"]), measure_shapes(frames)
     np.testing.assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(found.displacement, expected.displacement, rtol=1e-5)
@@ -68,21 +69,25 @@ def test_details_hold_the_measured_video():
         np.testing.assert_allclose(found.statistics[name], values, rtol=1e-5)
 
 
-def test_styles_are_worlds():
-    assert tuple(STYLES) == flags.STYLES
-    for make in STYLES.values():
-        world = make(SCENES)
-        assert isinstance(world, World)
-        assert world.frames(0).shape == (66, 64, 64, 3)
-    scenes = MovingShapes(seed=3, size=2, frames=66, height=64, width=64)
-    assert PlainShapes(SCENES).caption(1) == scenes[1]["caption"]
-    np.testing.assert_array_equal(PlainShapes(SCENES).frames(1), scenes[1]["frames"])
+def test_styles_have_the_names_of_the_flag():
+    assert flags.STYLES == STYLES
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_scenes_of_every_style_are_recovered(style):
+    world = ShapesWorld(WorldSettings(seed=3, frames=99, height=64, width=64, num_shapes=1, style=style))
+    assert isinstance(world, World)
+    scenes = MovingShapes(seed=3, size=2, frames=99, height=64, width=64, num_shapes=1, style=style)
+    assert world.caption(1) == scenes[1]["caption"]
+    np.testing.assert_array_equal(world.frames(1), scenes[1]["frames"])
+    (metric,) = world.metrics
+    assert score_of(world.frames(1), world.caption(1), metric=metric).values["recovered"] == 1
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
     """Scenes 0 and 1, and a file named 2 that shows scene 3."""
-    folder, world = tmp_path_factory.mktemp("videos"), PlainShapes(SCENES)
+    folder, world = tmp_path_factory.mktemp("videos"), ShapesWorld(SCENES)
     for name, scene in (("0_66_ori66", 0), ("1_66_ori66", 1), ("2_66_ori66", 3)):
         save_video(folder / f"{name}.mp4", world.frames(scene), 24, crf=4)
     return folder
@@ -96,7 +101,7 @@ def measured(suite, out):
 
 def test_files_are_scored_against_the_scenes_they_are_named_after(videos, tmp_path):
     subject = Subject(sampler=None, files=tuple(find_videos(videos, ())))
-    suite = MovingShapesSuite(subject=subject, world=PlainShapes(SCENES), settings=SCENES, videos=3)
+    suite = MovingShapesSuite(subject=subject, world=ShapesWorld(SCENES), settings=SCENES, videos=3)
     scores = measured(suite, tmp_path)
     assert scores["files"]["recovered"] == "66.7 % (2 of 3)"
     assert scores["files"]["recovered_rate"] == 2 / 3
@@ -122,7 +127,7 @@ def test_drift_of_files(videos, tmp_path):
 def test_the_benchmark_needs_what_others_measure_for_a_total(tmp_path):
     pytest.importorskip("cv2", reason="the extra evaluate is not installed")
     files = (tmp_path / "0_9_ori9.mp4",)
-    save_video(files[0], PlainShapes(SCENES).frames(0)[:9], 24)
+    save_video(files[0], ShapesWorld(SCENES).frames(0)[:9], 24)
     suite = HeliosBenchSuite(subject=Subject(sampler=None, files=files), prompts=[], height=64, width=64, rules="short")
     scores = measured(suite, tmp_path / "a")
     assert scores["missing"] == ["aesthetic", "motion_smoothness", "semantic", "naturalness"]
