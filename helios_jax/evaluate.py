@@ -12,6 +12,9 @@ from helios_jax.evaluation.flags import PROGRAM, check, parse
 from helios_jax.extras import require_extra
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from helios_jax.evaluation.metrics import VideoInfo
     from helios_jax.evaluation.suites.base import Subject, Suite
     from helios_jax.evaluation.worlds import World, WorldSettings
     from helios_jax.sampling.pipeline import HeliosPipeline
@@ -59,7 +62,7 @@ def _subject(args: argparse.Namespace, check_interrupted: Check) -> "tuple[Subje
     from helios_jax.evaluation.suites.base import Subject
 
     metrics = tuple(map(load_metric, args.metric))
-    names = ("suite", "world", "style", "num_shapes", "num_frames", "rules", "metric")
+    names = ("suite", "world", "style", "num_shapes", "num_frames", "continue_scenes", "rules", "metric")
     settings = {name: getattr(args, name) for name in names}
     settings["prompt_file"] = None if args.prompt_file is None else str(args.prompt_file.absolute())
     if args.model is None:
@@ -101,6 +104,7 @@ def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
         settings=settings,
         negative_prompt=args.negative_prompt,
         lookahead=0 if args.suite == "heliosbench" else 1,
+        clip_of=_first_chunk(args) if args.continue_scenes else None,
         on_step=check_interrupted,
     )
     names = ("videos", "batch", "height", "width", "max_text_tokens", "seed", "negative_prompt")
@@ -114,6 +118,12 @@ def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
         **dtypes,
     }
     return sampler, model.vae.pixel_frames(HistoryConfig().chunk_frames), recorded
+
+
+def _first_chunk(args: argparse.Namespace) -> "Callable[[VideoInfo], np.ndarray]":
+    """Gives the first chunk of the scene that a video is named after."""
+    world, _ = _world(args)
+    return lambda video: world.frames(int(video.name))[: video.chunk_frames]
 
 
 def _load(args: argparse.Namespace, settings: Any, dtypes: dict[str, str]) -> "HeliosPipeline":
@@ -157,6 +167,7 @@ def _suite(args: argparse.Namespace, subject: "Subject") -> "Suite":
     captioned = ()
     if prompts is None and subject.sampler is not None:
         prompts, captioned = world_prompts(world, args.videos), world.metrics
+        captioned += world.scene_metrics if subject.continues else ()
     elif prompts is None and args.world_given:  # files whose names are numbers of scenes
         texts, captioned = scene_prompts(world, subject.files), world.metrics
         prompts = [BenchmarkPrompt(id=id, text=text) for id, text in texts.items()]

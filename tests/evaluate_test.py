@@ -40,6 +40,7 @@ def clips(tmp_path_factory):
         (["a.mp4", "--steps=2,2,2"], "--steps is about sampling, and videos are read from files"),
         (["a.mp4", "--rules=short"], "--rules belongs to --suite=heliosbench, not to drift"),
         (["a.mp4", "--prompt_file=p.txt"], "the prompt file p.txt does not exist"),
+        (["a.mp4", "--continue_scenes"], "--continue_scenes is for videos of moving shapes that --model samples"),
         (["a.mp4", "--metric=nowhere:a"], "--metric=nowhere:a: ModuleNotFoundError"),
         (["a.mp4", "--metric=a:b", "--processes=2"], "--metric is run in one process"),
     ],

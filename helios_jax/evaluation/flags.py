@@ -65,6 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_whole("world", "seed of the moving shapes", 0, _MAX_SEED)
     add("style", "look of the moving shapes", choices=STYLES, default="plain")
     add_whole("num_shapes", "shapes in each scene, 0: 1 to 3", 0, 3, 0)
+    add("continue_scenes", "sample continuations of the first chunks of the scenes", action="store_true")
     add("prompt_file", "txt or csv file with the prompts; a column duration gives frames", type=path("--prompt_file"))
     frames = "frames of each video (default 99, drift 1320, heliosbench as the prompts ask, or 120, 240, 720, 1440)"
     add_whole("num_frames", frames, 5, _MAX_VIDEOS)
@@ -110,6 +111,14 @@ def check(args: argparse.Namespace) -> None:
         given = [name for name in ("videos", "steps", "guidance_scale", "save_videos") if getattr(args, name)]
         if given:
             raise ValueError(f"--{given[0]} is about sampling, and videos are read from files")
+    if args.continue_scenes:
+        if from_files or args.prompt_file is not None or args.suite == "heliosbench":
+            raise ValueError("--continue_scenes is for videos of moving shapes that --model samples")
+        if args.batch not in (None, 1):
+            raise ValueError(f"--batch={args.batch}: with --continue_scenes videos are sampled one by one")
+        if (args.num_frames or 99) < 66:
+            raise ValueError(f"--num_frames={args.num_frames} includes the scene's first chunk; give at least 66")
+        args.batch = 1
     for name in ("results", "rules"):
         if getattr(args, name) not in (None, "long") and args.suite != "heliosbench":
             raise ValueError(f"--{name} belongs to --suite=heliosbench, not to {args.suite}")

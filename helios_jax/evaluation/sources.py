@@ -36,6 +36,8 @@ class Sampler:
         negative_prompt: What guidance leads away from; ``None``: the published text.
         lookahead: Chunks that the device works on ahead. 0 for timing: otherwise the device would work while videos are
             measured, which takes no time of sampling.
+        clip_of: Gives the clip that a video continues and begins with, whole chunks; ``None``: videos start from noise.
+            Batches then hold one video.
         on_step: Called after every step of sampling.
     """
 
@@ -43,6 +45,7 @@ class Sampler:
     settings: SampleSettings
     negative_prompt: str | None = None
     lookahead: int = 1
+    clip_of: Callable[[VideoInfo], UInt8[np.ndarray, "F H W 3"]] | None = None
     on_step: Callable[[], None] = lambda: None
 
     def batches(self, videos: Sequence[VideoInfo], size: int) -> list[Batch]:
@@ -59,10 +62,17 @@ class Sampler:
 
     def _chunks(self, videos: tuple[VideoInfo, ...], settings: SampleSettings) -> Chunks:
         prompts = [video.prompt or "" for video in videos]
-        return stream_chunks(
+        clip = None
+        if self.clip_of is not None:
+            (video,) = videos
+            clip = self.clip_of(video)
+            yield from np.split(clip[None], len(clip) // video.chunk_frames, axis=1)
+            settings = dataclasses.replace(settings, num_frames=video.num_frames - len(clip))
+        yield from stream_chunks(
             self.load(),
             prompts,
             settings,
+            clip=clip,
             negative_prompt=self.negative_prompt,
             lookahead=self.lookahead,
             on_step=self.on_step,
@@ -74,6 +84,7 @@ def stream_chunks(
     prompts: Sequence[str],
     settings: SampleSettings,
     *,
+    clip: UInt8[np.ndarray, "F H W 3"] | None = None,
     negative_prompt: str | None = None,
     lookahead: int = 1,
     on_step: Callable[[], None] = lambda: None,
@@ -81,7 +92,12 @@ def stream_chunks(
     """Samples one video for each prompt and yields their chunks."""
     # Streamed, because ``__call__`` would cut the video to 4k + 1 frames.
     stream = pipe.stream(
-        list(prompts), negative_prompt, settings=settings, lookahead=lookahead, on_step=lambda _: on_step()
+        list(prompts),
+        negative_prompt,
+        video=clip,
+        settings=settings,
+        lookahead=lookahead,
+        on_step=lambda _: on_step(),
     )
     with stream:
         try:

@@ -13,6 +13,7 @@ from helios_jax.evaluation.caption_score import CaptionScore, measured_of
 from helios_jax.evaluation.metrics import Metric
 from helios_jax.evaluation.records import Record
 from helios_jax.evaluation.runner import mean_values
+from helios_jax.evaluation.scene_windows import OF_WINDOWS, SceneWindows
 from helios_jax.evaluation.shape_rates import Row, rates
 from helios_jax.evaluation.videos import describe
 from helios_jax.typing import UInt8
@@ -36,6 +37,11 @@ class World(Protocol):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """What a video is scored by."""
+        ...
+
+    @property
+    def scene_metrics(self) -> tuple[Metric, ...]:
+        """What a video is scored by in addition if it begins as its scene does."""
         ...
 
     def scores(self, records: Sequence[Record]) -> Row:
@@ -76,7 +82,7 @@ class ShapesWorld:
     """The moving shapes as a ``World``, scored by ``CaptionScore``."""
 
     def __init__(self, settings: WorldSettings) -> None:
-        self._style = settings.style
+        self._settings = settings
         self._scenes = MovingShapes(
             seed=settings.seed,
             size=_ENDLESS,
@@ -98,12 +104,20 @@ class ShapesWorld:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """See ``World``."""
-        return (CaptionScore(style=self._style),)
+        return (CaptionScore(style=self._settings.style),)
+
+    @property
+    def scene_metrics(self) -> tuple[Metric, ...]:
+        """See ``World``."""
+        if self._settings.style != "textured":
+            return ()
+        return (SceneWindows(seed=self._settings.seed, num_shapes=self._settings.num_shapes),)
 
     def scores(self, records: Sequence[Record]) -> Row:
-        """See ``World``: rates as texts with counts, and the mean caption score of the first and the last chunk."""
+        """See ``World``: rates as texts with counts, and means of ``CaptionScore`` and ``SceneWindows``."""
         means = mean_values(records)
-        chunks = {name: means[name] for name in ("first_chunk", "last_chunk")}
+        names = ("first_chunk", "last_chunk", *(f"last_{name}" for name in OF_WINDOWS), "same_after_return")
+        chunks = {name: means[name] for name in names if name in means}
         return rates(record["details"]["row"] for record in records) | chunks
 
     def statistics(self, records: Sequence[Record], scenes: Sequence[Record]) -> Row:

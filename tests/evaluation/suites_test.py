@@ -27,9 +27,9 @@ from helios_jax.media.saving import save_video
 SCENES = WorldSettings(seed=3, frames=66, height=64, width=64)
 
 
-def score_of(frames, caption, chunk_frames=33, metric=CaptionScore()):
+def score_of(frames, caption, chunk_frames=33, metric=None, name="0"):
     info = {"num_frames": len(frames), "height": 64, "width": 64, "chunk_frames": chunk_frames}
-    measurement = metric.start(VideoInfo(name="0", prompt=caption, **info))
+    measurement = (metric or CaptionScore()).start(VideoInfo(name=name, prompt=caption, **info))
     for start in range(0, len(frames), chunk_frames):
         measurement.update(frames[start : start + chunk_frames])
     return measurement.result()
@@ -194,3 +194,24 @@ def test_videos_are_found_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no video"):
         find_videos(tmp_path / "empty", ())
+
+
+def test_a_scene_agrees_with_itself_and_a_frozen_one_does_not():
+    """From the second chunk on, the frozen video shows the last frame of the first chunk."""
+    settings = WorldSettings(seed=3, frames=99, height=64, width=64, num_shapes=1, style="textured")
+    world = ShapesWorld(settings)
+    (metric,) = world.scene_metrics
+    truth = world.frames(1)
+    found = score_of(truth, world.caption(1), metric=metric, name="1")
+    assert found.values["last_path_error"] < 0.001
+    assert found.values["last_speed_ratio"] == pytest.approx(1, abs=0.005)
+    assert found.values["last_high_band_ratio"] == 1
+    assert found.values["last_background_distance"] == found.values["last_shape_distance"] == 0
+    assert found.curves["caption score against the scene"].values == (1, 1, 1)
+    frozen = truth.copy()
+    frozen[33:] = truth[32]
+    damaged = score_of(frozen, world.caption(1), metric=metric, name="1")
+    assert damaged.curves["path error"].values[0] == found.curves["path error"].values[0]
+    assert damaged.values["last_path_error"] > 0.05
+    assert damaged.values["last_speed_ratio"] < 0.05
+    assert ShapesWorld(SCENES).scene_metrics == ()

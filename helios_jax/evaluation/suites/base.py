@@ -62,6 +62,11 @@ class Subject:
         return "sampled" if self.sampler is not None else "files"
 
     @property
+    def continues(self) -> bool:
+        """Whether videos are continuations of scenes."""
+        return self.sampler is not None and self.sampler.clip_of is not None
+
+    @property
     def all_metrics(self) -> tuple[Metric, ...]:
         """The additional metrics, and the drift of each between the ends of a video."""
         return (*self.metrics, *(EndDrift(metric=metric) for metric in self.metrics))

@@ -41,7 +41,8 @@ class MovingShapesSuite:
     def parts(self) -> list[Part]:
         """See ``Suite``."""
         own = (*self.world.metrics, Appearance())
-        metrics = (*own, *self.subject.all_metrics)
+        with_scene = (*own, *self.world.scene_metrics)
+        metrics = (*(with_scene if self.subject.continues else own), *self.subject.all_metrics)
         if self.subject.sampler is None:
             prompts = scene_prompts(self.world, self.subject.files) if self.prompts is None else self.prompts
             part = Part(name="files", batches=self.subject.file_batches(prompts), metrics=metrics)
@@ -58,8 +59,8 @@ class MovingShapesSuite:
         scenes = self._scenes(videos)
         return [
             Part(name="sampled", batches=self.subject.batches(videos), metrics=metrics),
-            Part(name="vae", batches=[self._decoded(batch) for batch in scenes], metrics=own),
-            Part(name="scenes", batches=scenes, metrics=own),
+            Part(name="vae", batches=[self._decoded(batch) for batch in scenes], metrics=with_scene),
+            Part(name="scenes", batches=scenes, metrics=with_scene),
         ]
 
     def _video(self, scene: int) -> VideoInfo:
