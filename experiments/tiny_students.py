@@ -13,6 +13,7 @@ Distilled models take twice their steps in the first chunk. Guidance above 1 dou
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ def drift_of(contender: Contender, out: Path, like: Evaluation, scenes: Row) -> 
     settings = dataclasses.replace(evaluation.settings, num_frames=DRIFT_CHUNKS * CHUNK)
     videos = in_batches(lambda part: sample(pipe, captions[part], part.start, settings), evaluation)
     workers = evaluation.processes
-    measured: Iterable[Measured] = ahead_of_time(measure_shapes, videos, workers, processes=workers > 1)
+    one = functools.partial(measure_shapes, style=evaluation.style)
+    measured: Iterable[Measured] = ahead_of_time(one, videos, workers, processes=workers > 1)
     measured = list(measured)
     result = {"settings": dataclasses.asdict(evaluation), **describe(measured)}
     reference = {name: value for name in scenes["chunks"] if (value := _mean(scenes["chunks"][name])) is not None}

@@ -165,7 +165,9 @@ def parse_caption(text: str) -> Description:
     if not clauses:
         raise ValueError(f"no shape found in {text!r}: name one, such as 'a small red circle' ({', '.join(KINDS)})")
     shapes = tuple(_shape(clause.strip(" ,.;")) for clause in clauses)
-    return Description(shapes=shapes, background=background, lighting=lighting, absence=absence and absence.of(shapes))
+    return Description(
+        shapes=shapes, background=background, lighting=lighting, absence=absence.of(shapes) if absence else None
+    )
 
 
 def _clause(shape: Shape, clause: str, directions: tuple[str, str, str]) -> str:

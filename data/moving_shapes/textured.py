@@ -4,6 +4,8 @@ Half of the scenes have a shape that leaves the frame and comes back, a quarter 
 quarter all shapes stay in sight. The rest of the description is drawn as in the first style.
 """
 
+import dataclasses
+
 import numpy as np
 
 from helios_jax.data.draws import Draws
@@ -68,12 +70,12 @@ def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = Non
     kinds, sizes, speeds = ([draws.choice(tuple(options)) for _ in range(count)] for options in (KINDS, SIZES, SPEEDS))
     colours, background = draws.sample(tuple(COLOURS), count), draws.choice(tuple(BACKGROUNDS))
     lighting, phrasing = draws.choice(tuple(LIGHTS)), draws.below(NUM_PHRASINGS)
-    beyond, absent = draws.choice((None, "bar", "frame", "frame")), draws.below(count)
+    beyond, absent = draws.choice(("nothing", "bar", "frame", "frame")), draws.below(count)
     absence = None
-    if beyond is not None:
-        frames = draws.choice(ABSENCES) if beyond == "frame" else 0
-        absence = Absence(colour=colours[absent], beyond=beyond, frames=frames)
-    if beyond == "bar":
+    if beyond == "frame":
+        absence = Absence(colour=colours[absent], beyond="frame", frames=draws.choice(ABSENCES))
+    elif beyond == "bar":
+        absence = Absence(colour=colours[absent], beyond="bar")
         sizes[absent] = "small"
     order = sorted(
         range(count), key=lambda i: (beyond == "bar" and i == absent, KINDS[kinds[i]] * SIZES[sizes[i]] ** 2)
@@ -98,26 +100,22 @@ def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = Non
         best = min(range(len(tries)), key=overlaps.__getitem__)  # the first if several are equal
         if overlaps[best][0] == 0 or rounds == _ROUNDS:
             break
-    return Scene(
-        description=description,
-        starts=tries[best],
-        phrasing=phrasing,
-        look=Look(bar=bar, **look),
-    )
+    look = dataclasses.replace(look, bar=bar)
+    return Scene(description=description, starts=tries[best], phrasing=phrasing, look=look)
 
 
-def _draw_look(draws: Draws, count: int) -> dict:
-    """The fields of a ``Look`` but its bar."""
+def _draw_look(draws: Draws, count: int) -> Look:
+    """A look without a bar."""
     low, high = LIGHTNESS
     spins = tuple((1 - 2 * draws.below(2)) * (SPINS[0] + draws.below(SPINS[1] - SPINS[0] + 1)) for _ in range(count))
-    return {
-        "hue": draws.below(2 * MAX_HUE + 1) - MAX_HUE,
-        "lightness": low + draws.below(high - low + 1),
-        "ground": _draw_texture(draws),
-        "textures": tuple(_draw_texture(draws) for _ in range(count)),
-        "angles": tuple(draws.below(TURN) for _ in range(count)),
-        "spins": spins,
-    }
+    return Look(
+        hue=draws.below(2 * MAX_HUE + 1) - MAX_HUE,
+        lightness=low + draws.below(high - low + 1),
+        ground=_draw_texture(draws),
+        textures=tuple(_draw_texture(draws) for _ in range(count)),
+        angles=tuple(draws.below(TURN) for _ in range(count)),
+        spins=spins,
+    )
 
 
 def _draw_texture(draws: Draws) -> Texture:

@@ -87,18 +87,14 @@ def rotated_coverage(
         return np.clip(UNIT // 2 - distance, 0, UNIT)
     sides, first, apothem = _SIDES[kind]
     offset = apothem * radius >> 16
-    largest = second = None
+    largest = second = np.array(np.iinfo(np.int32).min, np.int32)
     for number in range(sides):
         normal = angles[:, None, None] + first + number * TURN // sides
         line = cosine(normal) * dx + sine(normal) * dy
-        if largest is None or second is None:
-            largest, second = line, np.full_like(line, np.iinfo(np.int32).min)
-            continue
         if kind == "star":
-            np.maximum(second, np.minimum(largest, line), out=second)
-        np.maximum(largest, line, out=largest)
-    assert largest is not None
-    distance = ((second if kind == "star" else largest) // ONE) - offset
+            second = np.maximum(second, np.minimum(largest, line))
+        largest = np.maximum(largest, line)
+    distance = (second if kind == "star" else largest) // ONE - offset
     return np.clip(UNIT // 2 - distance, 0, UNIT)
 
 

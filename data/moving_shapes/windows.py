@@ -104,6 +104,20 @@ class WindowScore:
     returns: tuple[Return, ...]
     reference: Reference
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The window in numbers: medians over frames and shapes, fractions of statements; NaN for what is not known."""
+        return {
+            "recovered": float(self.caption.recovered),
+            "caption": self.caption.value,
+            "path_error": _median(self.path_error),
+            "speed_ratio": _median(self.speed_ratio),
+            "background_distance": _median(self.background_distance),
+            "shape_distance": _median(self.shape_distance),
+            "high_band_ratio": _median(self.high_band_ratio),
+            "returned": float(np.mean([one.same for one in self.returns])) if self.returns else float("nan"),
+        }
+
 
 def score_window(
     frames: UInt8[np.ndarray, "F H W 3"], scene: Scene, start: int, reference: Reference | None = None
@@ -174,6 +188,12 @@ def score_windows(frames: UInt8[np.ndarray, "F H W 3"], scene: Scene, window: in
         reference = scores[0].reference if scores else None
         scores.append(score_window(frames[start : start + window], scene, start, reference))
     return tuple(scores)
+
+
+def _median(values: Float[np.ndarray, "..."]) -> float:
+    """The median of what is known."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _path(found: Track | None, count: int) -> Float[np.ndarray, "F 2"]:

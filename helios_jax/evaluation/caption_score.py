@@ -69,7 +69,7 @@ class _CaptionScore:
                 "last_chunk": self._chunks[self._video.compared_chunks - 1],
             },
             curves={"caption score of chunks": Curve.over("chunk", self._chunks)},
-            details={"row": row, "measured": _plain(measure(first, self._video.chunk_frames, shapes=True))},
+            details={"row": row, "measured": _plain(measure(first, self._video.chunk_frames, shapes=True, style=self._style))},
         )
 
 

@@ -147,9 +147,9 @@ def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings:
     return np.concatenate(list(stream_chunks(pipe, captions, settings, negative_prompt="")), axis=1)
 
 
-def measure_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> Measured:
+def measure_shapes(video: UInt8[np.ndarray, "F H W 3"], style: Style = "plain") -> Measured:
     """Measures a video of moving shapes, chunk by chunk."""
-    return measure(video, CHUNK, shapes=True)
+    return measure(video, CHUNK, shapes=True, style=style)
 
 
 def show_first(suite: MovingShapesSuite, out: Path) -> None:

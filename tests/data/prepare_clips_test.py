@@ -220,3 +220,7 @@ def test_moving_shapes():
     assert shapes.uid == "moving_shapes-3-7"
     assert shapes.caption != ShapesClip(seed=3, index=8, frames=40).caption
     assert shapes.aspect() is None
+    textured = ShapesClip(seed=3, index=7, frames=40, num_shapes=2, style="textured")
+    scene = sample_scene(3, 7, num_shapes=2, style="textured")
+    np.testing.assert_array_equal(textured.read((32, 64), 33), render(scene, 33, 32, 64))
+    assert textured.uid == "moving_shapes-textured-2-3-7"
