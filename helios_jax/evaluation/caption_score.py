@@ -62,6 +62,7 @@ class _CaptionScore:
     def result(self) -> Result:
         first = np.concatenate(self._first)
         row = judge((first, self._caption), self._style)
+        measured = measure(first, self._video.chunk_frames, shapes=True, style=self._style)
         return Result(
             values={
                 "recovered": row["recovered"],
@@ -69,7 +70,7 @@ class _CaptionScore:
                 "last_chunk": self._chunks[self._video.compared_chunks - 1],
             },
             curves={"caption score of chunks": Curve.over("chunk", self._chunks)},
-            details={"row": row, "measured": _plain(measure(first, self._video.chunk_frames, shapes=True, style=self._style))},
+            details={"row": row, "measured": _plain(measured)},
         )
 
 
