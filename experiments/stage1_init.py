@@ -23,6 +23,7 @@ random weights. For the small sizes see train_tiny.py.
 import dataclasses
 
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS
 from helios_jax.training.corruption import Corruption
 from helios_jax.training.datasets import Latents
 from helios_jax.training.experiment import Experiment, Lora
@@ -184,8 +185,12 @@ def tiny_gpu() -> Experiment:
 
 
 def helios_tiny() -> Experiment:
-    """``tiny_gpu`` with 8.2M parameters in the transformer, so that it runs in real time on two CPU cores."""
+    """``tiny_gpu`` with 8.2M parameters in the transformer, so that it runs in real time on two CPU cores.
+
+    It learns the textured style of the world, whose captions are longer and have more words.
+    """
     large = tiny_gpu()
+    assert isinstance(large.data, Latents)
     return dataclasses.replace(
         large,
         start=Random(
@@ -197,6 +202,7 @@ def helios_tiny() -> Experiment:
                 num_layers=6,
                 rope_dim=(24, 20, 20),
             ),
-            text_encoder=TextEncoderConfig(vocab_size=96, d_model=192, num_layers=3, num_heads=6, d_kv=32, d_ff=448),
+            text_encoder=TextEncoderConfig(vocab_size=128, d_model=192, num_layers=3, num_heads=6, d_kv=32, d_ff=448),
         ),
+        data=dataclasses.replace(large.data, tokens=CAPTION_TOKENS["textured"]),
     )

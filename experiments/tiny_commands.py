@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from helios_jax import prepare, train
-from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE, TOKENS
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, Style
+from helios_jax.evaluation.moving_shapes import CHUNK, FRAMES, SIZE
 from helios_jax.safe_files import replace_text
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ def newest(run: Path) -> Path:
     return max((run / "product").iterdir(), key=lambda path: int(path.name))
 
 
-def write_parts(vae: Path, parts: Path) -> None:
+def write_parts(vae: Path, parts: Path, style: Style = "plain") -> None:
     """Writes a checkpoint of the parts that stages 1 and 2 do not train: the VAE, and a tokenizer for captions."""
     from helios_jax.checkpoints.random import write_word_tokenizer
     from helios_jax.data.moving_shapes import vocabulary
@@ -52,7 +53,7 @@ def write_parts(vae: Path, parts: Path) -> None:
     partial = parts.with_name(f"{parts.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(vae / "vae", partial / "vae")
-    write_word_tokenizer(partial, vocabulary())
+    write_word_tokenizer(partial, vocabulary(absences=style == "textured"))
     partial.rename(parts)
 
 
@@ -81,15 +82,20 @@ def train_on(
 
 def train_vae(args: argparse.Namespace, parts: Path) -> None:
     """Trains the VAE and writes the parts that stages 1 to 3 do not train."""
-    world, kind = f"--config.data.num_shapes={args.num_shapes}", "gpu_" if args.size == "gpu" else ""
-    images = train_on(args, f"tiny_vae.py:{kind}images", "vae_images", args.image_steps, world)
+    kind = {"cpu": "", "gpu": "gpu_", "helios_tiny": "helios_tiny_"}[args.size]
+    world = [f"--config.data.num_shapes={args.num_shapes}"]
+    if args.style != "plain":
+        world += [f"--config.data.style={args.style}", f"--config.product.clips.style={args.style}"]
+    images = train_on(args, f"tiny_vae.py:{kind}images", "vae_images", args.image_steps, *world)
     start = f"--config.start.folder={images}"
-    write_parts(train_on(args, f"tiny_vae.py:{kind}clips", "vae", args.clip_steps, world, start), parts)
+    trained = train_on(args, f"tiny_vae.py:{kind}clips", "vae", args.clip_steps, *world, start)
+    write_parts(trained, parts, args.style)
 
 
 def encode_scenes(args: argparse.Namespace, parts: Path) -> None:
     """Encodes the data sets."""
-    for world, (name, frames, scenes) in enumerate(zip(SETS, (FRAMES, CHUNK), (args.scenes, args.starts), strict=True)):
+    lengths, counts = (args.clip_chunks * CHUNK, CHUNK), (args.scenes, args.starts)
+    for world, (name, frames, scenes) in enumerate(zip(SETS, lengths, counts, strict=True)):
         command(
             "helios-prepare",
             prepare.main,
@@ -97,13 +103,14 @@ def encode_scenes(args: argparse.Namespace, parts: Path) -> None:
             f"--moving_shapes={scenes}",
             f"--seed={world}",
             *([f"--num_shapes={args.num_shapes}"] if args.num_shapes else []),
+            *([f"--style={args.style}"] if args.style != "plain" else []),
             f"--sizes={SIZE}x{SIZE}",
             f"--min_frames={frames}",
             f"--max_frames={frames}",
             "--no-text",
             f"--batch={args.encode_batch}",
             f"--clips_per_file={max(64, scenes // 2)}",
-            *(["--vae_dtype=bfloat16", "--processes", f"--readers={os.cpu_count()}"] if args.size == "gpu" else []),
+            *(["--vae_dtype=bfloat16", "--processes", f"--readers={os.cpu_count()}"] if args.size != "cpu" else []),
             f"--out={args.out / 'latents' / name}",
             parse=prepare.parse,
         )
@@ -114,7 +121,8 @@ def record_trajectories(args: argparse.Namespace, teacher: Path | None) -> Path:
     from helios_jax.data.moving_shapes import caption, sample_scene
 
     folder, count = args.out / "trajectories", args.trajectories
-    captions = [caption(sample_scene(PROMPTS_WORLD, i, num_shapes=args.num_shapes or None)) for i in range(count)]
+    world = {"num_shapes": args.num_shapes or None, "style": args.style}
+    captions = [caption(sample_scene(PROMPTS_WORLD, i, **world)) for i in range(count)]
     prompts = args.out / "captions.txt"
     replace_text(prompts, "\n".join(captions) + "\n")
     command(
@@ -127,10 +135,10 @@ def record_trajectories(args: argparse.Namespace, teacher: Path | None) -> Path:
         f"--sizes={SIZE}x{SIZE}",
         f"--chunks={FRAMES // CHUNK}",
         f"--guidance_scale={TEACHER_GUIDANCE}",
-        f"--max_text_tokens={TOKENS}",
+        f"--max_text_tokens={CAPTION_TOKENS[args.style]}",
         f"--batch={args.encode_batch}",
         f"--clips_per_file={max(8, count // 16)}",
-        f"--dtype={'bfloat16' if args.size == 'gpu' else 'float32'}",
+        f"--dtype={'float32' if args.size == 'cpu' else 'bfloat16'}",
         f"--out={folder}",
         parse=prepare.parse,
     )

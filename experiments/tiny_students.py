@@ -13,6 +13,7 @@ Distilled models take twice their steps in the first chunk. Guidance above 1 dou
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -124,13 +125,15 @@ def drift_of(contender: Contender, out: Path, like: Evaluation, scenes: Row) -> 
     if (known := _known(folder / "drift.json", contender, evaluation)) is not None:
         return known
     pipe = HeliosPipeline.from_pretrained(contender.pipeline, dtype=_dtype(), vae_dtype=_dtype())
-    world = {"height": SIZE, "width": SIZE, "num_shapes": evaluation.num_shapes or None}
+    world: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_shapes": evaluation.num_shapes or None}
+    world["style"] = evaluation.style
     shapes = MovingShapes(seed=evaluation.world, size=evaluation.videos, frames=CHUNK, **world)
     captions = [caption(shapes.scene(number)) for number in range(len(shapes))]
     settings = dataclasses.replace(evaluation.settings, num_frames=DRIFT_CHUNKS * CHUNK)
     videos = in_batches(lambda part: sample(pipe, captions[part], part.start, settings), evaluation)
     workers = evaluation.processes
-    measured: Iterable[Measured] = ahead_of_time(measure_shapes, videos, workers, processes=workers > 1)
+    one = functools.partial(measure_shapes, style=evaluation.style)
+    measured: Iterable[Measured] = ahead_of_time(one, videos, workers, processes=workers > 1)
     measured = list(measured)
     result = {"settings": dataclasses.asdict(evaluation), **describe(measured)}
     reference = {name: value for name in scenes["chunks"] if (value := _mean(scenes["chunks"][name])) is not None}
@@ -182,7 +185,8 @@ def _known(file: Path, contender: Contender, evaluation: Evaluation) -> Row | No
         return None
     content = json.loads(file.read_text())
     same = json.loads(json.dumps(dataclasses.asdict(evaluation)))
-    return content if content["settings"] | {"processes": evaluation.processes} == same else None
+    known = {"style": "plain"} | content["settings"]
+    return content if known | {"processes": evaluation.processes} == same else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

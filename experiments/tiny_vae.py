@@ -32,8 +32,8 @@ def get_config(phase: str = "images"):
         "clips": clips(images(), batch_size=4, scenes=512),
         "gpu_images": gpu_images(32),
         "gpu_clips": clips(gpu_images(32), batch_size=24, scenes=2048),
-        "helios_tiny_images": gpu_images(16),
-        "helios_tiny_clips": clips(gpu_images(16), batch_size=24, scenes=2048),
+        "helios_tiny_images": textured(gpu_images(16)),
+        "helios_tiny_clips": clips(textured(gpu_images(16)), batch_size=24, scenes=2048),
     }
     if phase not in phases:
         raise ValueError(f"phase {phase!r} must be one of {', '.join(phases)}")
@@ -70,6 +70,19 @@ def gpu_images(base_dim: int) -> Experiment:
         optimizer=dataclasses.replace(narrow.optimizer, learning_rate=1e-3),
         steps=6000,
         batch_size=128,
+    )
+
+
+def textured(plain: Experiment) -> Experiment:
+    """The same on scenes of the textured style."""
+    assert isinstance(plain.data, MovingShapes)
+    assert isinstance(plain.product, MeasuredVae)
+    assert isinstance(plain.product.clips, MovingShapes)
+    clips = dataclasses.replace(plain.product.clips, style="textured")
+    return dataclasses.replace(
+        plain,
+        data=dataclasses.replace(plain.data, style="textured"),
+        product=dataclasses.replace(plain.product, clips=clips),
     )
 
 

@@ -2,6 +2,7 @@ r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their 
 
     python -m helios_jax.experiments.train_tiny --out=runs/tiny                   # make train-tiny
     python -m helios_jax.experiments.train_tiny --size=gpu --out=runs/tiny_gpu    # 15 times the size
+    python -m helios_jax.experiments.train_tiny --size=helios_tiny --out=runs/helios_tiny
 
     1  a small VAE is trained on the world of moving shapes         <out>/vae_images, <out>/vae
     2  helios-prepare encodes scenes, most of them only up to       <out>/parts, <out>/latents
@@ -15,6 +16,9 @@ r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their 
     8  distribution matching: one of the two is distilled further   <out>/dmd
     9  the same with a discriminator                                <out>/gan
     10 the four students are sampled and scored like their teacher  <out>/artefacts/students.json
+
+--size=helios_tiny is a model that two CPU cores sample in real time (12.4M parameters in all networks), on videos of 8
+chunks in the textured style of the world, in which shapes leave and return; it has not been trained yet. It needs a GPU.
 
 --size=cpu ends after the fifth unless --until=students says otherwise. --stage1, --stage2 and --parts name products of
 another run, which take the place of phases 1, 3 and 4. Cost and result of stage 3: not yet measured.
@@ -74,6 +78,7 @@ from typing import Any
 from absl import app, logging
 
 from helios_jax.arguments import Parser, path
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, STYLES, Style
 from helios_jax.evaluation.moving_shapes import Evaluation, integers
 from helios_jax.experiments.tiny_commands import SETS, encode_scenes, record_trajectories, train_on, train_vae
 from helios_jax.experiments.tiny_curves import write_curves
@@ -81,6 +86,9 @@ from helios_jax.experiments.tiny_students import STUDENT_STEPS, Contender, compa
 
 STUDENTS = ("ode", "consistency", "dmd", "gan")
 PHASES = ("vae", "latents", "stage1", "stage2", "videos", *STUDENTS, "students")
+WORDS = 128
+"""Entries of the text encoder's table for captions of the textured style, which have 104 words."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "image_steps": 1200,
@@ -97,6 +105,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dmd_steps": 20,
         "gan_steps": 20,
         "until": "videos",
+        "style": "plain",
+        "clip_chunks": 3,
     },
     "gpu": {
         "image_steps": 6000,
@@ -113,9 +123,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dmd_steps": 1500,
         "gan_steps": 1500,
         "until": "students",
+        "style": "plain",
+        "clip_chunks": 3,
     },
 }
+# Whole videos of 8 chunks: shapes stay away for up to 150 frames, while the history shows the last 76 and the anchor.
+DEFAULTS["helios_tiny"] = DEFAULTS["gpu"] | {"style": "textured", "clip_chunks": 8}
 """Settings by size, in addition to those of the experiments."""
+
+SIZES = {"cpu": "tiny", "gpu": "tiny_gpu", "helios_tiny": "helios_tiny"}
+"""Sizes of the experiments by those of this program."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -126,7 +143,7 @@ def main(args: argparse.Namespace) -> int:
     use_compilation_caches()
     check_products(args)
     start, out, results = time.perf_counter(), args.out, args.out / "artefacts"
-    size = "tiny_gpu" if args.size == "gpu" else "tiny"
+    size = SIZES[args.size]
     wanted = PHASES[: PHASES.index(args.until) + 1]
     parts = args.parts or out / "parts"
     if not parts.exists():
@@ -138,15 +155,18 @@ def main(args: argparse.Namespace) -> int:
     ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
     common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
     monitored = f"--config.validation.monitors.folders={folders[:1]}"
+    common += text_flags(args.style, "data.tokens")
     data = (f"--config.data.folders={folders}", ratios, *common)
     stage1, stage2 = args.stage1, args.stage2
     if "stage1" in wanted and stage1 is None:
-        stage1 = train_on(args, f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data)
+        stage1 = train_on(
+            args, f"stage1_init.py:{size}", "stage1", args.stage1_steps, *data, *text_flags(args.style, "words")
+        )
     if "stage2" in wanted and stage2 is None:
         begin = f"--config.start.folder={stage1}"
         stage2 = train_on(args, f"stage2_init.py:{size}", "stage2", args.stage2_steps, *data, begin)
     curves(out)
-    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes)
+    like = Evaluation(videos=args.videos, batch=max(1, args.videos // 2), num_shapes=args.num_shapes, style=args.style)
     # Guidance is an argument of the compiled programs: another value takes only seconds.
     teachers = [Contender(name="stage2", pipeline=stage2, steps=args.steps, guidance=one) for one in args.guidance]
     if "videos" in wanted:
@@ -183,7 +203,7 @@ def train_students(
         data: Flags for training on encoded scenes.
         common: Those of them that do not depend on the kind of data.
     """
-    size, begin = "tiny_gpu" if args.size == "gpu" else "tiny", f"--config.start.folder={stage2}"
+    size, begin = SIZES[args.size], f"--config.start.folder={stage2}"
     products = {}
     if "ode" in wanted:
         pairs = (f"--config.data.folders={(str(record_trajectories(args, stage2)),)}", *common, begin)
@@ -201,9 +221,23 @@ def train_students(
         if name in wanted:
             starts = (f"--config.start.folder={products[args.init]}", f"--config.method.score.folder={stage1}")
             # The generator makes one update in five steps: a warm-up would be a large part of them.
-            flags = (*data, *starts, *extra)
+            flags = (*data, *starts, *extra, *text_flags(args.style, "method.tokens"))
             products[name] = train_on(args, f"{experiment}:{size}", name, steps, *flags, warmup=False)
     return products
+
+
+def text_flags(style: Style, setting: str) -> tuple[str, ...]:
+    """The flag of a setting in which captions of a style do not fit what the experiments say; none if they do.
+
+    Args:
+        style: The style of the scenes.
+        setting: A number of tokens below ``config``, or "words": the entries of the text encoder's table.
+    """
+    if style == "plain":
+        return ()
+    if setting == "words":
+        return (f"--config.start.text_encoder.vocab_size={WORDS}",)
+    return (f"--config.{setting}={CAPTION_TOKENS[style]}",)
 
 
 def check_products(args: argparse.Namespace) -> None:
@@ -244,6 +278,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="consistency",
     )
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
+    add("style", "style of the scenes (default: textured for the size helios_tiny, else plain)", choices=STYLES)
+    add("clip_chunks", "chunks of a whole video (default: 8 for the size helios_tiny, else 3)", type=int)
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
     add("scenes", "scenes to encode as whole videos", type=int)

@@ -105,7 +105,7 @@ def _encode_job(
     if args.moving_shapes is not None:
         reading = {}
         frames = args.max_frames
-        world = {"seed": args.seed, "num_shapes": args.num_shapes}
+        world = {"seed": args.seed, "num_shapes": args.num_shapes, "style": args.style}
         clips = [ShapesClip(index=i, frames=frames, **world) for i in range(args.moving_shapes)]
     elif args.clips.is_dir():
         clips = clips_from_folder(args.clips, ReadOptions(**reading))

@@ -143,6 +143,10 @@ def test_processes_and_the_number_of_shapes(model, shapes, tmp_path):
     records = open_latents(tmp_path / "pairs")[2, 4]
     assert [record.uid for record in records] == ["moving_shapes-2-0-0", "moving_shapes-2-0-1"]
     assert [record.caption for record in records] == [caption(sample_scene(0, i, num_shapes=2)) for i in range(2)]
+    assert call(*options, "--moving_shapes=2", "--style=textured", f"--out={tmp_path / 'textured'}") == 0
+    records = open_latents(tmp_path / "textured")[2, 4]
+    assert [record.uid for record in records] == ["moving_shapes-textured-0-0", "moving_shapes-textured-0-1"]
+    assert [record.caption for record in records] == [caption(sample_scene(0, i, style="textured")) for i in range(2)]
 
 
 @pytest.mark.slow
@@ -309,6 +313,7 @@ def test_beam_is_optional(model, videos, tmp_path, monkeypatch, capsys):
             "worker 2 of 2: workers are numbered from 0 to 1",
         ),
         (["--moving_shapes=1", "--model={model}", "--num_shards=2", "--shard_index=0", "--beam"], "--beam divides"),
+        (["--clips=x", "--model={model}", "--style=textured"], "--style=textured is for procedural scenes"),
         (["--from_pt={videos}"], "no .pt file"),
         (["--moving_shapes=1", "--model={model}", "--out={videos}/a.mp4"], "a.mp4 is a file; give a folder"),
     ],

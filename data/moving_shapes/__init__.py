@@ -21,10 +21,14 @@ _EXPORTS = {
     "Score": "helios_jax.data.moving_shapes.scoring",
     "score": "helios_jax.data.moving_shapes.scoring",
     "MovingShapes": "helios_jax.data.moving_shapes.source",
+    "STYLES": "helios_jax.data.moving_shapes.styles",
+    "WindowScore": "helios_jax.data.moving_shapes.windows",
+    "score_window": "helios_jax.data.moving_shapes.windows",
+    "score_windows": "helios_jax.data.moving_shapes.windows",
     "Description": "helios_jax.data.moving_shapes.world",
     "Scene": "helios_jax.data.moving_shapes.world",
     "Shape": "helios_jax.data.moving_shapes.world",
-    "sample_scene": "helios_jax.data.moving_shapes.world",
+    "sample_scene": "helios_jax.data.moving_shapes.styles",
 }
 
 __all__ = list(_EXPORTS)

@@ -2,12 +2,16 @@
 
 A caption states every attribute of its ``Description`` in one of 64 ways. The parser reads these and similar
 sentences, so prompts written by hand can be scored as well: one clause per shape that begins with "a" or "an" and
-names size, colour, kind, speed and direction; the background; the light.
+names size, colour, kind, speed and direction; the background; the light. If a shape is out of sight at times, a clause
+says which one and why: "the red star passes behind a dark bar", or "the red star leaves the frame on the left and
+returns after 48 frames". Hue, lightness, textures and rotation (``looks``) are never mentioned.
 """
 
 import re
 from collections.abc import Iterable
 
+from helios_jax.data.moving_shapes.absence_captions import KIND_STEMS, absence_clause, take_absence
+from helios_jax.data.moving_shapes.looks import ABSENCES, Absence
 from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -59,7 +63,6 @@ _SIZE_STEMS = {
     "medium": r"(?:medium|mid)(?![ -](?:moving|pace|speed))",
     "large": r"large|big|huge",
 }
-_KIND_STEMS = {"circle": "circle|disc|disk|ball", "square": "square", "triangle": "triangle", "star": "star"}
 _UP_DOWN = {"up": "up|upwards?|upper", "down": "down|downwards?|lower"}
 _LEFT_RIGHT = {"left": "left(?:wards?)?", "right": "right(?:wards?)?"}
 
@@ -80,7 +83,11 @@ _BOUNCING = r"\bbounc\w*(?: back)?(?: (?:off|from|at|against))?(?: the)?(?: \w+)
 
 def caption(scene: Scene) -> str:
     """Describes ``scene``, in the words that its ``phrasing`` chooses."""
-    words, description = scene.phrasing, scene.description
+    return _text(scene.description, scene.phrasing)
+
+
+def _text(description: Description, words: int) -> str:
+    """The caption in one of ``NUM_PHRASINGS`` wordings."""
     words, layout = divmod(words, len(_LAYOUTS))
     words, clause = divmod(words, len(_CLAUSES))
     words, bounce = divmod(words, len(_BOUNCES))
@@ -96,7 +103,7 @@ def caption(scene: Scene) -> str:
     return _LAYOUTS[layout].format(
         shapes=shapes,
         Shapes=shapes[0].upper() + shapes[1:],
-        Bounce=_BOUNCES[bounce][len(clauses) > 1],
+        Bounce=_BOUNCES[bounce][len(clauses) > 1] + absence_clause(description, bounce),
         is_backed=f"fades {fade}" if bottom else f"is plain {top}",
         a_backdrop=f"a background fading {fade}" if bottom else f"a plain {top} background",
         is_lit=f"is {description.lighting}" if even else f"comes from {side}",
@@ -104,8 +111,12 @@ def caption(scene: Scene) -> str:
     )
 
 
-def vocabulary() -> list[str]:
-    """All words and punctuation of captions, in lower case and in order."""
+def vocabulary(*, absences: bool = False) -> list[str]:
+    """All words and punctuation of captions, in lower case and in order.
+
+    Args:
+        absences: Include captions in which a shape leaves the frame or passes behind a bar.
+    """
     colours = tuple(COLOURS)
     texts = []
     for phrasing in range(NUM_PHRASINGS):
@@ -120,8 +131,13 @@ def vocabulary() -> list[str]:
                 )
                 for number in range(1 + turn % 2)
             )
-            description = Description(shapes=shapes, background=_turn(BACKGROUNDS, turn), lighting=_turn(LIGHTS, turn))
-            texts.append(caption(Scene(description=description, starts=((0, 0),) * len(shapes), phrasing=phrasing)))
+            absent = [None]
+            if absences:
+                name, frames = shapes[0].colour, ABSENCES[turn % len(ABSENCES)]
+                absent = [Absence(colour=name, beyond="frame", frames=frames), Absence(colour=name, beyond="bar")]
+            for absence in absent:
+                names = {"background": _turn(BACKGROUNDS, turn), "lighting": _turn(LIGHTS, turn)}
+                texts.append(_text(Description(shapes=shapes, absence=absence, **names), phrasing))
     return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join(texts).lower())))
 
 
@@ -132,6 +148,7 @@ def parse_caption(text: str) -> Description:
         ValueError: Something is missing, said twice, or not of this world.
     """
     rest = re.sub(r"\s+", " ", text.lower())
+    absence, rest = take_absence(rest)
     lighting, rest = _take(rest, _LIGHT_PATTERNS, "light", "'bright light', 'dim light' or 'lit from the left'")
     lighting = {"top": "above", "bottom": "below"}.get(lighting, lighting)
     background, rest = _take(rest, _BACKGROUND_PATTERNS, "background", f"'on a ... background' with {', '.join(PLAIN)}")
@@ -141,14 +158,15 @@ def parse_caption(text: str) -> Description:
     clauses: list[str] = []
     for clause in re.split(r"\b(?=an? )", rest):
         # A clause without a shape belongs to the shape before it: "a red star; it moves at | a slow pace".
-        if _found(clause, _KIND_STEMS):
+        if _found(clause, KIND_STEMS):
             clauses.append(clause)
         elif clauses:
             clauses[-1] += clause
     if not clauses:
         raise ValueError(f"no shape found in {text!r}: name one, such as 'a small red circle' ({', '.join(KINDS)})")
+    shapes = tuple(_shape(clause.strip(" ,.;")) for clause in clauses)
     return Description(
-        shapes=tuple(_shape(clause.strip(" ,.")) for clause in clauses), background=background, lighting=lighting
+        shapes=shapes, background=background, lighting=lighting, absence=absence.of(shapes) if absence else None
     )
 
 
@@ -211,7 +229,7 @@ def _shape(clause: str) -> Shape:
             )
         return found[0]
 
-    kind = one("kind", _KIND_STEMS)
+    kind = one("kind", KIND_STEMS)
     vertical, horizontal = _found(clause, _UP_DOWN), _found(clause, _LEFT_RIGHT)
     if not vertical:
         direction = one("direction", _LEFT_RIGHT)

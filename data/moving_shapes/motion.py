@@ -34,7 +34,14 @@ class Motion:
 
 
 def measure_motion(
-    path: Float[np.ndarray, "F 2"], seen: Bool[np.ndarray, " F"], radius: float, height: int, width: int
+    path: Float[np.ndarray, "F 2"],
+    seen: Bool[np.ndarray, " F"],
+    radius: float,
+    height: int,
+    width: int,
+    *,
+    least_seen: float = _SEEN,
+    latest: float = _LATE,
 ) -> Motion:
     """Reads a path of centres (x, y).
 
@@ -44,12 +51,14 @@ def measure_motion(
         radius: Half the width of the shape in pixels.
         height: Rows of the frames.
         width: Columns of the frames.
+        least_seen: Fraction of the frames in which a shape must be seen for its path to be known.
+        latest: Fraction of the frames after which it is too late to see its first direction.
     """
     from scipy.ndimage import median_filter
 
     side = min(height, width)
     times = np.flatnonzero(seen)
-    if len(times) < max(2, _SEEN * len(path)) or times[0] > _LATE * len(path):
+    if len(times) < max(2, least_seen * len(path)) or times[0] > latest * len(path):
         return Motion()
     points = median_filter(path[times] / side, (5, 1), mode="nearest")  # removes single mistakes
     if np.linalg.norm(points - points[0], axis=-1).max() < _STILL:

@@ -43,11 +43,13 @@ class Observation:
         shapes: In the order of ``COLOURS``.
         background: One of ``BACKGROUNDS``; None if it is none of them; then there are no shapes.
         lighting: One of ``LIGHTS`` or None.
+        bar: There is a bar that hides what passes behind it; only videos of the second style have one.
     """
 
     shapes: tuple[SeenShape, ...] = ()
     background: str | None = None
     lighting: str | None = None
+    bar: bool = False
 
 
 def observe(frames: UInt8[np.ndarray, "F H W 3"]) -> Observation:
@@ -70,11 +72,11 @@ def observe(frames: UInt8[np.ndarray, "F H W 3"]) -> Observation:
 def _see(scene: Segmentation, label: int) -> SeenShape | None:
     """The shape of that label; None if only specks below the size limit remain."""
     height, width = scene.labels.shape[1:]
-    regions, copies = _largest_regions(scene.labels == label, min(height, width))
+    regions, copies = largest_regions(scene.labels == label, min(height, width))
     if not regions.any():
         return None
     covered, free = uncovered(scene, label)
-    hidden = _hidden(regions, free)
+    hidden = hidden_part(regions, free)
     clear = np.flatnonzero(hidden == 0)
     if len(clear) >= _MIN_CLEAR:
         clear = clear[np.linspace(0, len(clear) - 1, min(_OUTLINES, len(clear))).round().astype(int)]
@@ -86,13 +88,13 @@ def _see(scene: Segmentation, label: int) -> SeenShape | None:
     return SeenShape(
         colour=scene.colours[label - 1],
         kind=kind,
-        size=_size(radius, min(height, width)),
+        size=size_of(radius, min(height, width)),
         motion=measure_motion(path, found, radius, height, width),
         copies=copies,
     )
 
 
-def _largest_regions(mask: Bool[np.ndarray, "F H W"], side: int) -> tuple[Bool[np.ndarray, "F H W"], int]:
+def largest_regions(mask: Bool[np.ndarray, "F H W"], side: int) -> tuple[Bool[np.ndarray, "F H W"], int]:
     """The largest connected region of each frame, and the typical number of regions in a frame."""
     from scipy import ndimage
 
@@ -108,7 +110,7 @@ def _largest_regions(mask: Bool[np.ndarray, "F H W"], side: int) -> tuple[Bool[n
     return regions, max(1, round(float(np.median(counts))))
 
 
-def _hidden(regions: Bool[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"]) -> Float[np.ndarray, " F"]:
+def hidden_part(regions: Bool[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"]) -> Float[np.ndarray, " F"]:
     """The part of a region's surroundings that other shapes cover; 1 where a part of the region may be missing."""
     near = grow(regions, 2)
     areas = regions.sum((1, 2))
@@ -116,7 +118,7 @@ def _hidden(regions: Bool[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"])
     return np.where(areas > 0.7 * np.quantile(areas[areas > 0], 0.9), hidden, 1.0)
 
 
-def _size(radius: float, side: int) -> str | None:
+def size_of(radius: float, side: int) -> str | None:
     """The size with the nearest logarithm."""
     distances = {name: abs(np.log(max(radius, 1e-9) * 256 / (half * side))) for name, half in SIZES.items()}
     name = min(distances, key=lambda name: distances[name])

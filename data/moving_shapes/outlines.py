@@ -76,7 +76,7 @@ def guess_outline(covered: Float[np.ndarray, "F H W"], free: Bool[np.ndarray, "F
     best = (-np.inf, "", 0.0, 0.0)
     for kind in KINDS:
         for half in SIZES.values():
-            gain, most = _gains(covered, free, kind, half * side / UNIT)
+            gain, most = _gains(covered, free, _drawing(kind, half * side / UNIT))
             gain, most = gain.reshape(len(gain), -1), most.reshape(len(gain), -1)
             places = gain.argmax(1)[:, None]
             total = float(np.take_along_axis(gain, places, 1).sum())
@@ -100,7 +100,14 @@ def find_outline(
     Returns:
         Its centres (x, y) in pixels, and in which frames enough of it is visible to know.
     """
-    gain, most = _gains(covered, free, kind, radius)
+    return find_drawing(covered, free, _drawing(kind, radius))
+
+
+def find_drawing(
+    covered: Float[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"], drawn: Float[np.ndarray, "rows columns"]
+) -> tuple[Float[np.ndarray, "F 2"], Bool[np.ndarray, " F"]]:
+    """``find_outline`` with the drawing of a shape, in a box whose middle its centre is."""
+    gain, most = _gains(covered, free, drawn)
     frames, (height, width) = np.arange(len(gain)), gain.shape[1:]
     row, column = np.divmod(gain.reshape(len(gain), -1).argmax(1), width)
     found = gain[frames, row, column] >= _MIN_MATCH * most[frames, row, column]
@@ -110,14 +117,12 @@ def find_outline(
 
 
 def _gains(
-    covered: Float[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"], kind: str, radius: float
+    covered: Float[np.ndarray, "F H W"], free: Bool[np.ndarray, "F H W"], drawn: Float[np.ndarray, "rows columns"]
 ) -> tuple[Float[np.ndarray, "F H W"], Float[np.ndarray, "F H W"]]:
     """How much the shape reduces (2) when it is placed at each pixel, and the most that it could."""
     from scipy import ndimage, signal
 
-    reach = int(np.ceil(radius)) + 3
-    drawn = _draw(kind, radius, np.full((1, 2), float(reach)), (2 * reach + 1, 2 * reach + 1))
-    drawn = ndimage.gaussian_filter(drawn, (0, 1, 1))
+    drawn = ndimage.gaussian_filter(drawn[None], (0, 1, 1))
 
     def correlate(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
         return signal.fftconvolve(image.astype(np.float32), kernel[:, ::-1, ::-1], mode="same", axes=(1, 2))
@@ -126,6 +131,12 @@ def _gains(
     visible = correlate(free, drawn) / drawn.sum()
     gain = 2 * correlate(covered * free, drawn) - most
     return np.where(visible >= _MIN_VISIBLE, gain, -np.inf), most
+
+
+def _drawing(kind: str, radius: float) -> Float[np.ndarray, "rows columns"]:
+    """Coverage of the pixels of a box by a shape whose centre is in the middle."""
+    reach = int(np.ceil(radius)) + 3
+    return _draw(kind, radius, np.full((1, 2), float(reach)), (2 * reach + 1, 2 * reach + 1))[0]
 
 
 def _peak(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ distances in 1/256 pixel, a pixel is covered by
     a = clip(128 - d, 0, 256)   (in 1/256)                                               (1)
 
 and painted, back to front, c <- c + (colour - c) a / 256. Light then multiplies every channel.
-A star is the set of points inside at least four of the five lines through the sides of a pentagon.
+A star is the set of points inside at least four of the five lines through the sides of a pentagon. Scenes with a
+``Look`` are painted by ``textured_rendering``.
 """
 
 import functools
@@ -14,7 +15,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene, centres, half_width
+from helios_jax.data.moving_shapes.looks import tinted
+from helios_jax.data.moving_shapes.paths import centres, half_width
+from helios_jax.data.moving_shapes.textured_rendering import paint_ground, paint_scene
+from helios_jax.data.moving_shapes.world import BACKGROUNDS, COLOURS, LIGHTS, UNIT, Colour, Scene
 from helios_jax.typing import Int, UInt8
 
 # Outward normals (x, y) and offset of each line, in 1/65536: of a unit length, and of the half width.
@@ -40,12 +44,18 @@ def render(scene: Scene, frames: int | range, height: int, width: int) -> UInt8[
         raise ValueError(f"height and width must be positive multiples of 8, got {height} x {width}")
     if len(frames) == 0 or min(frames) < 0:
         raise ValueError(f"need at least one frame, counted from 0, got {frames}")
-    picture = backdrop(scene.description.background, height, width).astype(np.uint8)
-    canvas = np.repeat(picture[None], len(frames), axis=0)
-    shapes = scene.description.shapes
     paths = centres(scene, frames, height, width)
-    for shape, path in reversed(list(zip(shapes, paths, strict=True))):  # the first is in front
-        _paint(canvas, shape.kind, COLOURS[shape.colour], path, half_width(shape, min(height, width)))
+    if scene.look is None:
+        picture = backdrop(scene.description.background, height, width).astype(np.uint8)
+    else:
+        top, bottom = (tinted(colour, scene.look) for colour in BACKGROUNDS[scene.description.background])
+        picture = paint_ground(fade(top, bottom, height, width), scene.look, height, width)
+    canvas = np.repeat(picture[None], len(frames), axis=0)
+    if scene.look is None:
+        for shape, path in reversed(list(zip(scene.description.shapes, paths, strict=True))):  # the first is in front
+            _paint(canvas, shape.kind, COLOURS[shape.colour], path, half_width(shape, min(height, width)))
+    else:
+        paint_scene(canvas, scene, scene.look, paths, np.array(frames))
     lit = canvas.astype(np.uint16)  # 255 * 256 + 128 fits
     lit *= light(scene.description.lighting, height, width).astype(np.uint16)
     lit += 128
@@ -55,9 +65,15 @@ def render(scene: Scene, frames: int | range, height: int, width: int) -> UInt8[
 
 def backdrop(background: str, height: int, width: int) -> Int[np.ndarray, "{height} {width} 3"]:
     """The background of that name in full light, 0..255."""
-    top, bottom = (np.array(colour, np.int32) for colour in BACKGROUNDS[background])
+    return fade(*BACKGROUNDS[background], height, width)
+
+
+def fade(top: Colour, bottom: Colour, height: int, width: int) -> Int[np.ndarray, "{height} {width} 3"]:
+    """Colours of the rows between those of the first and the last."""
     row = np.arange(height, dtype=np.int32)[:, None, None]
-    rows = (top * (height - 1 - row) + bottom * row + (height - 1) // 2) // (height - 1)
+    rows = (np.array(top, np.int32) * (height - 1 - row) + np.array(bottom, np.int32) * row + (height - 1) // 2) // (
+        height - 1
+    )
     return np.repeat(rows, width, axis=1)
 
 

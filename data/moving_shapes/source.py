@@ -8,7 +8,8 @@ import numpy as np
 
 from helios_jax.data.moving_shapes.captions import caption
 from helios_jax.data.moving_shapes.rendering import render
-from helios_jax.data.moving_shapes.world import Scene, sample_scene
+from helios_jax.data.moving_shapes.styles import Style, check_style, sample_scene
+from helios_jax.data.moving_shapes.world import Scene
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.typing import UInt8
 
@@ -29,6 +30,10 @@ class MovingShapes:
         height: Pixel rows, a multiple of 8.
         width: Pixel columns, a multiple of 8.
         num_shapes: Shapes in each scene; None: 1 to 3.
+        style: One of ``STYLES``.
+
+    Raises:
+        ValueError: There is no such style.
     """
 
     seed: int
@@ -37,6 +42,10 @@ class MovingShapes:
     height: int
     width: int
     num_shapes: int | None = None
+    style: Style = "plain"
+
+    def __post_init__(self) -> None:
+        check_style(self.style)
 
     def __len__(self) -> int:
         return self.size
@@ -53,7 +62,7 @@ class MovingShapes:
             number += self.size
         if not 0 <= number < self.size:
             raise IndexError(f"scene {index} of {self.size}")
-        return sample_scene(self.seed, number, num_shapes=self.num_shapes)
+        return sample_scene(self.seed, number, num_shapes=self.num_shapes, style=self.style)
 
     def render_all(self, processes: int = 1) -> UInt8[np.ndarray, "clips F H W 3"]:
         """The frames of all scenes.

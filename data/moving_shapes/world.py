@@ -1,22 +1,12 @@
-"""The world: what a scene is, how scenes are drawn, and where everything is at frame t.
+"""The world: what a scene is, in two styles. ``paths`` says where everything is at frame t.
 
-Lengths are in units of the shorter side of the frame. A shape of half width r starts at the fraction u of
-its room L = side - 2r along each axis and moves with constant velocity v between the borders, which mirror
-it. Its centre at any frame follows without earlier frames:
-
-    y(t) = u L + v t,   m = y(t) mod 2L,   x(t) = r + L - |m - L|.                       (1)
-
-Everything is computed in integers of 1/256 pixel and is therefore equal on every platform.
+Scenes of the plain style (``plain``) have no ``Look``, those of the textured style (``textured``) have one.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Collection
 
-import numpy as np
-
-from helios_jax.data.draws import Draws
-from helios_jax.typing import Int
+from helios_jax.data.moving_shapes.looks import ABSENCES, Absence, Look
 
 Colour = tuple[int, int, int]
 
@@ -83,10 +73,8 @@ UNIT = 256
 NUM_PHRASINGS = 64
 """Numbers of phrasings that captions choose their words from."""
 
-_START_STEPS = 2**20  # starts are fractions of the room in this unit
-_HALF_ROOT = (46341, 65536)  # 2 ** -0.5 as a fraction: diagonal moves have the speed of straight ones
-_TRIES = 24  # draws of the starts
-_ROUNDS = 32  # draws of the directions, if shapes overlap at the start
+START_STEPS = 2**20
+"""Starts are fractions of the room in this unit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,15 +108,22 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a caption says: ``shapes`` (front to back), and names of ``BACKGROUNDS`` and ``LIGHTS``.
+    """What a caption says.
+
+    Attributes:
+        shapes: Front to back.
+        background: One of ``BACKGROUNDS``.
+        lighting: One of ``LIGHTS``.
+        absence: Which shape is out of sight at times; None: none is.
 
     Raises:
-        ValueError: There is no shape, two have one colour, or a name is unknown.
+        ValueError: There is no shape, two have one colour, a name is unknown, or an absence is impossible.
     """
 
     shapes: tuple[Shape, ...]
     background: str
     lighting: str
+    absence: Absence | None = None
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -138,6 +133,17 @@ class Description:
             raise ValueError(f"the shapes of a scene must differ in colour, got {', '.join(colours)}")
         _check("background", self.background, BACKGROUNDS)
         _check("lighting", self.lighting, LIGHTS)
+        if self.absence is not None:
+            _check("colour of the absent shape", self.absence.colour, colours)
+            if self.absence.beyond == "frame" and self.absence.frames not in ABSENCES:
+                lengths = ", ".join(map(str, ABSENCES))
+                raise ValueError(f"a shape leaves the frame for {lengths} frames, not {self.absence.frames}")
+
+    @property
+    def absent(self) -> Shape | None:
+        """The shape that is away at times."""
+        found = [shape for shape in self.shapes if self.absence and shape.colour == self.absence.colour]
+        return found[0] if found else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,122 +154,35 @@ class Scene:
         description: What its caption says.
         starts: Positions at frame 0 for each shape, (x, y) in 1/2^20 of the room along the axis.
         phrasing: Which words the caption uses, in [0, ``NUM_PHRASINGS``).
+        look: What no caption says; None: plain colours, and shapes that do not rotate.
 
     Raises:
-        ValueError: A value is out of range, or the number of starts is not that of the shapes.
+        ValueError: A value is out of range, the number of starts is not that of the shapes, or the look does not
+            fit the description.
     """
 
     description: Description
     starts: tuple[tuple[int, int], ...]
     phrasing: int = 0
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         fractions = [fraction for start in self.starts for fraction in start]
-        if len(self.starts) != len(self.description.shapes) or not all(0 <= f <= _START_STEPS for f in fractions):
+        if len(self.starts) != len(self.description.shapes) or not all(0 <= f <= START_STEPS for f in fractions):
             raise ValueError(
-                f"need one start (x, y) within [0, {_START_STEPS}] for each of {len(self.description.shapes)} "
+                f"need one start (x, y) within [0, {START_STEPS}] for each of {len(self.description.shapes)} "
                 f"shapes, got {self.starts}"
             )
         if not 0 <= self.phrasing < NUM_PHRASINGS:
             raise ValueError(f"phrasing must lie in [0, {NUM_PHRASINGS}), got {self.phrasing}")
-
-
-def sample_scene(seed: int, index: int, *, num_shapes: int | None = None) -> Scene:
-    """Draws scene ``index`` of the world ``seed``.
-
-    Attributes are uniform and independent, with these exceptions. The colours of a scene differ. Smaller shapes are
-    in front of larger ones, so that none is hidden. A shape starts in the half of its room that it moves away
-    from, so that its direction can be seen before it turns. Starts are drawn several times, and the draw in which
-    shapes overlap least is used; directions that leave no room for all shapes are drawn again.
-
-    Args:
-        seed: The world.
-        index: The scene; scenes are independent of each other.
-        num_shapes: Shapes in it; None draws 1, 2 or 3.
-
-    Raises:
-        ValueError: More shapes than colours, or fewer than one.
-    """
-    draws = Draws(seed, index)
-    count = 1 + draws.below(3) if num_shapes is None else num_shapes
-    if not 1 <= count <= len(COLOURS):
-        raise ValueError(f"num_shapes must lie in [1, {len(COLOURS)}] (colours differ within a scene), got {count}")
-    kinds, sizes, speeds = ([draws.choice(tuple(options)) for _ in range(count)] for options in (KINDS, SIZES, SPEEDS))
-    colours, background = draws.sample(tuple(COLOURS), count), draws.choice(tuple(BACKGROUNDS))
-    lighting, phrasing = draws.choice(tuple(LIGHTS)), draws.below(NUM_PHRASINGS)
-    order = sorted(range(count), key=lambda i: KINDS[kinds[i]] * SIZES[sizes[i]] ** 2)
-
-    rounds = 0
-    while True:
-        rounds += 1
-        directions = [draws.choice(tuple(DIRECTIONS)) for _ in range(count)]
-        shapes = tuple(
-            Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
-            for i in order
-        )
-        tries = [tuple(_start(draws, shape) for shape in shapes) for _ in range(_TRIES if count > 1 else 1)]
-        overlaps = _overlaps(shapes, np.array(tries, np.int64))
-        best = min(range(len(tries)), key=overlaps.__getitem__)  # the first if several are equal
-        if overlaps[best][0] == 0 or rounds == _ROUNDS:
-            break
-    description = Description(shapes=shapes, background=background, lighting=lighting)
-    return Scene(description=description, starts=tries[best], phrasing=phrasing)
-
-
-def half_width(shape: Shape, side: int) -> int:
-    """Half the width of ``shape`` in a frame whose shorter side is ``side`` pixels, in 1/256 pixel."""
-    return SIZES[shape.size] * side
-
-
-def centres(scene: Scene, frames: range, height: int, width: int) -> Int[np.ndarray, "shapes F 2"]:
-    """The centres (x, y) of all shapes by (1), in 1/256 pixel from the top left corner of the frame."""
-    starts, t = np.array(scene.starts, np.int64), np.array(frames, np.int64)
-    shapes = scene.description.shapes
-    return np.stack([_path(shape, start, t, height, width) for shape, start in zip(shapes, starts, strict=True)])
-
-
-def _path(
-    shape: Shape, starts: Int[np.ndarray, "*T 2"], frames: Int[np.ndarray, " F"], height: int, width: int
-) -> Int[np.ndarray, "*T F 2"]:
-    """``centres`` of one shape, from each of the starts."""
-    side = min(height, width)
-    radius, signs = half_width(shape, side), DIRECTIONS[shape.direction]
-    way = SPEEDS[shape.speed] * side * frames
-    if all(signs):
-        way = way * _HALF_ROOT[0] // _HALF_ROOT[1]
-    axes = []
-    for axis, (sign, extent) in enumerate(zip(signs, (width, height), strict=True)):
-        room = extent * UNIT - 2 * radius
-        position = starts[..., axis, None] * room // _START_STEPS + sign * way
-        axes.append(radius + room - abs(position % (2 * room) - room))
-    return np.stack(axes, axis=-1)
-
-
-def _start(draws: Draws, shape: Shape) -> tuple[int, int]:
-    """A position in the half of the room that the shape moves away from; anywhere along an axis it does not move on."""
-    position = []
-    for sign in DIRECTIONS[shape.direction]:
-        if sign == 0:
-            position.append(draws.below(_START_STEPS))
-        else:
-            near = draws.below(_START_STEPS // 2)
-            position.append(near if sign > 0 else _START_STEPS - near)
-    x, y = position
-    return x, y
-
-
-def _overlaps(shapes: tuple[Shape, ...], starts: Int[np.ndarray, "T shapes 2"]) -> list[tuple[int, int]]:
-    """For each of T starts: pairs that touch at the start, and touches in 99 frames (the first 25 count fourfold)."""
-    side = 64
-    frames = np.arange(99)
-    paths = [_path(shape, starts[:, number], frames, side, side) for number, shape in enumerate(shapes)]
-    at_start = total = np.zeros(len(starts), np.int64)
-    for (one, path), (other, other_path) in itertools.combinations(zip(shapes, paths, strict=True), 2):
-        reach = half_width(one, side) + half_width(other, side)
-        touching = ((path - other_path) ** 2).sum(-1) < reach**2
-        at_start = at_start + touching[:, 0]
-        total = total + touching.sum(-1) + 3 * touching[:, :25].sum(-1)
-    return list(zip(at_start.tolist(), total.tolist(), strict=True))
+        absence, look = self.description.absence, self.look
+        if look is None:
+            if absence is not None:
+                raise ValueError("a scene whose shapes are away at times needs a look")
+        elif len(look.textures) != len(self.starts):
+            raise ValueError(f"need a texture for each of {len(self.starts)} shapes, got {len(look.textures)}")
+        elif (look.bar is not None) != (absence is not None and absence.beyond == "bar"):
+            raise ValueError("a scene has a bar if and only if a shape passes behind it")
 
 
 def _check(name: str, value: str, options: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from helios_jax.media.resizing import PixelSize
 from helios_jax.typing import UInt8
 
 if TYPE_CHECKING:
+    from helios_jax.data.moving_shapes.styles import Style
     from helios_jax.data.moving_shapes.world import Scene
 
 
@@ -67,6 +68,7 @@ class ShapesClip:
         index: The scene.
         frames: How many frames.
         num_shapes: Shapes in it; ``None``: 1 to 3.
+        style: One of ``moving_shapes.styles.STYLES``.
         fps: See ``Clip``.
     """
 
@@ -74,20 +76,22 @@ class ShapesClip:
     index: int
     frames: int
     num_shapes: int | None = None
+    style: "Style" = "plain"
     fps: float = 24.0
 
     @property
     def uid(self) -> str:
         """See ``Clip``."""
+        style = "" if self.style == "plain" else f"{self.style}-"
         kind = "" if self.num_shapes is None else f"{self.num_shapes}-"
-        return f"moving_shapes-{kind}{self.seed}-{self.index}"
+        return f"moving_shapes-{style}{kind}{self.seed}-{self.index}"
 
     @functools.cached_property
     def scene(self) -> "Scene":
         """The scene itself."""
-        from helios_jax.data.moving_shapes.world import sample_scene
+        from helios_jax.data.moving_shapes.styles import sample_scene
 
-        return sample_scene(self.seed, self.index, num_shapes=self.num_shapes)
+        return sample_scene(self.seed, self.index, num_shapes=self.num_shapes, style=self.style)
 
     @property
     def caption(self) -> str:

@@ -57,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("root", "folder that paths in the JSON list are relative to (default: that of the list)", type=path("--root"))
     add_whole("moving_shapes", "number of procedural scenes, each --max_frames long", 1)
     add_whole("num_shapes", "shapes in each procedural scene (default: 1 to 3)", 1)
+    add("style", "of procedural scenes: plain (default) or textured", choices=("plain", "textured"), default="plain")
     add("from_pt", "folder of .pt files with chunked latents", type=path("--from_pt"))
     add("prompts", "txt or csv file of prompts, to record trajectories", type=path("--prompts"))
     add("from_ode_pt", "folder of .pt files with recorded trajectories", type=path("--from_ode_pt"))
@@ -124,6 +125,8 @@ def check(args: argparse.Namespace) -> None:
     given = [f"--{name}" for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"give one of {', '.join(f'--{name}' for name in sources)}; got {', '.join(given) or 'none'}")
+    if args.style != "plain" and args.moving_shapes is None:
+        raise ValueError(f"--style={args.style} is for procedural scenes; give --moving_shapes too")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out={args.out} is a file; give a folder")
     if args.from_pt is None and args.from_ode_pt is None and args.model is None:

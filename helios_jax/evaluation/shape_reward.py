@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from helios_jax.data.moving_shapes.scoring import Score, score
+from helios_jax.data.moving_shapes.styles import Style, check_style
 from helios_jax.typing import AnyArray, Float, UInt8
 
 STATEMENTS: Mapping[str, tuple[str, ...]] = {
@@ -27,13 +28,16 @@ class ShapeReward:
     Attributes:
         names: Scores to give, of ``STATEMENTS``. "motion" holds for videos from their beginning only: captions state
             the first direction, and a later chunk may begin after the shape has turned.
+        style: Style of the scenes, of ``moving_shapes.styles.STYLES``.
     """
 
     names: tuple[str, ...] = ("appearance", "surroundings")
+    style: Style = "plain"
 
     def __post_init__(self) -> None:
         if not self.names or set(self.names) - set(STATEMENTS):
             raise ValueError(f"names={self.names!r} must be some of {', '.join(STATEMENTS)}")
+        check_style(self.style)
 
     @property
     def reads(self) -> Literal["frames"]:
@@ -50,7 +54,7 @@ class ShapeReward:
         """
         if len(captions) != len(samples):
             raise ValueError(f"{len(samples)} samples need as many captions, got {len(captions)}")
-        found = [score(np.asarray(frames), text) for frames, text in zip(samples, captions, strict=True)]
+        found = [score(np.asarray(frames), text, self.style) for frames, text in zip(samples, captions, strict=True)]
         return {name: np.array([_balance(one, name) for one in found], np.float32) for name in self.names}
 
 

@@ -23,6 +23,7 @@ from absl import app
 
 from helios_jax.arguments import Parser, path, whole
 from helios_jax.config import HistoryConfig, VaeConfig
+from helios_jax.data.moving_shapes.styles import Style
 from helios_jax.data.workers import ahead_of_time
 from helios_jax.evaluation.frechet import features, video_distance
 from helios_jax.evaluation.shape_motion import displacement
@@ -49,12 +50,14 @@ class Measured:
     displacement: float
 
 
-def measure(frames: UInt8[np.ndarray, "F H W 3"], chunk_frames: int = CHUNK, *, shapes: bool = False) -> Measured:
-    """Measures one video; ``shapes``: it shows moving shapes."""
+def measure(
+    frames: UInt8[np.ndarray, "F H W 3"], chunk_frames: int = CHUNK, *, shapes: bool = False, style: Style = "plain"
+) -> Measured:
+    """Measures one video; ``shapes``: it shows moving shapes of that style."""
     return Measured(
         statistics=chunk_statistics(frames, chunk_frames),
         features=features(frames),
-        displacement=displacement(frames) if shapes else float("nan"),
+        displacement=displacement(frames, style) if shapes else float("nan"),
     )
 
 

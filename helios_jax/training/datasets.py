@@ -8,6 +8,7 @@ from helios_jax.checkpoints.hub import local_folder
 from helios_jax.config import HistoryConfig
 from helios_jax.data.helios_latents.reader import open_latents
 from helios_jax.data.helios_latents.record import Size
+from helios_jax.data.moving_shapes.styles import Style, check_style
 from helios_jax.models.tokenization import Tokenizer
 from helios_jax.training.checkpoints import Resumable
 from helios_jax.training.sources import InMemory, OnError
@@ -176,6 +177,7 @@ class MovingShapes:
         width: Pixel columns.
         world: Seed of the scenes.
         num_shapes: Shapes in each scene; 0: 1 to 3.
+        style: "plain", or "textured": with textures, rotation, and shapes that leave the frame and return.
         processes: Processes that render.
         threads: Threads that put clips together.
     """
@@ -187,6 +189,7 @@ class MovingShapes:
     width: int = 64
     world: int = 0
     num_shapes: int = 0
+    style: Style = "plain"
     processes: int = 1
     threads: int = 2
 
@@ -196,6 +199,7 @@ class MovingShapes:
         whole_number(self.world, "data.world", at_least=0)
         whole_number(self.length, "data.length", at_least=0)
         whole_number(self.num_shapes, "data.num_shapes", at_least=0, at_most=3)
+        check_style(self.style, "data.style")
         if self.length and self.length < self.frames:
             raise ValueError(f"data.length={self.length} must be at least data.frames={self.frames}, or 0")
 
@@ -211,6 +215,7 @@ class MovingShapes:
             height=self.height,
             width=self.width,
             num_shapes=self.num_shapes or None,
+            style=self.style,
         )
         index, count = part
         return video_loader(

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from helios_jax.data.moving_shapes.captions import caption, parse_caption, vocabulary
-from helios_jax.data.moving_shapes.world import NUM_PHRASINGS, Description, Scene, Shape, sample_scene
+from helios_jax.data.moving_shapes.styles import sample_scene
+from helios_jax.data.moving_shapes.world import NUM_PHRASINGS, Description, Scene, Shape
 
 
 def test_captions_are_read_back_exactly():

@@ -6,18 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from helios_jax.data.moving_shapes.paths import centres
 from helios_jax.data.moving_shapes.rendering import backdrop, coverage, light, render
-from helios_jax.data.moving_shapes.world import (
-    COLOURS,
-    KINDS,
-    LIGHTS,
-    PLAIN,
-    Description,
-    Scene,
-    Shape,
-    centres,
-    sample_scene,
-)
+from helios_jax.data.moving_shapes.styles import sample_scene
+from helios_jax.data.moving_shapes.world import COLOURS, KINDS, LIGHTS, PLAIN, Description, Scene, Shape
 
 
 def still(*shapes: Shape, starts: tuple, background: str = "grey", lighting: str = "bright") -> Scene:

@@ -11,17 +11,8 @@ from helios_jax.data.moving_shapes.motion import Motion
 from helios_jax.data.moving_shapes.observation import SeenShape, observe
 from helios_jax.data.moving_shapes.rendering import render
 from helios_jax.data.moving_shapes.scoring import score
-from helios_jax.data.moving_shapes.world import (
-    COLOURS,
-    DIRECTIONS,
-    KINDS,
-    SIZES,
-    SPEEDS,
-    Description,
-    Scene,
-    Shape,
-    sample_scene,
-)
+from helios_jax.data.moving_shapes.styles import sample_scene
+from helios_jax.data.moving_shapes.world import COLOURS, DIRECTIONS, KINDS, SIZES, SPEEDS, Description, Scene, Shape
 
 SIZE = (64, 64)
 SLOW = pytest.mark.slow

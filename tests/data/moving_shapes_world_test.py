@@ -6,6 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from helios_jax.data.moving_shapes.paths import centres, half_width
+from helios_jax.data.moving_shapes.styles import sample_scene
 from helios_jax.data.moving_shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -17,9 +19,6 @@ from helios_jax.data.moving_shapes.world import (
     Description,
     Scene,
     Shape,
-    centres,
-    half_width,
-    sample_scene,
 )
 
 RED = Shape(kind="circle", colour="red", size="small", speed="fast", direction="right")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helios_jax.data.moving_shapes.rendering import render
-from helios_jax.data.moving_shapes.world import sample_scene
+from helios_jax.data.moving_shapes.styles import sample_scene
 from helios_jax.data.prepare.clip_lists import clips_from_folder, clips_from_json
 from helios_jax.data.prepare.clips import ShapesClip
 from helios_jax.data.prepare.file_clips import FileClip, LeftOutError, ReadOptions
@@ -220,3 +220,7 @@ def test_moving_shapes():
     assert shapes.uid == "moving_shapes-3-7"
     assert shapes.caption != ShapesClip(seed=3, index=8, frames=40).caption
     assert shapes.aspect() is None
+    textured = ShapesClip(seed=3, index=7, frames=40, num_shapes=2, style="textured")
+    scene = sample_scene(3, 7, num_shapes=2, style="textured")
+    np.testing.assert_array_equal(textured.read((32, 64), 33), render(scene, 33, 32, 64))
+    assert textured.uid == "moving_shapes-textured-2-3-7"

@@ -30,6 +30,13 @@ def test_scores_count_the_statements_that_hold():
     }
 
 
+def test_the_style_decides_how_videos_are_read():
+    scene = MovingShapes(seed=3, size=1, frames=33, height=64, width=64, num_shapes=1, style="textured")[0]
+    scores = ShapeReward(style="textured")(scene["frames"][None], [scene["caption"]])
+    assert {name: values.tolist() for name, values in scores.items()} == {"appearance": [1.0], "surroundings": [1.0]}
+    assert ShapeReward()(scene["frames"][None], [scene["caption"]])["surroundings"][0] < 1
+
+
 def test_requests_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="must be some of appearance, motion, surroundings"):
         ShapeReward(names=("beauty",))

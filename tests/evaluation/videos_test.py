@@ -13,6 +13,14 @@ from helios_jax.evaluation.shape_motion import displacement
 from helios_jax.media.saving import save_video
 
 
+def test_displacement_of_textured_shapes():
+    scenes = MovingShapes(seed=1, size=6, frames=33, height=64, width=64, num_shapes=1, style="textured")
+    for number in range(6):
+        (shape,) = scenes.scene(number).description.shapes
+        found = displacement(scenes[number]["frames"], "textured")
+        assert found == pytest.approx(SPEEDS[shape.speed] / 256, rel=0.05)
+
+
 @pytest.mark.parametrize("speed", ["slow", "medium", "fast"])
 def test_shapes_move_as_fast_as_their_scene_says(speed):
     scenes = MovingShapes(seed=1, size=40, frames=33, height=64, width=64, num_shapes=1)

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from helios_jax.checkpoints.random import write_word_tokenizer
-from helios_jax.data.moving_shapes import MovingShapes, vocabulary
+from helios_jax.data.moving_shapes import MovingShapes, caption, sample_scene, vocabulary
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, STYLES
 from helios_jax.evaluation.moving_shapes import Evaluation, judge, rates, show
 from helios_jax.evaluation.statistics import STATISTICS
 from helios_jax.experiments import stage1_init, stage2_init, tiny_commands, tiny_students, tiny_vae, train_tiny
 from helios_jax.experiments.tiny_curves import figure_of, read_curves, write_curves
 from helios_jax.experiments.tiny_students import row_of, table
+from helios_jax.models.tokenization import Tokenizer, clean_prompt
 from helios_jax.training.batch import LatentBatch, PromptBatch, VideoBatch
 from helios_jax.training.overrides import frozen
 
@@ -84,6 +86,48 @@ def test_true_scenes_get_full_marks(tmp_path):
         assert still.size == (13 * 64, 15 + (15 + 8 + 64) + (30 + 8 + 64))
         assert np.array_equal(np.asarray(still)[15 + 15 + 8 :][:64, 12 * 64 :], clips[0, 98])
         assert np.array_equal(np.asarray(still)[-64:, :64], clips[1, 0])
+
+
+def test_true_textured_scenes_get_full_marks():
+    scenes = MovingShapes(seed=6, size=3, frames=99, height=64, width=64, style="textured")
+    rows = [judge((scenes[number]["frames"], scenes[number]["caption"]), style="textured") for number in range(3)]
+    assert rates(rows)["recovered"] == "100.0 % (3 of 3)"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_captions_of_each_style_fit(style, tmp_path):
+    first = frozen(stage1_init.get_config("tiny"))
+    words = write_word_tokenizer(tmp_path, vocabulary(absences=style == "textured"))
+    assert words <= (first.start.text_encoder.vocab_size if style == "plain" else train_tiny.WORDS)
+    pieces = Tokenizer.from_folder(tmp_path).pieces
+    texts = [caption(sample_scene(7, index, style=style, num_shapes=3)) for index in range(120)]
+    longest = max(len(pieces.encode(clean_prompt(text)).ids) for text in texts)
+    assert CAPTION_TOKENS[style] - 16 < longest + 1 <= CAPTION_TOKENS[style]  # with the end of the sequence
+    assert CAPTION_TOKENS["plain"] == first.data.tokens
+    assert Evaluation(style=style).settings.max_text_tokens == CAPTION_TOKENS[style]
+
+
+def test_the_style_is_passed_on(tmp_path, monkeypatch):
+    """Every command of the recipe that makes or reads scenes says which style they have."""
+    lines = []
+    monkeypatch.setattr(tiny_commands, "command", lambda program, main, *words, parse=None: lines.append(words))
+    monkeypatch.setattr(tiny_commands, "newest", lambda run: run)
+    monkeypatch.setattr(tiny_commands, "write_parts", lambda *given: lines.append(given))
+    flags = [f"--out={tmp_path}", "--style=textured", "--trajectories=3"]
+    args = train_tiny._parse(["train_tiny", *flags])
+    tiny_commands.train_vae(args, tmp_path / "parts")
+    tiny_commands.encode_scenes(args, tmp_path / "parts")
+    tiny_commands.record_trajectories(args, tmp_path / "stage2")
+    images, clips, parts, *encoded, recorded = lines
+    for words in (images, clips):
+        assert {"--config.data.style=textured", "--config.product.clips.style=textured"} <= set(words)
+    assert parts[-1] == "textured"
+    assert all("--style=textured" in words for words in encoded)
+    assert "--max_text_tokens=112" in recorded
+    written = (tmp_path / "captions.txt").read_text().splitlines()
+    assert written == [caption(sample_scene(9, index, style="textured")) for index in range(3)]
+    assert train_tiny.text_flags("textured", "data.tokens") == ("--config.data.tokens=112",)
+    assert train_tiny.text_flags("plain", "data.tokens") == train_tiny.text_flags("plain", "words") == ()
 
 
 def test_losses_become_small_files(tmp_path):

@@ -63,6 +63,13 @@ def test_clips_are_parts_of_scenes():
     }
 
 
+def test_clips_have_the_style_that_is_asked_for():
+    data = MovingShapes(scenes=2, frames=5, height=16, width=16, style="textured")
+    scenes = Scenes(seed=0, size=2, frames=5, height=16, width=16, style="textured")
+    clips = {clip.tobytes() for clip in next(data.batches(2, (0, 1), 0)).frames}
+    assert clips == {scenes[number]["frames"].tobytes() for number in range(2)}
+
+
 def test_embeddings_cannot_be_dropped():
     with pytest.raises(ValueError, match=r"drop_text=0.1 must be in \[0, 1\), and 0 without a tokenizer"):
         Latents(folders=("a",), drop_text=0.1)
