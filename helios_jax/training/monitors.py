@@ -162,7 +162,7 @@ def _records(folders: Sequence[str], size: Size) -> Iterator[LatentRecord]:
 
 
 def _opened(folders: Sequence[str]) -> list[Mapping[Size, Any]]:
-    opened = []
+    opened: list[Mapping[Size, Any]] = []
     for folder in folders:
         try:
             opened.append(open_latents(user_path(folder, "validation.monitors.folders")))
