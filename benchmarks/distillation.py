@@ -36,6 +36,7 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
     """Measures one form of memory in this process."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from inference import SIZES, draws
 
     from helios_jax.checkpoints.random import random_network
@@ -48,6 +49,7 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
     from helios_jax.training.injection import ContextDrop
     from helios_jax.training.networks import Networks
     from helios_jax.training.overrides import frozen
+    from helios_jax.training.sharding import put_batch
 
     config = SIZES[size][0]
     height, width = (48, 80) if size == "14b" else (16, 16)
@@ -85,7 +87,8 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
         experiment, start=Drawn(seed=0), method=WithoutText(**settings), batch_size=1, remat=remat
     )
     start = time.perf_counter()
-    running = experiment.method.start(experiment, experiment.mesh.build(), None)
+    mesh = experiment.mesh.build()
+    running = experiment.method.start(experiment, mesh, None)
     assert isinstance(running, Distilling)
     jax.block_until_ready([leaf for leaf in jax.tree.leaves(running.items())])
     figures: dict[str, Any] = {}
@@ -105,7 +108,13 @@ def measure(memory: str, size: str, cycles: int, remat: str) -> dict[str, Any]:
             text=PromptBatch(embeds=normal(seed + 3, 512, config.text_dim)),
         )
 
-    pairs = {past: LatentPair(generator=window(10, past), critic=window(20, past)) for past in (1.0, 0.0)}
+    # As in training, batches are on the mesh: without that, programs of the lowest level are compiled twice.
+    pairs = {
+        past: put_batch(
+            jax.tree.map(np.asarray, LatentPair(generator=window(10, past), critic=window(20, past))), 1, mesh
+        )
+        for past in (1.0, 0.0)
+    }
 
     def peak() -> int:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)

@@ -3,7 +3,7 @@
     helios-prepare --model=Wan-AI/Wan2.1-T2V-14B-Diffusers --clips=clips.json --out=latents
     helios-train --config=stage1_init.py:14b --workdir=runs/stage1_init
 
-Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and tiny and tiny_gpu (random weights on moving shapes, see train_tiny.py). The
+Sizes: 14b, 1_3b (Wan2.1-T2V-1.3B), and ``SMALL`` (random weights on moving shapes, see train_tiny.py). The
 tiny sizes need a VAE and data, which python -m helios_jax.experiments.train_tiny --until=latents writes to runs/tiny.
 
 Published: LoRA of rank 128 on every linear layer and on the patch embedding (623.8M parameters), the history patchers
@@ -17,17 +17,19 @@ patchers start as pooling copies of Wan's patch embedding (there, with random we
 activations kept in host memory, are our choices.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
-random weights. For tiny and tiny_gpu see train_tiny.py.
+random weights. For the small sizes see train_tiny.py.
 """
 
 import dataclasses
 
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig
+from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS
 from helios_jax.training.corruption import Corruption
 from helios_jax.training.datasets import Latents
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import ContextDrop, Injection
 from helios_jax.training.methods.base import Base
+from helios_jax.training.monitors import Monitors
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import mutable
 from helios_jax.training.products import Pipeline
@@ -37,6 +39,9 @@ from helios_jax.training.validation import Samples
 
 WAN = {"14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "1_3b": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"}
 
+SMALL = ("tiny", "tiny_gpu", "helios_tiny")
+"""Sizes that begin with random weights, see train_tiny.py."""
+
 PROMPTS = (
     "A red fox trots through fresh snow at the edge of a pine forest, its breath visible in the cold morning air.",
     "A ship in a bottle sails across a wooden desk while waves of ink rise around its hull.",
@@ -44,8 +49,9 @@ PROMPTS = (
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    small = {"tiny": tiny, "tiny_gpu": tiny_gpu}
+    """The settings; ``size`` is "14b", "1_3b" or one of ``SMALL``."""
+    small = {"tiny": tiny, "tiny_gpu": tiny_gpu, "helios_tiny": helios_tiny}
+    assert tuple(small) == SMALL
     if size in small:
         return mutable(small[size]())
     if size not in WAN:
@@ -67,6 +73,23 @@ def get_config(size: str = "14b"):
             validation=Samples(every=500, prompts=PROMPTS, steps=(50,), guidance_scale=5.0),
             checkpoint_every=500,
         )
+    )
+
+
+def monitored(*, every: int, folders: tuple[str, ...]) -> Samples:
+    """The validation of few-step students: videos of 8 chunks, compared from chunk to chunk and with data.
+
+    Args:
+        every: Steps between validations.
+        folders: Data sets with clips of 384 x 640 pixels; empty: chunks are compared with each other only.
+    """
+    return Samples(
+        every=every,
+        prompts=PROMPTS,
+        num_frames=264,
+        steps=(2, 2, 2),
+        guidance_scale=1.0,
+        monitors=Monitors(folders=folders),
     )
 
 
@@ -158,4 +181,28 @@ def tiny_gpu() -> Experiment:
         remat="full",
         log_every=100,
         checkpoint_every=4000,
+    )
+
+
+def helios_tiny() -> Experiment:
+    """``tiny_gpu`` with 8.2M parameters in the transformer, so that it runs in real time on two CPU cores.
+
+    It learns the textured style of the world, whose captions are longer and have more words.
+    """
+    large = tiny_gpu()
+    assert isinstance(large.data, Latents)
+    return dataclasses.replace(
+        large,
+        start=Random(
+            transformer=TransformerConfig(
+                num_heads=4,
+                head_dim=64,
+                text_dim=192,
+                ffn_dim=1024,
+                num_layers=6,
+                rope_dim=(24, 20, 20),
+            ),
+            text_encoder=TextEncoderConfig(vocab_size=128, d_model=192, num_layers=3, num_heads=6, d_kv=32, d_ff=448),
+        ),
+        data=dataclasses.replace(large.data, tokens=CAPTION_TOKENS["textured"]),
     )

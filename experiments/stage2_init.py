@@ -3,8 +3,8 @@
     helios-train --config=stage2_init.py:14b --workdir=runs/stage2_init \
         --config.start.folder=runs/stage1_post/product/5000
 
-Without the override 14b starts from the published Base, and 1_3b from the folder above. Sizes: 14b, 1_3b, and tiny and
-tiny_gpu (see train_tiny.py).
+Without the override 14b starts from the published Base, and 1_3b from the folder above. Sizes: 14b, 1_3b, and tiny,
+tiny_gpu and helios_tiny (see train_tiny.py).
 
 Published: LoRA of rank 256 on every linear layer (1246.3M parameters), all patchers frozen, AdamW with a learning rate
 that grows to 1e-4 over 1000 steps, 1 sample per GPU, levels 1 : 2 : 1, seed 45. The numbers of GPUs and of steps are
@@ -15,7 +15,7 @@ Differences from the published run: decisions about the context are taken for ea
 levels of a chunk are separate calls of the network instead of one packed sequence, which is the same loss.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/training.py times single steps of 14b with
-random weights. For tiny and tiny_gpu see train_tiny.py.
+random weights. For the small sizes see train_tiny.py.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ from helios_jax.training.validation import Samples
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    if size in ("tiny", "tiny_gpu"):
+    """The settings; ``size`` is "14b", "1_3b" or one of ``stage1_init.SMALL``."""
+    if size in stage1_init.SMALL:
         return mutable(tiny(frozen(stage1_init.get_config(size))))
     return mutable(experiment(size))
 

@@ -4,7 +4,7 @@
 
 Takes the place of ``stage3_ode``, and of the recordings that it needs: the student's end points before and after one
 guided step of Mid are made equal (``training/methods/consistency.py``). Trains on the latents of stages 1 and 2. Sizes:
-14b, 1_3b (from the product of ``stage2_post``), and tiny and tiny_gpu, which start from the product of train_tiny.py:
+14b, 1_3b (from the product of ``stage2_post``), and tiny, tiny_gpu and helios_tiny, from train_tiny.py's:
 
     helios-train --config=stage3_consistency.py:tiny --workdir=runs/tiny/stage3_consistency \
         --config.start.folder=runs/tiny/stage2/product/200
@@ -18,7 +18,7 @@ Cost and result: not yet measured.
 
 import dataclasses
 
-from helios_jax.experiments import stage2_init, stage3_ode
+from helios_jax.experiments import stage1_init, stage2_init, stage3_ode
 from helios_jax.training.datasets import Latents
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment
@@ -28,8 +28,8 @@ from helios_jax.training.overrides import frozen, mutable
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    if size in ("tiny", "tiny_gpu"):
+    """The settings; ``size`` is "14b", "1_3b" or one of ``stage1_init.SMALL``."""
+    if size in stage1_init.SMALL:
         return mutable(tiny(frozen(stage2_init.get_config(size))))
     return mutable(experiment(size))
 
@@ -40,6 +40,7 @@ def experiment(size: str) -> Experiment:
         stage3_ode.experiment(size),
         method=Consistency(),
         data=stage2_init.experiment(size).data,
+        validation=stage1_init.monitored(every=250, folders=("latents",)),
         batch_size=96,
         accumulation=1,
         ema=Ema(decay=0.99),

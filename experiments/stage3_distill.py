@@ -4,9 +4,9 @@
         --config.start.folder=runs/stage3_ode/product/2500
 
 The generator starts from the product of ``stage3_ode`` (or of ``stage3_consistency``), and both scores are Base: the
-real one as it is, the fake one with adapters. Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py),
-and tiny_reward and tiny_gpu_reward, in which samples that show more of their captions count more. At other sizes a
-reward is set like this in an experiment file of your own; the regularisers are flags, as in
+real one as it is, the fake one with adapters. Sizes: 14b, 1_3b, and tiny, tiny_gpu and helios_tiny (see
+train_tiny.py); with "_reward" added to one of these, samples that show more of their captions count more. At the other
+sizes a reward is set like this in an experiment file of your own; the regularisers are flags, as in
 --config.method.regularisers.consistency=0.25 or --config.method.regularisers.moments=build.
 
 Published: LoRA of rank 256 on the generator's linear layers and history patchers (1251.4M parameters) and on the
@@ -20,7 +20,7 @@ sampler, with its truncated timesteps and its shifts (``method.grid=published`` 
 per step are our choice.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/distillation.py times single steps of 14b with
-random weights. For tiny and tiny_gpu see train_tiny.py.
+random weights. For the small sizes see train_tiny.py.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from helios_jax.config import PipelineConfig, SchedulerConfig
 from helios_jax.distillation.regularisers import Regularisers
 from helios_jax.distillation.rewards import WEIGHT
 from helios_jax.evaluation.shape_reward import ShapeReward
-from helios_jax.experiments import stage1_init
+from helios_jax.experiments import stage1_init, stage3_ode
 from helios_jax.training.corruption import Saturation
 from helios_jax.training.datasets import Latents
 from helios_jax.training.distiller import Distill
@@ -41,15 +41,14 @@ from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
 from helios_jax.training.products import Pipeline
 from helios_jax.training.starts import FromCheckpoint
-from helios_jax.training.validation import Samples
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu", or one of these two with "_reward" added."""
-    if size in ("tiny", "tiny_gpu"):
+    """The settings; ``size`` is "14b", "1_3b" or one of ``stage1_init.SMALL``, to which "_reward" may be added."""
+    if size in stage1_init.SMALL:
         return mutable(tiny(frozen(stage1_init.get_config(size))))
-    if size in ("tiny_reward", "tiny_gpu_reward"):
-        return mutable(rewarded(tiny(frozen(stage1_init.get_config(size.removesuffix("_reward"))))))
+    if (small := size.removesuffix("_reward")) in stage1_init.SMALL:
+        return mutable(rewarded(tiny(frozen(stage1_init.get_config(small)))))
     return mutable(experiment(size))
 
 
@@ -82,7 +81,7 @@ def experiment(size: str) -> Experiment:
         lora=Lora(rank=256, excludes=("transformer/patch_embedding",)),
         trainable=((".*/lora_[ab]", 1),),
         ema=Ema(decay=0.99, start=750),
-        validation=Samples(every=250, prompts=stage1_init.PROMPTS, steps=(2, 2, 2), guidance_scale=1.0),
+        validation=stage1_init.monitored(every=250, folders=("latents",)),
         checkpoint_every=250,
     )
 
@@ -118,6 +117,7 @@ def tiny(base: Experiment) -> Experiment:
         trainable=(("transformer/.*", 1),),
         ema=Ema(decay=0.99, start=250),
         seed=49,
+        validation=stage3_ode.monitored_shapes(every=625, tokens=base.data.tokens),
     )
 
 

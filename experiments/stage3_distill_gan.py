@@ -3,7 +3,7 @@
     helios-train --config=stage3_distill_gan.py:14b --workdir=runs/stage3_distill_gan \
         --config.start.folder=runs/stage3_ode/product/2500
 
-Sizes: 14b, 1_3b, and tiny and tiny_gpu (see train_tiny.py).
+Sizes: 14b, 1_3b, and tiny, tiny_gpu and helios_tiny (see train_tiny.py).
 
 Published: the recipe of ``stage3_distill``, blur as the corruption of a tenth of the contexts, and convolutional heads
 on blocks 5, 15, 25 and 35 and on the velocity (988.4M parameters, trained in full with the critic's optimizer).
@@ -16,7 +16,7 @@ R1 compares like with like; ``gan.crops`` and ``gan.reals`` select the published
 discriminator are summed into one update.
 
 Cost and result: 14b and 1_3b have not been run to a result; benchmarks/distillation.py times single steps of 14b with
-random weights. For tiny and tiny_gpu see train_tiny.py.
+random weights. For the small sizes see train_tiny.py.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from helios_jax.training.overrides import frozen, mutable
 
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    if size in ("tiny", "tiny_gpu"):
+    """The settings; ``size`` is "14b", "1_3b" or one of ``stage1_init.SMALL``."""
+    if size in stage1_init.SMALL:
         return mutable(tiny(stage3_distill.tiny(frozen(stage1_init.get_config(size)))))
     return mutable(experiment(size))
 

@@ -3,8 +3,8 @@
     helios-prepare --model=BestWishYsh/Helios-Mid --prompts=prompts.csv --out=ode
     helios-train --config=stage3_ode.py:14b --workdir=runs/stage3_ode
 
-Sizes: 14b, 1_3b (from the product of ``stage2_post``), and tiny and tiny_gpu, which start from the product of
-train_tiny.py. These train on tokens, and their teacher is guided by the empty text:
+Sizes: 14b, 1_3b (from the product of ``stage2_post``), and tiny, tiny_gpu and helios_tiny, which start from the product
+of train_tiny.py. These train on tokens, and their teacher is guided by the empty text:
 
     python -c 'from helios_jax.data.moving_shapes import caption, sample_scene
     for scene in range(256): print(caption(sample_scene(9, scene)))' > captions.txt
@@ -35,16 +35,25 @@ from helios_jax.training.datasets import Latents, Trajectories
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.methods.ode import Ode
+from helios_jax.training.monitors import Monitors
 from helios_jax.training.optimizer import AdamW
 from helios_jax.training.overrides import frozen, mutable
 from helios_jax.training.products import Pipeline
 from helios_jax.training.starts import FromCheckpoint
 from helios_jax.training.validation import Samples
 
+SCENES = (
+    "On a plain pale blue background and in dim light, an orange star of medium size glides towards the upper right "
+    "quickly. It bounces off the borders.",
+    "A red square of small size glides downwards quickly. At the edges it bounces back. The background fades from grey "
+    "at the top to pale green at the bottom. The light is bright.",
+)
+"""Captions of scenes of the small world that are not in its data sets."""
+
 
 def get_config(size: str = "14b"):
-    """The settings; ``size`` is "14b", "1_3b", "tiny" or "tiny_gpu"."""
-    if size in ("tiny", "tiny_gpu"):
+    """The settings; ``size`` is "14b", "1_3b" or one of ``stage1_init.SMALL``."""
+    if size in stage1_init.SMALL:
         return mutable(tiny(frozen(stage2_init.get_config(size))))
     return mutable(experiment(size))
 
@@ -66,7 +75,7 @@ def experiment(size: str) -> Experiment:
         seed=47,
         lora=Lora(rank=256, excludes=("transformer/patch_embedding",)),
         ema=Ema(decay=0.99, start=250),
-        validation=Samples(every=250, prompts=stage1_init.PROMPTS, steps=(2, 2, 2), guidance_scale=1.0),
+        validation=stage1_init.monitored(every=250, folders=()),
         checkpoint_every=250,
     )
 
@@ -104,6 +113,28 @@ def tiny(mid: Experiment) -> Experiment:
         seed=47,
         trainable=(("transformer/.*", 1),),
         ema=Ema(decay=0.99, start=mid.steps // 50),
+        validation=monitored_shapes(every=mid.steps // 10, tokens=mid.data.tokens),
+    )
+
+
+def monitored_shapes(*, every: int, tokens: int) -> Samples:
+    """The validation of tiny students: videos of 8 chunks, compared from chunk to chunk and with encoded scenes.
+
+    Args:
+        every: Steps between validations.
+        tokens: Length that texts are padded to.
+    """
+    return Samples(
+        every=every,
+        prompts=SCENES,
+        negative_prompt="",
+        num_frames=264,
+        height=64,
+        width=64,
+        steps=(2, 2, 2),
+        guidance_scale=1.0,
+        max_text_tokens=tokens,
+        monitors=Monitors(folders=("runs/tiny/latents/videos",)),
     )
 
 

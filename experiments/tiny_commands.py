@@ -82,7 +82,7 @@ def train_on(
 
 def train_vae(args: argparse.Namespace, parts: Path) -> None:
     """Trains the VAE and writes the parts that stages 1 to 3 do not train."""
-    kind = "gpu_" if args.size == "gpu" else ""
+    kind = {"cpu": "", "gpu": "gpu_", "helios_tiny": "helios_tiny_"}[args.size]
     world = [f"--config.data.num_shapes={args.num_shapes}"]
     if args.style != "plain":
         world += [f"--config.data.style={args.style}", f"--config.product.clips.style={args.style}"]
@@ -94,7 +94,8 @@ def train_vae(args: argparse.Namespace, parts: Path) -> None:
 
 def encode_scenes(args: argparse.Namespace, parts: Path) -> None:
     """Encodes the data sets."""
-    for world, (name, frames, scenes) in enumerate(zip(SETS, (FRAMES, CHUNK), (args.scenes, args.starts), strict=True)):
+    lengths, counts = (args.clip_chunks * CHUNK, CHUNK), (args.scenes, args.starts)
+    for world, (name, frames, scenes) in enumerate(zip(SETS, lengths, counts, strict=True)):
         command(
             "helios-prepare",
             prepare.main,
@@ -109,7 +110,7 @@ def encode_scenes(args: argparse.Namespace, parts: Path) -> None:
             "--no-text",
             f"--batch={args.encode_batch}",
             f"--clips_per_file={max(64, scenes // 2)}",
-            *(["--vae_dtype=bfloat16", "--processes", f"--readers={os.cpu_count()}"] if args.size == "gpu" else []),
+            *(["--vae_dtype=bfloat16", "--processes", f"--readers={os.cpu_count()}"] if args.size != "cpu" else []),
             f"--out={args.out / 'latents' / name}",
             parse=prepare.parse,
         )
@@ -137,7 +138,7 @@ def record_trajectories(args: argparse.Namespace, teacher: Path | None) -> Path:
         f"--max_text_tokens={CAPTION_TOKENS[args.style]}",
         f"--batch={args.encode_batch}",
         f"--clips_per_file={max(8, count // 16)}",
-        f"--dtype={'bfloat16' if args.size == 'gpu' else 'float32'}",
+        f"--dtype={'float32' if args.size == 'cpu' else 'bfloat16'}",
         f"--out={folder}",
         parse=prepare.parse,
     )

@@ -8,7 +8,7 @@ It compresses 4x in time and 8x in space into 16 channels, as published, at 64 x
 first, which show more scenes in the same time. Its convolutions start without a view of the past, so that after the
 stills it encodes every fourth frame of a clip of any length, and decodes each as four equal frames. From short clips it
 then learns what moves in between. The product is ``vae/`` with the statistics of its latents, which helios-prepare
-uses. gpu_images and gpu_clips train a wider VAE in bfloat16.
+uses. gpu_images and gpu_clips train a wider VAE in bfloat16, helios_tiny_images and helios_tiny_clips one between them.
 
 Cost and result: see train_tiny.py.
 """
@@ -26,12 +26,14 @@ from helios_jax.training.starts import FromCheckpoint, Random
 
 
 def get_config(phase: str = "images"):
-    """The settings; ``phase`` is "images" or "clips", "gpu_images" or "gpu_clips"."""
+    """The settings; ``phase`` is "images" or "clips", which may have "gpu_" or "helios_tiny_" in front."""
     phases = {
         "images": images(),
         "clips": clips(images(), batch_size=4, scenes=512),
-        "gpu_images": gpu_images(),
-        "gpu_clips": clips(gpu_images(), batch_size=24, scenes=2048),
+        "gpu_images": gpu_images(32),
+        "gpu_clips": clips(gpu_images(32), batch_size=24, scenes=2048),
+        "helios_tiny_images": textured(gpu_images(16)),
+        "helios_tiny_clips": clips(textured(gpu_images(16)), batch_size=24, scenes=2048),
     }
     if phase not in phases:
         raise ValueError(f"phase {phase!r} must be one of {', '.join(phases)}")
@@ -55,19 +57,32 @@ def images() -> Experiment:
     )
 
 
-def gpu_images() -> Experiment:
-    """Stills, for a VAE four times as wide."""
+def gpu_images(base_dim: int) -> Experiment:
+    """Stills, for a VAE ``base_dim`` / 8 times as wide, in bfloat16."""
     narrow = images()
     assert isinstance(narrow.data, MovingShapes)
     assert isinstance(narrow.product, MeasuredVae)
     return dataclasses.replace(
         narrow,
-        start=Random(vae=VaeConfig(base_dim=32, num_res_blocks=1), dtype="bfloat16"),
+        start=Random(vae=VaeConfig(base_dim=base_dim, num_res_blocks=1), dtype="bfloat16"),
         data=dataclasses.replace(narrow.data, scenes=4096, processes=16),
         product=dataclasses.replace(narrow.product, dtype="bfloat16"),
         optimizer=dataclasses.replace(narrow.optimizer, learning_rate=1e-3),
         steps=6000,
         batch_size=128,
+    )
+
+
+def textured(plain: Experiment) -> Experiment:
+    """The same on scenes of the textured style."""
+    assert isinstance(plain.data, MovingShapes)
+    assert isinstance(plain.product, MeasuredVae)
+    assert isinstance(plain.product.clips, MovingShapes)
+    clips = dataclasses.replace(plain.product.clips, style="textured")
+    return dataclasses.replace(
+        plain,
+        data=dataclasses.replace(plain.data, style="textured"),
+        product=dataclasses.replace(plain.product, clips=clips),
     )
 
 

@@ -2,6 +2,7 @@ r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their 
 
     python -m helios_jax.experiments.train_tiny --out=runs/tiny                   # make train-tiny
     python -m helios_jax.experiments.train_tiny --size=gpu --out=runs/tiny_gpu    # 15 times the size
+    python -m helios_jax.experiments.train_tiny --size=helios_tiny --out=runs/helios_tiny
 
     1  a small VAE is trained on the world of moving shapes         <out>/vae_images, <out>/vae
     2  helios-prepare encodes scenes, most of them only up to       <out>/parts, <out>/latents
@@ -15,6 +16,9 @@ r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their 
     8  distribution matching: one of the two is distilled further   <out>/dmd
     9  the same with a discriminator                                <out>/gan
     10 the four students are sampled and scored like their teacher  <out>/artefacts/students.json
+
+--size=helios_tiny is a model that two CPU cores sample in real time (12.4M parameters in all networks), on videos of 8
+chunks in the textured style of the world, in which shapes leave and return. It needs a GPU, and is not trained yet.
 
 --size=cpu ends after the fifth unless --until=students says otherwise. --stage1, --stage2 and --parts name products of
 another run, which take the place of phases 1, 3 and 4. Cost and result of stage 3: not yet measured.
@@ -101,6 +105,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dmd_steps": 20,
         "gan_steps": 20,
         "until": "videos",
+        "style": "plain",
+        "clip_chunks": 3,
     },
     "gpu": {
         "image_steps": 6000,
@@ -117,9 +123,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dmd_steps": 1500,
         "gan_steps": 1500,
         "until": "students",
+        "style": "plain",
+        "clip_chunks": 3,
     },
 }
+# Whole videos of 8 chunks: shapes stay away for up to 150 frames, while the history shows the last 76 and the anchor.
+DEFAULTS["helios_tiny"] = DEFAULTS["gpu"] | {"style": "textured", "clip_chunks": 8}
 """Settings by size, in addition to those of the experiments."""
+
+SIZES = {"cpu": "tiny", "gpu": "tiny_gpu", "helios_tiny": "helios_tiny"}
+"""Sizes of the experiments by those of this program."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -130,7 +143,7 @@ def main(args: argparse.Namespace) -> int:
     use_compilation_caches()
     check_products(args)
     start, out, results = time.perf_counter(), args.out, args.out / "artefacts"
-    size = "tiny_gpu" if args.size == "gpu" else "tiny"
+    size = SIZES[args.size]
     wanted = PHASES[: PHASES.index(args.until) + 1]
     parts = args.parts or out / "parts"
     if not parts.exists():
@@ -141,6 +154,7 @@ def main(args: argparse.Namespace) -> int:
     # Half of the samples come from whole videos; a third of all samples then has a past.
     ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
     common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
+    monitored = f"--config.validation.monitors.folders={folders[:1]}"
     common += text_flags(args.style, "data.tokens")
     data = (f"--config.data.folders={folders}", ratios, *common)
     stage1, stage2 = args.stage1, args.stage2
@@ -159,7 +173,8 @@ def main(args: argparse.Namespace) -> int:
         steps, guidance = (sum(args.steps),), args.guidance[0]
         for one in [*teachers, Contender(name="stage1", pipeline=stage1, steps=steps, guidance=guidance)]:
             print(one.name, json.dumps(scored(one, results, like), indent=1), flush=True)
-    products = train_students(args, wanted, stage1, stage2, data, common)
+    students = {"data": (*data, monitored), "common": (*common, monitored)}
+    products = train_students(args, wanted, stage1, stage2, **students)
     curves(out)
     if "students" in wanted:
         students = [
@@ -188,7 +203,7 @@ def train_students(
         data: Flags for training on encoded scenes.
         common: Those of them that do not depend on the kind of data.
     """
-    size, begin = "tiny_gpu" if args.size == "gpu" else "tiny", f"--config.start.folder={stage2}"
+    size, begin = SIZES[args.size], f"--config.start.folder={stage2}"
     products = {}
     if "ode" in wanted:
         pairs = (f"--config.data.folders={(str(record_trajectories(args, stage2)),)}", *common, begin)
@@ -263,7 +278,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="consistency",
     )
     add("num_shapes", "shapes in each scene (default 0: 1 to 3)", type=int, default=0)
-    add("style", "style of the scenes (default plain)", choices=STYLES, default="plain")
+    add("style", "style of the scenes (default: textured for the size helios_tiny, else plain)", choices=STYLES)
+    add("clip_chunks", "chunks of a whole video (default: 8 for the size helios_tiny, else 3)", type=int)
     add("image_steps", "steps of the VAE on images", type=int)
     add("clip_steps", "steps of the VAE on clips", type=int)
     add("scenes", "scenes to encode as whole videos", type=int)

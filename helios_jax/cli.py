@@ -73,7 +73,7 @@ def run_command(program: str, work: Callable[[], int | None], *, leaves: str = K
             raise
         print(f"{program}: {message}", file=sys.stderr)
         # Wait here, while the error's traceback keeps its frames alive, and with them the arrays of the work in flight.
-        _wait_for_devices()
+        wait_for_devices()
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     finally:
         warnings.formatwarning = before
@@ -142,7 +142,7 @@ def _interruptible() -> Iterator[Check]:
             signal.signal(number, handler)
 
 
-def _wait_for_devices() -> None:
+def wait_for_devices() -> None:
     """Waits for dispatched work: if it outlives the interpreter, the process aborts."""
     arrays: Sequence[Any] = ()
     if jax := sys.modules.get("jax"):

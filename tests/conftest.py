@@ -1,8 +1,10 @@
 """Test set-up: CPU, shape checks on, and flax.nnx in its tree-safe subset."""
 
+import gc
 import importlib.machinery
 import importlib.util
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -25,6 +27,7 @@ else:  # On GPUs it goes into trying algorithms for references.
     os.environ["XLA_FLAGS"] += " --xla_gpu_autotune_level=0 --xla_gpu_experimental_enable_fusion_autotuner=false"
 
 import flax
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -49,6 +52,24 @@ if importlib.util.find_spec("beartype"):
 # These defaults of flax will flip; running with them off keeps the library independent of the flip.
 flax.config.update("nnx_graph_mode", False)
 flax.config.update("nnx_graph_updates", False)
+
+
+MOST_MAPPINGS = 20_000
+"""Memory mappings of a process at which its programs are dropped."""
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drops compiled programs before a process reaches Linux's limit of 65530 mappings, at which XLA aborts it.
+
+    On CPUs every program takes several mappings, and JAX keeps all programs. Those that are needed again are read from
+    the cache on disk.
+    """
+    table = pathlib.Path("/proc/self/maps")
+    if nextitem is not None and nextitem.path == item.path and item.get_closest_marker("slow") is None:
+        return  # counting takes milliseconds
+    if table.exists() and table.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import helios_jax as hx
-from helios_jax import convert, prepare, sample, train
+from helios_jax import convert, evaluate, prepare, sample, train
 from helios_jax.experiments import train_tiny
 from helios_jax.sampling.stream import Chunk, Stream
 
@@ -29,6 +29,7 @@ PARSERS = {
     "helios-convert": convert.parse,
     "helios-prepare": prepare.parse,
     "helios-train": train.parse,
+    "helios-evaluate": evaluate.parse,
     "helios_jax.experiments.train_tiny": train_tiny._parse,
 }
 
@@ -76,6 +77,7 @@ def test_commands_are_found():
         *DOCUMENTS,
         *(ROOT / "helios_jax" / f"{name}.py" for name in ("convert", "prepare", "train")),
         ROOT / "helios_jax" / "sample" / "flags.py",
+        ROOT / "helios_jax" / "evaluation" / "flags.py",
         *(ROOT / "experiments").glob("*.py"),
     ],
     ids=lambda file: str(file.relative_to(ROOT)),

@@ -19,7 +19,7 @@ FOLDERS = {
     "helios_jax.experiments": "experiments",
 }
 
-COMMANDS = ("sample", "convert", "prepare", "train", "demo")
+COMMANDS = ("sample", "convert", "prepare", "train", "evaluate", "demo")
 FLOORS = (
     {"helios_jax.typing", "helios_jax.version", "helios_jax._lazy", "helios_jax._warnings", "helios_jax.config"}
     | {

@@ -1,6 +1,7 @@
 """A distillation of small networks with random weights, on windows that are drawn."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from helios_jax.training.experiment import Experiment, Lora
 from helios_jax.training.injection import Injection
 from helios_jax.training.methods.distill import scores_of
 from helios_jax.training.optimizer import AdamW
-from helios_jax.training.params import unflatten
+from helios_jax.training.params import flatten, unflatten
 from helios_jax.training.sharding import MeshShape
 from helios_jax.training.starts import Random
 
@@ -85,6 +86,41 @@ def window(seed: int, *, empty: bool = False) -> LatentBatch:
 
 
 PAIR = LatentPair(generator=window(1), critic=window(2))
+
+
+class Windows:
+    """Window j of the data is a function of j."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __next__(self) -> LatentPair:
+        first, self.position = 2 * self.position, self.position + 1
+        return jax.tree.map(np.asarray, LatentPair(generator=window(first), critic=window(first + 1)))
+
+    def get_state(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowData:
+    """Its batches."""
+
+    windows: int = 2
+
+    def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Windows:
+        return Windows()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParamsProduct:
+    """The generator's parameters in one file."""
+
+    def export(self, networks: Any, folder: pathlib.Path) -> None:
+        np.savez(folder / "params.npz", **flatten(networks)[1])
 
 
 class NoData:

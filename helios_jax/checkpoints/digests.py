@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.checkpoints.components import raise_problems
+from helios_jax.parallel.host_memory import compute_each
 from helios_jax.typing import AnyArray
 
 _ODD = np.uint32(0x9E3779B1)
@@ -44,17 +45,17 @@ def digest(array: AnyArray | np.generic | float) -> str:
 
 def digests_of(arrays: Mapping[str, AnyArray | np.generic | float]) -> dict[str, str]:
     """The digest of every array, by name. All are dispatched to the devices before the first result is awaited."""
-    pending: dict[str, tuple[AnyArray, Any]] = {}
-    for name, array in arrays.items():
-        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        if isinstance(array, jax.Array) and _on_accelerators(array):
-            on_device = jax.device_put(array, array.sharding.with_memory_kind("device"))
-            pending[name] = (array, _hash_on_device(on_device))
-        else:
-            on_host = np.asarray(array)
-            pending[name] = (on_host, _hash_on_host(on_host))
-    return {name: _text(array, int(value)) for name, (array, value) in pending.items()}
+    data = {
+        name: jax.random.key_data(array)
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+        else array
+        for name, array in arrays.items()
+    }
+    on_device: dict[str, Any] = {name: array for name, array in data.items() if _on_accelerators(array)}
+    on_host = {name: np.asarray(array) for name, array in data.items() if name not in on_device}
+    pending: dict[str, Any] = compute_each(_hash_on_device, on_device)
+    pending |= {name: _hash_on_host(array) for name, array in on_host.items()}
+    return {name: _text(on_device.get(name, on_host.get(name)), int(pending[name])) for name in arrays}
 
 
 def check_digests(

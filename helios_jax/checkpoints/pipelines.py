@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from helios_jax.backend import backend
 from helios_jax.checkpoints.components import write_json
 from helios_jax.checkpoints.footprint import footprint
 from helios_jax.checkpoints.hub import local_folder
@@ -61,7 +62,7 @@ def load_parts(
     allow_cpu: bool = False,
 ) -> PipelineParts:
     """Loads a checkpoint; see ``HeliosPipeline.from_pretrained`` for arguments and errors."""
-    dtypes = {"transformer": compute_dtype(dtype, "dtype"), "vae": compute_dtype(vae_dtype, "vae_dtype")}
+    dtypes = {"transformer": compute_dtype(dtype, "dtype", mesh), "vae": compute_dtype(vae_dtype, "vae_dtype", mesh)}
     dtypes["text_encoder"] = dtypes["transformer"]
     parked = parked_names(park)
     settings = read_settings(path, revision=revision, token=token, cache_dir=cache_dir)
@@ -117,14 +118,26 @@ def read_tokenizer(folder: FilePath, config: TextEncoderConfig) -> Tokenizer:
     return tokenizer
 
 
-def compute_dtype(dtype: DType, name: str) -> np.dtype:
-    """``dtype`` as NumPy's. Raises ValueError unless networks compute in it."""
+def compute_dtype(dtype: DType, name: str, mesh: jax.sharding.Mesh | None = None) -> np.dtype:
+    """A compute dtype as NumPy's.
+
+    Args:
+        dtype: "bfloat16", "float32", or "auto": float32 on CPUs, which compute in it faster, and bfloat16 elsewhere.
+        name: Name of the argument, for the error.
+        mesh: The devices that networks run on; ``None``: the default one.
+
+    Raises:
+        ValueError: Networks do not compute in this dtype.
+    """
     known = ("bfloat16", "float32")
+    if isinstance(dtype, str) and dtype == "auto":
+        platform = backend() if mesh is None else mesh.devices.flat[0].platform
+        return jnp.dtype("float32" if platform == "cpu" else "bfloat16")
     # NumPy takes None for float64.
     with contextlib.suppress(TypeError):
         if dtype is not None and (found := jnp.dtype(dtype)) in map(jnp.dtype, known):
             return found
-    raise ValueError(f"{name}={dtype!r}; expected one of {', '.join(known)}")
+    raise ValueError(f"{name}={dtype!r}; expected one of auto, {', '.join(known)}")
 
 
 def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:

@@ -41,6 +41,17 @@ _SCHEDULER_KEYS = {
     "shift_after_upsampling": "shift_after_upsampling",
 }
 
+_DMD_KEYS = {
+    "num_train_timesteps",
+    "shift",
+    "stages",
+    "stage_range",
+    "gamma",
+    "use_dynamic_shifting",
+    "time_shift_type",
+}
+"""Those of them that ``HeliosDMDScheduler`` knows."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
@@ -144,17 +155,21 @@ class SchedulerConfig:
 
     def to_diffusers(self) -> dict[str, Any]:
         """Writes ``scheduler/scheduler_config.json``."""
-        name = "HeliosDMDScheduler" if self.solver == "dmd" else "HeliosScheduler"
         published = publish(self, _SCHEDULER_KEYS)
         if not self.shift_after_upsampling:  # our own field, unknown to diffusers
             del published["shift_after_upsampling"]
+        common = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        if self.solver == "dmd":
+            # diffusers complains about keys that the class does not know, so their defaults are left out.
+            defaults = publish(SchedulerConfig(), _SCHEDULER_KEYS)
+            known = {key: value for key, value in published.items() if key in _DMD_KEYS or value != defaults[key]}
+            return {"_class_name": "HeliosDMDScheduler", **common, **known}
         return {
-            "_class_name": name,
+            "_class_name": "HeliosScheduler",
             "scheduler_type": self.solver,
-            "prediction_type": "flow_prediction",
             "predict_x0": True,
             "thresholding": False,
-            "use_flow_sigmas": True,
+            **common,
             **published,
         }
 

@@ -45,12 +45,12 @@ def features(frames: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, " 41"]:
         raise ValueError(f"a video of {list(frames.shape)}; the features need at least 5 frames of 64 x 64 pixels")
     y = luma(frames).astype(np.float64)
     mean, colour = y.mean(0), frames.mean(0) / 255
-    parts = [_blocks(mean[None], 4)]
-    parts += [_blocks((colour[..., channel] - mean)[None], 2) for channel in (2, 0)]
-    squares = _blocks(np.square(y), 2) - np.square(_blocks(y, 2))
+    parts = [block_means(mean[None], 4)]
+    parts += [block_means((colour[..., channel] - mean)[None], 2) for channel in (2, 0)]
+    squares = block_means(np.square(y), 2) - np.square(block_means(y, 2))
     parts.append(np.sqrt(np.maximum(squares, 0)).mean(0)[None])
     parts.append(_octaves(y)[None])
-    parts += [_blocks(np.abs(y[lag:] - y[:-lag]).mean(0)[None], 2) for lag in _LAGS]
+    parts += [block_means(np.abs(y[lag:] - y[:-lag]).mean(0)[None], 2) for lag in _LAGS]
     return np.concatenate([part.ravel() for part in parts])
 
 
@@ -92,7 +92,7 @@ def _gaussian(rows: Float[np.ndarray, "videos D"]) -> tuple[Float[np.ndarray, " 
     return rows.mean(0), np.cov(rows, rowvar=False)
 
 
-def _blocks(planes: Float[np.ndarray, "F H W"], count: int) -> Float[np.ndarray, "F blocks"]:
+def block_means(planes: Float[np.ndarray, "F H W"], count: int) -> Float[np.ndarray, "F blocks"]:
     """Means in ``count`` x ``count`` blocks; rows and columns that do not divide go to the last ones."""
     rows, columns = (np.arange(count) * (size // count) for size in planes.shape[1:])
     sums = np.add.reduceat(np.add.reduceat(planes, rows, axis=1), columns, axis=2)

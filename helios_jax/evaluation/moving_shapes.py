@@ -2,37 +2,41 @@
 
     python -m helios_jax.evaluation.moving_shapes --pipeline=runs/tiny/stage2/product/300 --out=runs/tiny/samples
 
-Writes scores.json, the videos below their scenes (samples.webp) and some frames of each (samples.png). A video counts
-as recovered when colour, kind and direction of every captioned shape can be read from its pixels and there is no other
-shape. The scores of the rendered scenes after a pass through the VAE are an upper bound. Rates are given with their
-counts, for all captions and by number of shapes. The statistics of ``evaluation.videos`` (drift over chunks, high
-frequencies, motion, Fréchet distance from the scenes) follow for samples, scenes through the VAE, and scenes.
+This is ``helios-evaluate --suite=moving_shapes`` for scripts that train: it replaces scores of other settings, or of
+an earlier version of the checkpoint, and also writes the videos below their scenes (samples.webp) and some frames of
+each (samples.png). For the meaning of the scores see ``evaluation.suites.moving_shapes``.
 """
 
 import argparse
-import collections
 import dataclasses
 import functools
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import app
 
 from helios_jax.arguments import Parser, path
 from helios_jax.config import HistoryConfig, VaeConfig
-from helios_jax.data.moving_shapes.captions import parse_caption
-from helios_jax.data.moving_shapes.scoring import score
-from helios_jax.data.moving_shapes.source import MovingShapes
 from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS, STYLES, Style
-from helios_jax.data.workers import ahead_of_time
 from helios_jax.evaluation.caption_sheet import caption_sheet
-from helios_jax.evaluation.videos import Measured, describe, measure
+from helios_jax.evaluation.evaluate import evaluate, scores_text
+from helios_jax.evaluation.preview import read_small, shown_frames
+from helios_jax.evaluation.records import SCORES, Records
+from helios_jax.evaluation.runner import SHOWN, Options
+from helios_jax.evaluation.shape_rates import Row
+from helios_jax.evaluation.shape_rates import judge as judge
+from helios_jax.evaluation.shape_rates import rates as rates
+from helios_jax.evaluation.sources import Sampler, stream_chunks
+from helios_jax.evaluation.suites.base import Subject
+from helios_jax.evaluation.suites.moving_shapes import MovingShapesSuite
+from helios_jax.evaluation.videos import Measured, measure
+from helios_jax.evaluation.worlds import WorldSettings, world_of
+from helios_jax.safe_files import replace_text
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.typing import UInt8
 
@@ -43,14 +47,8 @@ SIZE = 64
 CHUNK = VaeConfig.tiny().pixel_frames(HistoryConfig().chunk_frames)
 FRAMES = 3 * CHUNK
 FPS = 24
-SHOWN = 6
-"""Videos in samples.webp and samples.png."""
-
-OF_SHAPES = ("colour", "kind", "direction", "size", "speed", "bounces")
-OF_VIDEOS = ("count", "background", "lighting")
 
 Clips = UInt8[np.ndarray, "B F H W 3"]
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,49 +96,44 @@ class Evaluation:
 
 def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
     """Samples, scores and writes everything; returns the rates."""
-    # Imported here and below: the processes that score import this module too, and need no pipeline.
-    import jax
-
-    from helios_jax.sampling.pipeline import HeliosPipeline
-
-    out.mkdir(parents=True, exist_ok=True)
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    pipe = HeliosPipeline.from_pretrained(pipeline, dtype=dtype, vae_dtype=dtype)
-    scenes = MovingShapes(
+    shapes = WorldSettings(
         seed=evaluation.world,
-        size=evaluation.videos,
         frames=FRAMES,
         height=SIZE,
         width=SIZE,
         num_shapes=evaluation.num_shapes or None,
         style=evaluation.style,
     )
-    items = [scenes[number] for number in range(len(scenes))]
-    captions, frames = [item["caption"] for item in items], np.stack([item["frames"] for item in items])
-    start = time.perf_counter()
-    videos = in_batches(lambda part: sample(pipe, captions[part], part.start, evaluation.settings), evaluation)
-    print(f"{len(videos)} videos of {FRAMES} frames in {time.perf_counter() - start:.1f} s", flush=True)
-    again = in_batches(lambda part: through_vae(pipe, frames[part]), evaluation)
-    workers, apart = evaluation.processes, evaluation.processes > 1
-    judged = functools.partial(judge, style=evaluation.style)
-    sampled, bound = (
-        list(ahead_of_time(judged, zip(clips, captions, strict=True), workers, processes=apart))
-        for clips in (videos, again)
+    sampler = Sampler(
+        load=functools.cache(functools.partial(_load, pipeline)),
+        settings=evaluation.settings,
+        # The published negative prompt is about photographs, so guidance here uses the empty text.
+        negative_prompt="",
     )
-    measured = {
-        name: list(
-            ahead_of_time(functools.partial(measure_shapes, style=evaluation.style), clips, workers, processes=apart)
-        )
-        for name, clips in (("sampled", videos), ("vae", again), ("scenes", frames))
-    }
-    result = {"settings": dataclasses.asdict(evaluation), "sampled": rates(sampled), "vae": rates(bound)}
-    result["statistics"] = {name: describe(found, measured["scenes"]) for name, found in measured.items()}
-    rows = [{"caption": caption, **row} for caption, row in zip(captions, sampled, strict=True)]
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
-    text = json.dumps(result, indent=1)
-    (out / "scores.json").write_text(f'{text[:-2]},\n "videos": [\n  {lines}\n ]\n}}\n')
-    show(out, frames, again, videos, captions)
-    return result
+    suite = MovingShapesSuite(
+        subject=Subject(sampler=sampler, batch=evaluation.batch, chunk_frames=CHUNK),
+        world=world_of(shapes),
+        settings=shapes,
+        videos=evaluation.videos,
+    )
+    settings = dataclasses.asdict(evaluation)
+    version = {"pipeline": str(pipeline.absolute()), "written": (pipeline / "model_index.json").stat().st_mtime}
+    compared = {name: value for name, value in settings.items() if name != "processes"} | version
+    options = Options(processes=evaluation.processes)
+    scores = evaluate(suite, out, compared, title=f"moving_shapes: {pipeline}", options=options, overwrite=True)
+    scores["settings"] = settings
+    replace_text(out / SCORES, scores_text(scores))
+    show_first(suite, out)
+    return {name: value for name, value in scores.items() if name != "videos"}
+
+
+def _load(pipeline: Path) -> "HeliosPipeline":
+    import jax
+
+    from helios_jax.sampling.pipeline import HeliosPipeline
+
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return HeliosPipeline.from_pretrained(pipeline, dtype=dtype, vae_dtype=dtype)
 
 
 def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Clips:
@@ -150,32 +143,8 @@ def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Cl
 
 def sample(pipe: "HeliosPipeline", captions: Sequence[str], seed: int, settings: SampleSettings) -> Clips:
     """Samples one video for each caption, with all frames of its chunks."""
-    # Streamed, because ``__call__`` would cut the video to 4k + 1 frames, and scenes have whole chunks.
-    # The published negative prompt is about photographs, so guidance here uses the empty text.
-    chunks = pipe.stream(captions, "", settings=settings, seed=seed, lookahead=1)
-    return np.concatenate([chunk.frames for chunk in chunks], axis=1)
-
-
-def through_vae(pipe: "HeliosPipeline", frames: Clips) -> Clips:
-    """Encodes and decodes the clips in chunks."""
-    from helios_jax.models.vae import reconstruct
-    from helios_jax.parallel.host_memory import fetched
-
-    chunks = np.split(frames, frames.shape[1] // pipe.chunk_frames, axis=1)
-    with fetched(pipe.vae) as vae:
-        return np.concatenate([np.asarray(reconstruct(vae, chunk)) for chunk in chunks], axis=1)
-
-
-def judge(pair: tuple[UInt8[np.ndarray, "F H W 3"], str], style: Style = "plain") -> Row:
-    """Scores a video against its caption: how many shapes have each attribute right, and 0 or 1 for the whole video."""
-    video, caption = pair
-    found = score(video, caption, style)
-    return {
-        "shapes": len(parse_caption(caption).shapes),
-        "recovered": int(found.recovered),
-        **{name: sum(getattr(shape, name) for shape in found.shapes) for name in OF_SHAPES},
-        **{name: int(getattr(found, name)) for name in OF_VIDEOS},
-    }
+    settings = dataclasses.replace(settings, seed=seed)
+    return np.concatenate(list(stream_chunks(pipe, captions, settings, negative_prompt="")), axis=1)
 
 
 def measure_shapes(video: UInt8[np.ndarray, "F H W 3"], style: Style = "plain") -> Measured:
@@ -183,23 +152,14 @@ def measure_shapes(video: UInt8[np.ndarray, "F H W 3"], style: Style = "plain") 
     return measure(video, CHUNK, shapes=True, style=style)
 
 
-def rates(rows: Iterable[Row]) -> Row:
-    """Rates and counts for all videos, and recovered videos by number of shapes."""
-    rows = list(rows)
-    by_shapes: dict[int, list[int]] = collections.defaultdict(list)
-    for row in rows:
-        by_shapes[row["shapes"]].append(row["recovered"])
-    shapes = sum(row["shapes"] for row in rows)
-    result: Row = {"recovered": _rate(sum(row["recovered"] for row in rows), len(rows))}
-    for count, recovered in sorted(by_shapes.items()):
-        result[f"recovered with {count}"] = _rate(sum(recovered), len(recovered))
-    result |= {name: _rate(sum(row[name] for row in rows), shapes) for name in OF_SHAPES}
-    result |= {name: _rate(sum(row[name] for row in rows), len(rows)) for name in OF_VIDEOS}
-    return result
-
-
-def _rate(right: int, total: int) -> str:
-    return f"{100 * right / total:.1f} % ({right} of {total})"
+def show_first(suite: MovingShapesSuite, out: Path) -> None:
+    """Writes the first videos, from the frames that the evaluation in ``out`` has kept of them."""
+    records, clips = Records(out), []
+    sampled, vae, scenes = suite.parts
+    for part in (scenes, vae, sampled):
+        found = [read_small(records.shown(part.name, video.name)) for video in part.videos[:SHOWN]]
+        clips.append(np.stack([frames for frames in found if frames is not None]))
+    show(out, clips[0], clips[1], clips[2], [video.prompt or "" for video in sampled.videos])
 
 
 def show(out: Path, scenes: Clips, again: Clips, videos: Clips, captions: Sequence[str]) -> None:
@@ -213,7 +173,7 @@ def show(out: Path, scenes: Clips, again: Clips, videos: Clips, captions: Sequen
     rows = [np.concatenate(list(clips[:SHOWN]), axis=2) for clips in (scenes, again, videos)]
     first, *others = (Image.fromarray(frame) for frame in np.concatenate(rows, axis=1))
     first.save(out / "samples.webp", save_all=True, append_images=others, duration=1000 // FPS, loop=0, quality=50)
-    picks = np.linspace(0, FRAMES - 1, 13).round().astype(int)
+    picks = shown_frames(FRAMES)
     sheet = caption_sheet(videos[:SHOWN, picks], captions[:SHOWN], [int(pick) + 1 for pick in picks])
     sheet.save(out / "samples.png", optimize=True)
 

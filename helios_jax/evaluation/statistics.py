@@ -58,19 +58,33 @@ def chunk_statistics(frames: UInt8[np.ndarray, "F H W 3"], chunk_frames: int) ->
     """
     if len(frames) == 0:
         raise ValueError("a video without frames has no statistics")
-    chunks = [frames[start : start + chunk_frames] for start in range(0, len(frames), chunk_frames)]
-    rows, before = [], None
-    for chunk in chunks:
+    streamed = StreamedStatistics()
+    for start in range(0, len(frames), chunk_frames):
+        streamed.update(frames[start : start + chunk_frames])
+    return streamed.result()
+
+
+class StreamedStatistics:
+    """``chunk_statistics`` of a video whose chunks come one after the other."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+        self._last: np.ndarray | None = None
+
+    def update(self, chunk: UInt8[np.ndarray, "F H W 3"]) -> None:
+        """Takes the next chunk."""
         y = luma(chunk)
         row = _statistics(chunk, y)
         row["border_jump"] = np.nan
-        if before is not None:
-            last, motion = before
-            inside = [value for value in (motion, row["motion"]) if not np.isnan(value)]
-            row["border_jump"] = float(np.abs(y[0] - last).mean()) - (float(np.mean(inside)) if inside else 0.0)
-        before = y[-1], row["motion"]
-        rows.append(row)
-    return {name: np.array([row[name] for row in rows]) for name in STATISTICS}
+        if self._last is not None:
+            inside = [value for value in (self._rows[-1]["motion"], row["motion"]) if not np.isnan(value)]
+            row["border_jump"] = float(np.abs(y[0] - self._last).mean()) - (float(np.mean(inside)) if inside else 0.0)
+        self._last = y[-1]
+        self._rows.append(row)
+
+    def result(self) -> PerChunk:
+        """The values of the chunks so far."""
+        return {name: np.array([row[name] for row in self._rows]) for name in STATISTICS}
 
 
 def mean_statistics(videos: Sequence[PerChunk]) -> PerChunk:
@@ -85,10 +99,15 @@ def drift(values: Float[np.ndarray, " chunks"]) -> float:
 
 
 def sharpness(y: Float[np.ndarray, "F H W"]) -> float:
-    """Equation (5), of the pixels that have all four neighbours."""
+    """Equation (5)."""
+    return float(sharpness_of_frames(y).mean())
+
+
+def sharpness_of_frames(y: Float[np.ndarray, "F H W"]) -> Float[np.ndarray, " F"]:
+    """The rms of the Laplacian of each frame, of the pixels that have all four neighbours."""
     centre = y[:, 1:-1, 1:-1]
     laplacian = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:] - 4 * centre
-    return float(np.sqrt(np.square(laplacian).mean((1, 2))).mean())
+    return np.sqrt(np.square(laplacian).mean((1, 2)))
 
 
 def high_band(y: Float[np.ndarray, "F H W"]) -> float:

@@ -30,7 +30,8 @@ class ContactSheet:
         fps: Frames per second, for the labels.
         columns: Frames per chunk, evenly spaced from the first to the last.
         max_rows: Most rows kept, not counting the newest chunk's.
-        tile_width: Width of the small frames in pixels; their height follows from the first chunk.
+        tile_width: Width of the small frames in pixels; their height follows from the first chunk. Frames of half this
+            width or less are enlarged by a whole factor, without blur, and may then be narrower.
         overwrite: Replace an existing file if this library wrote it; other files are never replaced.
 
     Raises:
@@ -61,6 +62,7 @@ class ContactSheet:
         self._max_rows = max_rows
         self._tile_width = tile_width
         self._tile_height = 0  # known from the first chunk
+        self._resampling: Any = None  # Pillow's default, which is smooth
         self._num_chunks = 0
         self._stride = 1  # chunks between two kept rows
         self._rows: list[list[tuple[int, Any]]] = []  # (frame number, PIL image) for each tile
@@ -71,11 +73,16 @@ class ContactSheet:
         from PIL import Image
 
         frames = uint8_frames(frames)
+        _, height, width, _ = frames.shape
         if not self._tile_height:
-            self._tile_height = max(1, round(self._tile_width * frames.shape[1] / frames.shape[2]))
+            if (factor := self._tile_width // width) > 1:
+                self._tile_width, self._resampling = factor * width, Image.Resampling.NEAREST
+            self._tile_height = max(1, round(self._tile_width * height / width))
         size = (self._tile_width, self._tile_height)
         picks = np.linspace(0, len(frames) - 1, self._columns).round().astype(int).tolist()
-        self._newest = [(self.num_frames + pick, Image.fromarray(frames[pick]).resize(size)) for pick in picks]
+        self._newest = [
+            (self.num_frames + pick, Image.fromarray(frames[pick]).resize(size, self._resampling)) for pick in picks
+        ]
         if self._num_chunks % self._stride == 0:
             self._rows.append(self._newest)
         if len(self._rows) > self._max_rows:

@@ -58,3 +58,8 @@ def checked_pixels(array: Any, layout: str) -> Frames:
             "map [-1, 1] by (x + 1) / 2, and give 0 .. 255 as uint8"
         )
     return array.astype(np.float32, copy=False)
+
+
+def enlargement(height: int, width: int) -> int:
+    """The whole factor that enlarges small frames for people, to a longer side of up to 256 pixels; 1 for others."""
+    return max(1, 256 // max(height, width))

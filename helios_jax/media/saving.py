@@ -15,7 +15,7 @@ _FRAMES_PER_WRITE = 240
 
 
 def save_video(
-    path: Path, frames: Any, fps: float | Fraction = 24, *, crf: int = 18, overwrite: bool = False
+    path: Path, frames: Any, fps: float | Fraction = 24, *, crf: int = 18, overwrite: bool = False, enlarge: int = 1
 ) -> pathlib.Path:
     """Saves one video as H.264 in mp4.
 
@@ -28,13 +28,15 @@ def save_video(
         fps: Frames per second; 29.97 is 30000/1001.
         crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
         overwrite: Replace an existing file if this library wrote it; other files are never replaced.
+        enlarge: Whole factor by which frames are enlarged, without blur, for small videos.
 
     Returns:
         The path of the file.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off, or it was not written by this library.
-        ValueError: Shape, dtype or range of the frames, the ending of the path, ``fps`` or ``crf`` are not as above.
+        ValueError: Shape, dtype or range of the frames, the ending of the path, ``fps``, ``crf`` or ``enlarge`` are not
+            as above.
         OSError: The file cannot be written.
     """
     shape = np.shape(frames)
@@ -43,7 +45,7 @@ def save_video(
             f"frames of shape {list(shape)} are a batch of {shape[0]} videos: save one at a time, frames[0]"
         )
     pixels = checked_pixels(frames, "[F, H, W, 3]")
-    with VideoWriter(path, fps=fps, crf=crf, overwrite=overwrite) as writer:
+    with VideoWriter(path, fps=fps, crf=crf, overwrite=overwrite, enlarge=enlarge) as writer:
         for start in range(0, len(pixels), _FRAMES_PER_WRITE):
             writer.write(_uint8(pixels[start : start + _FRAMES_PER_WRITE]))
     return writer.path

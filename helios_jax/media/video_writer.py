@@ -52,17 +52,22 @@ class VideoWriter:
         fps: Frames per second, see ``media.rates.frame_rate``: 29.97 is 30000/1001.
         crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
         overwrite: Replace an existing file if this library wrote it; other files are never replaced.
+        enlarge: Whole factor by which frames are enlarged, without blur: every pixel becomes a square. Players smooth
+            small videos when they fill a screen with them.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is off, it was not written by this library, or another
             process is writing it.
-        ValueError: ``path`` does not end in ``.mp4``, or ``fps`` or ``crf`` out of range.
+        ValueError: ``path`` does not end in ``.mp4``, or ``fps``, ``crf`` or ``enlarge`` out of range.
         OSError: The folder cannot be created or written to.
     """
 
-    def __init__(self, path: Path, *, fps: float | Fraction = 24, crf: int = 18, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, fps: float | Fraction = 24, crf: int = 18, overwrite: bool = False, enlarge: int = 1
+    ) -> None:
         self.fps = frame_rate(fps)
         whole_number(crf, "crf", at_least=0, at_most=51)
+        self._enlarge = whole_number(enlarge, "enlarge", at_least=1, at_most=64)
         self.num_frames = 0
         self._encoder = FragmentEncoder.create(fps=self.fps, crf=crf)
         self._size: tuple[int, ...] | None = None
@@ -84,6 +89,8 @@ class VideoWriter:
         if self._closed:
             raise ValueError(f"the writer of {self.path} is closed; open another path")
         frames = uint8_frames(frames)
+        if self._enlarge > 1:
+            frames = frames.repeat(self._enlarge, axis=1).repeat(self._enlarge, axis=2)
         size = frames.shape[1:3]
         if size[0] % 2 or size[1] % 2:
             raise ValueError(f"yuv420p video needs even sides, got height x width {size[0]} x {size[1]}")

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,9 @@ LIMIT_VARIABLE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"
 """Environment variable with the size of XLA's pool of pinned memory, in GiB."""
 
 _DEFAULT_LIMIT = 64
+
+_MOST_COPIES = 4 * 2**30
+"""Bytes of copies that ``compute_each`` has on the devices at a time, if no single array is larger."""
 
 
 def is_on_host(tree: Any) -> bool:
@@ -68,6 +71,25 @@ def fetched[T](tree: T) -> Generator[T]:
     finally:
         both = zip(jax.tree.leaves(tree), jax.tree.leaves(arrays), strict=True)
         delete([new for old, new in both if is_on_host(old)])
+
+
+def compute_each[R](program: Callable[[jax.Array], R], arrays: Mapping[str, jax.Array]) -> dict[str, R]:
+    """The results of a program for every array, by name.
+
+    Arrays in pinned host memory are copied to their devices for it, 4 GiB at a time: there may be no room for all of
+    them. Everything else is dispatched without waiting.
+    """
+    results, copied = {}, 0
+    for name, array in arrays.items():
+        if is_on_host(array):
+            size = total_bytes(array)
+            if copied and copied + size > _MOST_COPIES:
+                # Programs run in the order of their calls, so all copies before the last one have been read too.
+                jax.block_until_ready(list(results.values())[-1:])
+                copied = 0
+            copied += size
+        results[name] = program(on_device(array))
+    return results
 
 
 def delete(tree: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from helios_jax.checkpoints.lora_adapters import check_adapters
 from helios_jax.checkpoints.lora_merge import check_lora
+from helios_jax.checkpoints.pipelines import compute_dtype
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
@@ -72,7 +73,7 @@ class CheckedJob:
 
 
 def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSettings, list[CheckedJob]]:
-    """Checks the videos against the checkpoint; reads only its settings.
+    """Checks the videos against the checkpoint; reads only its settings. Replaces "auto" among the dtypes.
 
     Returns:
         The settings of the checkpoint and the videos, finished or not.
@@ -84,6 +85,8 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     model = read_settings(args.model, revision=args.revision, cache_dir=args.cache_dir)
     if model.text_encoder is None:
         raise ValueError(f"{args.model} has no text encoder, so no prompts can be read; download the checkpoint again")
+    # Records of videos name the dtype that was used.
+    args.dtype, args.vae_dtype = (str(compute_dtype(getattr(args, name), name)) for name in ("dtype", "vae_dtype"))
     defaults = RequestDefaults.of(model)
     for file, _ in args.lora:
         (check_lora if args.merge_lora else check_adapters)(file, model.transformer)

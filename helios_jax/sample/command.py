@@ -156,6 +156,7 @@ def _write_chunks(
 ) -> int:
     """Writes the frames to the files; returns their number."""
     from helios_jax.media.contact_sheet import ContactSheet
+    from helios_jax.media.pixels import enlargement
     from helios_jax.media.video_writer import VideoWriter
 
     outputs = job.job.outputs
@@ -165,7 +166,11 @@ def _write_chunks(
     ends_with_input = args.num_frames is None or (sys.stdin is not None and sys.stdin.isatty())
     shown = 0  # the first chunk that shows the newest prompt unblended
     end = stream.request.num_frames
-    with VideoWriter(outputs.video, fps=args.fps) as video, ContactSheet(outputs.sheet, fps=args.fps) as sheet:
+    enlarge = args.enlarge or enlargement(stream.request.height, stream.request.width)
+    with (
+        VideoWriter(outputs.video, fps=args.fps, enlarge=enlarge) as video,
+        ContactSheet(outputs.sheet, fps=args.fps) as sheet,
+    ):
         for chunk in stream:
             frames = chunk.frames[0] if end is None else chunk.frames[0, : end - video.num_frames]
             video.write(frames)

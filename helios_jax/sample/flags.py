@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add(name, help if default is None else f"{help} (default {default})", type=kind, default=default)
 
     flag = argparse.BooleanOptionalAction
-    dtypes = {"choices": ("bfloat16", "float32"), "default": "bfloat16"}
+    dtypes = {"choices": ("auto", "bfloat16", "float32"), "default": "auto"}
     add("model", "checkpoint folder in either layout, or hub id", required=True)
     add("revision", "branch, tag or commit of a hub id (a token comes from HF_TOKEN or 'hf auth login')")
     add("cache_dir", "folder for downloads (default: the hub's, or HF_HOME)", type=path("--cache_dir"))
@@ -103,8 +103,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_whole("seed", "seed of all draws, or -1 to draw one, which is printed", -1, MAX_SEED, 0)
     add("lora", "LoRA file to merge, FILE or FILE:SCALE; may be repeated", type=_lora, action="append", default=[])
     add("merge_lora", "merge LoRA files into the weights, or keep their small updates apart", action=flag, default=True)
-    add("dtype", "compute dtype of transformer and text encoder (default bfloat16)", **dtypes)
-    add("vae_dtype", "compute dtype of the VAE (default bfloat16)", **dtypes)
+    add(
+        "dtype",
+        "compute dtype of transformer and text encoder (default auto: float32 on CPUs)",
+        **dtypes,
+    )
+    add("vae_dtype", "compute dtype of the VAE (default auto)", **dtypes)
     add(
         "park",
         f"networks that wait in host memory while they are not used, {' or '.join(PARKABLE)}, or both with a comma",
@@ -113,6 +117,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_whole("vae_slice_frames", "latent frames the VAE handles at a time, to save memory", 1)
     add("fps", "frames per second of the file, such as 24, 29.97 or 30000/1001 (default 24)", type=_fps, default=24)
+    add_whole("enlarge", "factor by which frames are enlarged without blur (default: up to 256 pixels)", 1, 64)
     add("stream", "no end unless --num_frames is given; lines on standard input are new prompts", action="store_true")
     add("warmup", "compile before sampling; with no prompt, only compile", action="store_true")
     add(

@@ -62,6 +62,7 @@ def record_of(
         "amplify_first_chunk": request.amplify_first_chunk,
         "frames": request.num_frames,
         "fps": args.fps if isinstance(args.fps, int | float) else str(args.fps),
+        **({"enlarge": args.enlarge} if args.enlarge else {}),
         "dtype": args.dtype,
         "vae_dtype": args.vae_dtype,
         "sha256": {

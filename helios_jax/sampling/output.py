@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from helios_jax.media.pixels import enlargement
 from helios_jax.media.provenance import written_by_us
 from helios_jax.media.saving import save_video
 from helios_jax.sampling.brief import brief_fields
@@ -37,7 +38,7 @@ class SampleOutput:
     __repr__ = brief_fields
 
     def save(
-        self, path: Path, *, fps: int | Fraction = 24, crf: int = 18, overwrite: bool = False
+        self, path: Path, *, fps: int | Fraction = 24, crf: int = 18, overwrite: bool = False, enlarge: int = 1
     ) -> list[pathlib.Path]:
         """Writes each video of the batch as an mp4 file (H.264).
 
@@ -47,13 +48,14 @@ class SampleOutput:
             fps: Frames per second, such as 24, which the models were trained on, or 29.97.
             crf: Constant rate factor of x264, 0 (largest file) to 51; 18 is visually lossless.
             overwrite: Replace existing files if this library wrote them; other files are never replaced.
+            enlarge: Whole factor by which frames are enlarged, without blur, for small videos.
 
         Returns:
             The files, one for each video.
 
         Raises:
             FileExistsError: One of them exists and may not be replaced; in that case nothing is written.
-            ValueError: Another ending, or ``fps`` or ``crf`` out of range.
+            ValueError: Another ending, or ``fps``, ``crf`` or ``enlarge`` out of range.
         """
         target = user_path(path)
         files = [target]
@@ -65,7 +67,7 @@ class SampleOutput:
             if file.exists() and not written_by_us(file):
                 raise FileExistsError(f"{file} was not written by helios_jax and is not replaced; choose another path")
         return [
-            save_video(file, frames, fps, crf=crf, overwrite=overwrite)
+            save_video(file, frames, fps, crf=crf, overwrite=overwrite, enlarge=enlarge)
             for file, frames in zip(files, self.frames, strict=True)
         ]
 
@@ -73,9 +75,9 @@ class SampleOutput:
         """HTML players for the videos, or ``None`` if they are too large; notebooks then show the ``repr``."""
         if self.frames[..., 0].size > MAX_EMBEDDED_PIXELS:
             return None
-        players = []
+        players, size = [], self.frames.shape[2:4]
         with tempfile.TemporaryDirectory() as folder:
-            for file in self.save(pathlib.Path(folder) / "video.mp4", crf=23):
+            for file in self.save(pathlib.Path(folder) / "video.mp4", crf=23, enlarge=enlargement(*size)):
                 data = base64.b64encode(file.read_bytes()).decode()
                 players.append(f'<video controls loop src="data:video/mp4;base64,{data}"></video>')
         return "\n".join(players) if sum(map(len, players)) <= MAX_EMBEDDED_BYTES else None

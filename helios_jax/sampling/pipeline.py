@@ -95,8 +95,9 @@ class HeliosPipeline(LoadedNetworks):
             path: A folder in the published (diffusers) layout, a folder written by ``save``, or a hub id such as
                 "BestWishYsh/Helios-Distilled".
             dtype: Compute dtype of transformer and text encoder; the parameters published as fp32-only stay
-                fp32. "float32" is for comparison with other implementations.
-            vae_dtype: Compute dtype of the VAE; "float32" is the published setting.
+                fp32. "float32" is for comparison with other implementations, and "auto" is float32 on CPUs, where it
+                is faster, and bfloat16 elsewhere.
+            vae_dtype: Compute dtype of the VAE; "float32" is the published setting, "auto" as above.
             mesh: Devices to shard the parameters over; ``None`` for one device.
             park: Networks that wait in host memory between uses, "text_encoder" or "vae" or both; see ``park``.
             revision: Branch, tag or commit of a hub id; its main branch by default.

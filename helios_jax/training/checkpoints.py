@@ -7,6 +7,9 @@ Frozen parameters are omitted: they equal the weights that training starts from 
 name only when it is complete, so a killed run or a full disk leaves the earlier checkpoints intact. Restored arrays are
 compared with their digests, which detects damage on disk; older checkpoints without digests are not compared.
 
+A state of which a part is parked in pinned host memory (``parallel.residence``) is written before ``save`` returns, a
+few GB at a time: host memory may have no room for another copy of all of it.
+
 Checkpoints in the older layout without players (<step>/trainable, optimizer, ema and progress) can still be read.
 """
 
@@ -25,9 +28,13 @@ import jax
 import numpy as np
 
 from helios_jax.checkpoints.digests import digests_of
+from helios_jax.parallel.host_memory import is_on_host, total_bytes
 from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.state import Items
 from helios_jax.typing import Path
+
+_MOST_COPIES = 4 * 2**30
+"""Bytes of a state that are copied at a time, if no single array is larger."""
 
 
 @runtime_checkable
@@ -99,7 +106,7 @@ class Checkpoints:
             data: The iterator that yielded the batches of these steps.
             step: How many steps are done.
             skipped: How many updates of each player were skipped in a row up to this step; none by default.
-            wait: Return only when the checkpoint is complete.
+            wait: Return only when the checkpoint is complete, as always if arrays are in pinned host memory.
 
         Raises:
             OSError: This checkpoint, or the one before it, could not be written.
@@ -117,8 +124,11 @@ class Checkpoints:
                 "digests": json.dumps(digests_of(arrays)),
             }
             progress["digest"] = _digest(progress)
-            with self._explaining_failures():
+            parked = is_on_host(items)
+            with self._explaining_failures(), _bounded_copies(items) if parked else contextlib.nullcontext():
                 self._checkpointer.save_checkpointables_async(step, {**items, "progress": progress})
+            # With bounded copies, Orbax still reads the arrays in the background.
+            wait |= parked
         if wait:
             self.wait()
 
@@ -165,7 +175,8 @@ class Checkpoints:
         return int(progress["step"]), items
 
     def _restore_players(self, step: int, abstract: Items) -> tuple[Items, Any]:
-        stored = self._checkpointer.load_checkpointables(step, {**abstract, "progress": None})
+        with _bounded_copies(abstract):
+            stored = self._checkpointer.load_checkpointables(step, {**abstract, "progress": None})
         progress = stored.pop("progress")
         return dict(stored), progress
 
@@ -218,6 +229,22 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _bounded_copies(items: Any) -> Any:
+    """A context in which Orbax copies a part of a state at a time."""
+    from orbax.checkpoint import v1 as ocp
+
+    # Orbax refuses an array that takes all of what is allowed.
+    most = max(_MOST_COPIES, *(1 + total_bytes(leaf) for leaf in jax.tree.leaves(items)))
+    return ocp.Context(
+        memory_options=ocp.options.MemoryOptions(
+            write_concurrent_bytes=most,
+            read_concurrent_bytes=most,
+            transfer_concurrent_bytes=most,
+            deepcopy_host_arrays=False,
+        )
+    )
 
 
 @contextlib.contextmanager

@@ -74,8 +74,8 @@ _USE = {GENERATOR: 16, CRITIC: 17}
 class Distill(DistillSettings):
     """Distribution matching distillation: a ``Procedure`` with the settings of ``DistillSettings``."""
 
-    def start(self, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> "Distilling":
-        """See ``Procedure``.
+    def check(self, experiment: Experiment) -> None:
+        """Checks that the rest of an experiment fits.
 
         Raises:
             ValueError: A batch would be split into microbatches, the data has one window per sample, or there are no
@@ -89,6 +89,10 @@ class Distill(DistillSettings):
             raise ValueError(
                 "data.captions=0: a reward reads captions; give the bytes of the longest, data.captions=256"
             )
+
+    def start(self, experiment: Experiment, mesh: Mesh, restore: Restore | None) -> "Distilling":
+        """See ``Procedure``. Raises ValueError as ``check`` does."""
+        self.check(experiment)
         return Distilling(self, experiment, mesh, restore)
 
 
@@ -191,6 +195,8 @@ class Distilling:
         if settings.gan is not None:
             settings.gan.check(self._config, *batch.critic.target.shape[1:4])
         ema, metrics = self._experiment.ema, {}
+        if self._averaged != _TRAINABLE[GENERATOR]:
+            self._residence.park(self._averaged)  # a validation may have left it on the device
         if step % settings.ratio == 0:
             metrics |= _prefixed(GENERATOR, self._update_generator(batch.generator, step))
         elif ema is not None and step < ema.start:
@@ -395,7 +401,10 @@ class Distilling:
                 self._residence.drop(name)
 
     def networks(self) -> nnx.Module:
-        """See ``Running``: the generator."""
+        """See ``Running``: the generator. Everything else is parked, which leaves room for sampling."""
+        for name in self._residence.names:
+            if name not in (self._averaged, _FROZEN[GENERATOR]):
+                self._residence.park(name)
         params = self._residence.use(self._averaged) | self._residence.use(_FROZEN[GENERATOR])
         encoder = self._encoders[GENERATOR]
         return Networks(**modules(unflatten(self._graph, params)), **modules(unflatten(encoder.graph, encoder.params)))

@@ -79,7 +79,7 @@ class Product(Protocol):
 
 @runtime_checkable
 class NeedsFiles(Protocol):
-    """A product that needs files in addition to the trained networks."""
+    """A product or a validation that needs files in addition to the trained networks."""
 
     def check(self, start: Start) -> None:
         """Checks that they are there, before anything is trained.

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from helios_jax.parallel.host_memory import on_device
+from helios_jax.parallel.host_memory import compute_each
 from helios_jax.typing import Array
 
 
@@ -24,9 +24,7 @@ def not_finite(arrays: Mapping[str, Any]) -> str:
     Args:
         arrays: Arrays on the devices or in pinned host memory, by path. Every process that shares them must call.
     """
-    # All checks are dispatched before the first result is fetched. An array from host memory is on its device only
-    # until its check is done.
-    found = jax.device_get({path: _all_finite(on_device(array)) for path, array in arrays.items()})
+    found = jax.device_get(compute_each(_all_finite, arrays))
     bad = [path for path, finite in found.items() if not finite]
     return bad[0] + (f" and {len(bad) - 1} others" if len(bad) > 1 else "") if bad else ""
 

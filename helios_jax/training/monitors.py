@@ -63,6 +63,14 @@ class Monitors:
                 raise ValueError(f"monitors.reference: {name!r} must be one of {', '.join(STATISTICS)}")
             finite_number(value, f"monitors.reference of {name}")
 
+    def check(self) -> None:
+        """Checks that the data sets are there.
+
+        Raises:
+            FileNotFoundError: A folder holds no finished data set.
+        """
+        _opened(self.folders)
+
     def prepare(self, vae: Network[WanVae], height: int, width: int, chunk_frames: int) -> "Monitor":
         """Measures the data.
 
@@ -138,12 +146,12 @@ def _records(folders: Sequence[str], size: Size) -> Iterator[LatentRecord]:
     Raises:
         ValueError: There are none.
     """
-    opened = [open_latents(user_path(folder, "monitors.folders")) for folder in folders]
+    opened = _opened(folders)
     if not any(size in sizes for sizes in opened):
         others = sorted({size_name(other) for sizes in opened for other in sizes})
         raise ValueError(
-            f"monitors.folders={tuple(folders)} have latents of {', '.join(others)}, and the videos of validation need "
-            f"{size_name(size)}: sample videos of the data's size, or leave monitors.folders empty"
+            f"validation.monitors.folders={tuple(folders)} have latents of {', '.join(others)}, and the videos of "
+            f"validation need {size_name(size)}: sample videos of the data's size, or leave it empty"
         )
     for sizes in opened:
         records = sizes.get(size, ())
@@ -151,3 +159,14 @@ def _records(folders: Sequence[str], size: Size) -> Iterator[LatentRecord]:
             record = records[index]
             record.check(size)
             yield record
+
+
+def _opened(folders: Sequence[str]) -> list[Mapping[Size, Any]]:
+    opened: list[Mapping[Size, Any]] = []
+    for folder in folders:
+        try:
+            opened.append(open_latents(user_path(folder, "validation.monitors.folders")))
+        except FileNotFoundError as error:
+            text = f"validation.monitors.folders: {error}; an empty list compares videos with no data"
+            raise FileNotFoundError(text) from error
+    return opened

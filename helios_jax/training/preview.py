@@ -6,7 +6,7 @@ Nothing is written, nothing is downloaded, and no accelerator is touched.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,11 @@ import numpy as np
 from helios_jax.checkpoints.components import component_folder, find_component, read_json
 from helios_jax.checkpoints.sources import folder_of
 from helios_jax.data.helios_latents.reader import open_latents
+from helios_jax.data.helios_ode.reader import open_ode
 from helios_jax.models.tokenization import Tokenizer
-from helios_jax.training.datasets import Latents
-from helios_jax.training.experiment import MAY_CHANGE, Experiment
+from helios_jax.training.datasets import Latents, Trajectories
+from helios_jax.training.distiller import Distill
+from helios_jax.training.experiment import MAY_CHANGE, Experiment, NeedsFiles
 from helios_jax.training.networks import Networks
 from helios_jax.training.overrides import as_json
 from helios_jax.training.params import flatten, values_by_pattern
@@ -58,6 +60,8 @@ def preview(experiment: Experiment, original: Experiment, workdir: pathlib.Path)
         _earlier(experiment, workdir),
         _optimizer(experiment),
         _weights(experiment),
+        _procedure(experiment),
+        _validation(experiment),
         _data(experiment),
         _parameters(experiment),
     ):
@@ -118,8 +122,12 @@ def _optimizer(experiment: Experiment) -> Iterator[str]:
 
 
 def _weights(experiment: Experiment) -> Iterator[str]:
-    for part, field in (("start", "folder"), ("product", "parts")):
-        name = getattr(getattr(experiment, part), field, None)
+    for part, owner, field in (
+        ("start", experiment.start, "folder"),
+        ("method.score", getattr(experiment.method, "score", None), "folder"),
+        ("product", experiment.product, "parts"),
+    ):
+        name = getattr(owner, field, None)
         if isinstance(name, str):
             found = on_disk(name)
             yield f"config.{part}.{field}: {found}" if found else f"config.{part}.{field}: {name} will be downloaded"
@@ -127,6 +135,18 @@ def _weights(experiment: Experiment) -> Iterator[str]:
     # Only in a folder of the user: what lacks in the cache of the hub will be downloaded.
     if isinstance(product, Pipeline) and user_path(product.parts, "parts").is_dir():
         product.check(experiment.start)
+
+
+def _procedure(experiment: Experiment) -> Iterator[str]:
+    if isinstance(experiment.method, Distill):
+        experiment.method.check(experiment)
+    yield from ()
+
+
+def _validation(experiment: Experiment) -> Iterator[str]:
+    if isinstance(experiment.validation, NeedsFiles):
+        experiment.validation.check(experiment.start)
+    yield from ()
 
 
 def on_disk(name: str) -> pathlib.Path | None:
@@ -145,16 +165,17 @@ def on_disk(name: str) -> pathlib.Path | None:
 
 def _data(experiment: Experiment) -> Iterator[str]:
     data = experiment.data
-    if not isinstance(data, Latents):
+    if not isinstance(data, Latents | Trajectories):
         yield f"config.data: {type(data).__name__}, which is not checked"
         return
+    kind, opens = ("clips", open_latents) if isinstance(data, Latents) else ("trajectories", open_ode)
     for folder in data.folders:
-        opened = open_latents(folder)
+        opened: Mapping[Any, Any] = opens(folder)
         if data.on_error == "raise":
             for records in opened.values():
                 next(iter(records), None)  # a file that cannot be read shows at its first record
         sizes = {f"{height}x{width}": len(files) for (height, width), files in opened.items()}
-        counts = ", ".join(f"{count} clips of {size} latents" for size, count in sizes.items())
+        counts = ", ".join(f"{count} {kind} of {size} latents" for size, count in sizes.items())
         yield f"config.data.folders: {folder} has {counts}"
     if data.tokenizer and (folder := on_disk(data.tokenizer)):
         Tokenizer.from_folder(folder)

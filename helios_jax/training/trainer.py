@@ -65,8 +65,9 @@ def train(experiment: Experiment, workdir: Path) -> int:
     check_batch(experiment.batch_size, experiment.accumulation, mesh)
     with noted_sigterm() as sigterm, _only_run(workdir):
         data = experiment.data.batches(experiment.batch_size, data_shard(mesh), experiment.seed)
-        if isinstance(experiment.product, NeedsFiles):
-            experiment.product.check(experiment.start)
+        for part in (experiment.product, experiment.validation):
+            if isinstance(part, NeedsFiles):
+                part.check(experiment.start)
         return _Run(experiment, workdir, settings, mesh, data).run(sigterm)
 
 

@@ -24,7 +24,7 @@ from helios_jax.parallel.mesh import readable
 from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.sampling.settings import SampleSettings, one_or_many
-from helios_jax.training.experiment import Data, Findings, Product
+from helios_jax.training.experiment import Data, Findings, Product, Start
 from helios_jax.training.monitors import SHEET, Monitor, Monitors
 from helios_jax.training.networks import Networks
 from helios_jax.training.products import Pipeline
@@ -88,6 +88,11 @@ class Samples:
             max_text_tokens=self.max_text_tokens,
             seed=self.seed,
         )
+
+    def check(self, start: Start) -> None:
+        """See ``NeedsFiles``: the data sets of the monitors are there."""
+        if self.monitors is not None:
+            self.monitors.check()
 
     def prepare(self, product: Product, networks: Networks, mesh: Mesh) -> "Sampler":
         """See ``Validation``. A text encoder that is not trained is dropped after it has encoded the prompts.

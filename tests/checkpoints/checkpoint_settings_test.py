@@ -12,6 +12,7 @@ import pytest
 import helios_jax as hx
 from helios_jax.checkpoints import components
 from helios_jax.checkpoints.footprint import Footprint, footprint
+from helios_jax.checkpoints.pipelines import compute_dtype
 from helios_jax.checkpoints.random import write_random_checkpoint
 from helios_jax.checkpoints.settings import read_settings
 from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
@@ -221,9 +222,18 @@ def test_a_large_model_on_a_cpu_is_refused_before_its_weights_are_fetched(folder
     assert jax.default_backend() == "cpu"
 
 
+def test_the_dtype_auto_depends_on_the_platform(folder, monkeypatch):
+    """Also "bfloat16" and "float32" as they are; a mesh says where networks run."""
+    for platform, expected in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
+        monkeypatch.setattr("helios_jax.checkpoints.pipelines.backend", lambda platform=platform: platform)
+        assert compute_dtype("auto", "dtype") == expected
+        assert compute_dtype("auto", "dtype", jax.make_mesh((1,), ("fsdp",))) == "float32"
+        assert [compute_dtype(name, "dtype") for name in ("bfloat16", "float32")] == ["bfloat16", "float32"]
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float16", "float33", None, 3])
 def test_dtypes_that_networks_do_not_compute_in(folder, dtype):
-    with pytest.raises(ValueError, match=rf"dtype={dtype!r}; expected one of bfloat16, float32$"):
+    with pytest.raises(ValueError, match=rf"dtype={dtype!r}; expected one of auto, bfloat16, float32$"):
         hx.HeliosPipeline.from_pretrained(folder, dtype=dtype)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from helios_jax.checkpoints.components import find_component
 from helios_jax.config import PipelineConfig, SchedulerConfig, TransformerConfig
 from helios_jax.distillation.gan import Gan
-from helios_jax.experiments import stage3_distill, stage3_distill_gan
+from helios_jax.experiments import stage1_init, stage3_distill, stage3_distill_gan
 from helios_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from helios_jax.training.ema import Ema
 from helios_jax.training.experiment import Experiment
@@ -117,7 +117,7 @@ def test_the_small_model_is_trained_alike():
     assert dataclasses.replace(small, **parts) == large
 
 
-@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+@pytest.mark.parametrize("size", stage1_init.SMALL)
 def test_the_small_world_is_distilled_into_few_steps(size):
     settings = experiment(size)
     assert settings.product.config.is_distilled
@@ -151,8 +151,8 @@ def test_the_published_discriminator():
     gan.check(TransformerConfig.helios_14b(), 9, 48, 80)
 
 
-@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+@pytest.mark.parametrize("size", stage1_init.SMALL)
 def test_the_small_discriminator_fits_the_small_world(size):
     settings = frozen(stage3_distill_gan.get_config(size))
-    layers = {"tiny": 4, "tiny_gpu": 8}[size]
+    layers = {"tiny": 4, "tiny_gpu": 8, "helios_tiny": 6}[size]
     settings.method.gan.check(dataclasses.replace(TransformerConfig.helios_14b(), num_layers=layers), 9, 8, 8)

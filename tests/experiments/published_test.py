@@ -342,10 +342,11 @@ def test_the_small_model_is_trained_alike(name):
 
 
 def test_consistency_takes_the_place_of_the_regression():
-    """Other data and another loss; optimizer, adapters, product and validation are the same."""
+    """Other data and another loss; optimizer, adapters, product and validated videos are the same."""
     ode, consistency = experiment("stage3_ode"), experiment("stage3_consistency")
-    others = ("method", "data", "accumulation", "ema")
+    others = ("method", "data", "accumulation", "ema", "validation")
     assert dataclasses.replace(consistency, **{name: getattr(ode, name) for name in others}) == ode
+    assert dataclasses.replace(consistency.validation, monitors=ode.validation.monitors) == ode.validation
     assert consistency.data == experiment("stage2_init").data
     assert consistency.method.guidance_scale == 5.0
 

@@ -29,7 +29,7 @@ SIZE = (8, 8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+@pytest.mark.parametrize("size", stage1_init.SMALL)
 def test_settings_fit_their_batches(size):
     """Shapes only."""
     first = frozen(stage1_init.get_config(size))
@@ -115,6 +115,7 @@ def experiment(module, mid, data_folder, size="tiny", **changes):
         product=dataclasses.replace(settings.product, parts=str(mid)),
         data=data,
         optimizer=dataclasses.replace(settings.optimizer, learning_rate=1e-2, warmup_steps=0, schedule="constant"),
+        validation=None,
         **{"steps": 4, "batch_size": 6, "log_every": 1, "checkpoint_every": 2} | changes,
     )
 
@@ -194,12 +195,17 @@ def test_adapters_share_the_teachers_weights(mid, latents):
 
 @pytest.mark.slow
 def test_distillation_with_a_reward(mid, latents, tmp_path):
-    """The reward reads decoded frames and captions, and its factor is that of its scores."""
+    """The reward reads decoded frames and captions, its factor is that of its scores, and a validation is measured."""
     assert not frozen(stage3_distill.get_config("tiny_gpu")).method.needs_vae
     assert frozen(stage3_distill.get_config("tiny_gpu_reward")).method.needs_vae
     settings = experiment(stage3_distill, mid, latents, size="tiny_reward", steps=1)
     score = dataclasses.replace(settings.method.score, folder=str(mid))
     settings = dataclasses.replace(settings, method=dataclasses.replace(settings.method, score=score))
+    samples = frozen(stage3_distill.get_config("tiny")).validation
+    monitors = dataclasses.replace(samples.monitors, folders=(str(latents),), clips=2)
+    settings = dataclasses.replace(
+        settings, validation=dataclasses.replace(samples, every=1, prompts=samples.prompts[:1], monitors=monitors)
+    )
     without = dataclasses.replace(settings, data=dataclasses.replace(settings.data, captions=0))
     with pytest.raises(ValueError, match=r"data\.captions=0: a reward reads captions"):
         train(without, tmp_path / "without")
@@ -209,6 +215,9 @@ def test_distillation_with_a_reward(mid, latents, tmp_path):
     assert all(-1 <= score <= 1 for score in scores)
     assert 0 < metrics["generator/reward/factor"] <= np.exp(2)
     assert metrics["generator/skipped"] == 0
+    assert {f"validation/brightness/chunk{number}" for number in range(8)} <= metrics.keys()
+    assert {"validation/sharpness/drift", "validation/saturation/gap"} <= metrics.keys()
+    assert (tmp_path / "run" / "validation" / "1" / "monitors.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

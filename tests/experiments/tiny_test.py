@@ -30,7 +30,7 @@ def loss_of(experiment, networks, batch):
     return experiment.method.loss(networks, batch, jax.random.split(jax.random.key(0), 2), experiment.execution)
 
 
-@pytest.mark.parametrize("size", ["tiny", "tiny_gpu"])
+@pytest.mark.parametrize("size", stage1_init.SMALL)
 def test_stages_fit_together_and_to_their_batches(size, tmp_path):
     first, second = (frozen(stage.get_config(size)) for stage in (stage1_init, stage2_init))
     assert write_word_tokenizer(tmp_path, vocabulary()) <= first.start.text_encoder.vocab_size
@@ -47,8 +47,20 @@ def test_stages_fit_together_and_to_their_batches(size, tmp_path):
         assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 
-@pytest.mark.parametrize("phase", ["images", "clips", "gpu_images", "gpu_clips"])
-def test_the_vae_fits_its_clips(phase):
+def test_helios_tiny_is_small_enough_to_ship():
+    """Its files in bfloat16, of at most 25 MB together, leave 1 % for the tokenizer and settings."""
+    first, vae = frozen(stage1_init.get_config("helios_tiny")), frozen(tiny_vae.get_config("helios_tiny_images"))
+    networks = [
+        jax.eval_shape(lambda one=one: one.start.networks(one.mesh.build(), jax.random.key(0))) for one in (first, vae)
+    ]
+    size = sum(2 * leaf.size for leaf in jax.tree.leaves(networks))
+    assert 20e6 < size < 0.99 * 25e6
+
+
+@pytest.mark.parametrize("phase", ["", "gpu_", "helios_tiny_"])
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_the_vae_fits_its_clips(phase, kind):
+    phase += kind
     experiment = frozen(tiny_vae.get_config(phase))
     start = frozen(tiny_vae.get_config(phase.replace("clips", "images"))).start
     networks = jax.eval_shape(lambda: start.networks(experiment.mesh.build(), jax.random.key(0)))

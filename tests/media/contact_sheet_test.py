@@ -117,3 +117,16 @@ def test_refusals(tmp_path):
         ContactSheet(tmp_path / "sheet.jpg")
     with pytest.raises(ValueError, match="columns=1"):
         ContactSheet(tmp_path / "other.png", columns=1)
+
+
+@pytest.mark.parametrize(("width", "tile"), [(64, 192), (80, 160), (192, 192), (320, 192)])
+def test_small_frames_are_enlarged_without_blur(tmp_path, width, tile):
+    """By a whole factor: every pixel becomes a square of its colour. Larger ones are reduced."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, width, width, 3), np.uint8)
+    with ContactSheet(tmp_path / "sheet.png") as sheet:
+        sheet.write(frames)
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert picture.shape == (tile + LABEL, 3 * (tile + GAP) - GAP, 3)
+    if tile % width == 0:
+        factor = tile // width
+        np.testing.assert_array_equal(picture[:tile, :tile], frames[0].repeat(factor, 0).repeat(factor, 1))

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from helios_jax.media.pixels import enlargement
 from helios_jax.media.reading import load_video
 from helios_jax.media.video_writer import VideoWriter, make_seekable
 
@@ -266,3 +267,17 @@ def test_without_x264(tmp_path, monkeypatch):
         "times": list(range(20)),
     }
     assert mean_error(load_video(writer.path, HEIGHT, WIDTH), clip) < 2
+
+
+def test_enlarged_frames_have_squares_for_pixels(tmp_path):
+    """Checked on grey noise, since colours have half the resolution in yuv420p."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 1), np.uint8).repeat(3, axis=-1)
+    with VideoWriter(tmp_path / "large.mp4", crf=1, enlarge=4) as video:
+        video.write(small[:2])
+        video.write(small[2:])
+    found = load_video(tmp_path / "large.mp4", 64, 96)
+    assert found.shape == (5, 64, 96, 3)
+    assert mean_error(found, small.repeat(4, axis=1).repeat(4, axis=2)) < 2
+    with pytest.raises(ValueError, match="enlarge=0 must be a whole number from 1 to 64"):
+        VideoWriter(tmp_path / "none.mp4", enlarge=0)
+    assert [enlargement(*size) for size in ((64, 64), (128, 96), (130, 64), (384, 640))] == [4, 2, 1, 1]

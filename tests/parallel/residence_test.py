@@ -231,3 +231,22 @@ def test_fetched_arrays_are_deleted_and_others_are_not():
     np.testing.assert_array_equal(on_device(parked)["w"], here["w"])
     assert host_memory.bytes_on_host(parked) == host_memory.total_bytes(here) == 20
     assert host_memory.bytes_by_device(here) == {jax.devices("cpu")[0]: 20}
+
+
+def test_parked_arrays_are_copied_to_the_device_a_few_at_a_time(monkeypatch):
+    """Two arrays of 4000 bytes fit, so every third call waits for those before it."""
+    parked = {str(number): on_host(array(number, SIZE)) for number in range(7)}
+    waits, seen = [], []
+    monkeypatch.setattr(host_memory, "_MOST_COPIES", 8 * SIZE)
+    monkeypatch.setattr(jax, "block_until_ready", lambda results: waits.append(len(seen)))
+
+    def program(one):
+        assert not is_on_host(one)
+        seen.append(one)
+        return one.sum()
+
+    sums = host_memory.compute_each(program, parked | {"here": array(9, SIZE)})
+    assert waits == [2, 4, 6]
+    for name, value in sums.items():
+        expected = array(9 if name == "here" else int(name), SIZE).sum()
+        assert float(value) == float(expected)

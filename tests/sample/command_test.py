@@ -52,7 +52,7 @@ def test_text_to_video(model, tmp_path, capsys):
     record = json.loads((tmp_path / "fox.helios.json").read_text())
     assert (record["prompt"], record["seed"], record["steps"], record["frames"]) == ("fox", 3, [1, 1, 1], 65)
     settings = ["keep_first_frame", "max_text_tokens", "dtype", "vae_dtype", "revision", "num_frames", "image_sigmas"]
-    assert [record[name] for name in settings] == [True, 32, "bfloat16", "bfloat16", None, 40, [0.111, 0.135]]
+    assert [record[name] for name in settings] == [True, 32, "float32", "float32", None, 40, [0.111, 0.135]]
     assert record["versions"]["jax"] == jax.__version__
     assert record["device"] == "cpu"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.helios.json", "fox.mp4", "fox.sheet.png"]

@@ -3,21 +3,23 @@
 Runs of this file share their compiled programs, which are functions of the settings alone.
 """
 
-import dataclasses
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_distillation import HEADS, experiment, window
+from toy_distillation import HEADS, ParamsProduct, WindowData, Windows, experiment
 
 from helios_jax.distillation import pull_back, walk
 from helios_jax.distillation.gan import Gan
 from helios_jax.training.batch import LatentPair
 from helios_jax.training.distiller import PLAYERS, Distilling
-from helios_jax.training.params import flatten
 from helios_jax.training.trainer import train
 
 pytestmark = pytest.mark.slow
@@ -34,39 +36,6 @@ PROGRAMS = (
     "_exit_program",
 )
 STEPS, CUT = 3, 2
-
-
-class Windows:
-    """Window j of the data is a function of j."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def __next__(self) -> LatentPair:
-        first, self.position = 2 * self.position, self.position + 1
-        return jax.tree.map(np.asarray, LatentPair(generator=window(first), critic=window(first + 1)))
-
-    def get_state(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    windows: int = 2
-
-    def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Windows:
-        return Windows()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Product:
-    """The generator's parameters in one file."""
-
-    def export(self, networks: Any, folder: pathlib.Path) -> None:
-        np.savez(folder / "params.npz", **flatten(networks)[1])
 
 
 class Watch:
@@ -137,7 +106,7 @@ def watch():
 
 def run(workdir: pathlib.Path, **changes: Any) -> int:
     gan = Gan(start_step=0, heads=HEADS, crop=1.0)
-    settings = {"data": Data(), "product": Product(), "steps": STEPS, "checkpoint_every": 1, "log_every": 1}
+    settings = {"data": WindowData(), "product": ParamsProduct(), "steps": STEPS, "checkpoint_every": 1, "log_every": 1}
     return train(experiment({"ratio": 1, "gan": gan}, **settings | changes), workdir)
 
 
@@ -156,7 +125,7 @@ def undisturbed(watch, tmp_path_factory):
             counts[watch.step] = watch.calls
             return super().__next__()
 
-    class Counted(Data):
+    class Counted(WindowData):
         def batches(self, batch_size: int, part: tuple[int, int], seed: int) -> Windows:
             return Counts()
 
@@ -165,10 +134,10 @@ def undisturbed(watch, tmp_path_factory):
 
 
 def test_a_run_that_is_cut_off_between_two_programs_resumes_bit_for_bit(watch, undisturbed, tmp_path):
-    """The same run is cut off again and again, each time three programs later in the step, and then finishes."""
+    """The same run is cut off again and again, each time five programs later in the step, and then finishes."""
     states, count = undisturbed
     assert count > 20
-    for number in range(0, count, 3):
+    for number in range(0, count, 5):
         watch.cut_before = number
         with pytest.raises(RuntimeError, match="power cut"):
             run(tmp_path)
@@ -179,6 +148,30 @@ def test_a_run_that_is_cut_off_between_two_programs_resumes_bit_for_bit(watch, u
     assert list(watch.states) == [2, 3]
     for step, state in watch.states.items():
         jax.tree.map(np.testing.assert_array_equal, state, states[step])
+
+
+def run_in_process(workdir: pathlib.Path, *kill: str | int) -> int:
+    """Distils in a process with parked networks, until it kills itself or to its end; returns the newest checkpoint."""
+    script = pathlib.Path(__file__).with_name("killed_distillation.py")
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(script), str(workdir), "scheduled", *map(str, kill)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+    return saved(workdir)
+
+
+def test_a_process_that_is_killed_again_and_again_resumes_bit_for_bit(undisturbed, tmp_path):
+    """Before the second update of the generator, before that of the critic, and in the checkpoint after them."""
+    assert run_in_process(tmp_path, "_zeros", 1) == 1
+    assert run_in_process(tmp_path, "_add_gan_gradient", 0) == 1
+    assert run_in_process(tmp_path, "checkpoint", 2) == 1
+    assert run_in_process(tmp_path) == STEPS
+    states, _ = undisturbed
+    found = dict(np.load(tmp_path / "product" / str(STEPS) / "params.npz"))
+    expected = states[STEPS]["generator"]["ema"]
+    assert expected.keys() <= found.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
 @pytest.mark.parametrize("player", PLAYERS)

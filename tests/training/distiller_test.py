@@ -121,6 +121,13 @@ def test_scheduled_memory_changes_no_number():
     for run in runs.values():
         for number in range(1, 7):
             run.step(PAIR, number)
+            if number == 3:  # as a validation does
+                run.networks()
+                device = {name: held.device for name, held in run._residence.report().items()}
+                sampled = {name for name, size in device.items() if size}
+                everything = set(run._residence.names)
+                alone = {"generator/frozen", "generator/average"}
+                assert sampled == (alone if run is runs["scheduled"] else everything)
     jax.tree.map(np.testing.assert_array_equal, runs["resident"].items(), runs["scheduled"].items())
     held = runs["scheduled"]._residence.report()
     assert held["generator/frozen"].device == held["generator/moments"].device == held["critic/moments"].device == 0

@@ -176,3 +176,32 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written"):
         checked_workdir(tmp_path / "run")
+
+
+def test_a_dry_run_of_stage_3_names_what_is_missing(parts, tmp_path, capsys):
+    """The scores, the data of the monitors, and two windows of each clip."""
+    stage3 = [
+        "helios-train",
+        "--config=stage3_distill.py:tiny",
+        *command(parts, tmp_path / "run", "--dry_run")[2:],
+        f"--config.start.folder={parts}/parts",
+    ]
+    wrong = [f"--config.method.score.folder={tmp_path}/none", "--config.data.windows=1"]
+    assert train.main([*stage3, *wrong]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/none" in error
+    assert "distillation needs two windows" in error
+    assert "validation.monitors.folders: " in error
+    assert "runs/tiny/latents/videos" in error
+    right = [
+        f"--config.method.score.folder={parts}/parts",
+        f"--config.validation.monitors.folders={(f'{parts}/latents',)}",
+    ]
+    assert train.main([*stage3, *right]) == 0
+    assert f"config.method.score.folder: {parts}/parts" in capsys.readouterr().out
+
+
+def test_a_dry_run_names_trajectories_that_are_not_there(parts, tmp_path, capsys):
+    ode = command(parts, tmp_path / "run", "--dry_run", f"--config.start.folder={parts}/parts")
+    assert train.main(["helios-train", "--config=stage3_ode.py:tiny", *ode[2:]]) == 1
+    assert "helios_ode" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """Validation and export in two processes: the videos and the product of one process, written once."""
 
+import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -71,6 +73,13 @@ def test_two_processes_write_what_one_writes(trained, parts, alone, videos, tmp_
     compare_products(tmp_path / "out" / "product", alone / "product")
 
 
+def compare_reports(found: pathlib.Path, expected: pathlib.Path) -> None:
+    ours, theirs = (jax.tree.leaves_with_path(json.loads(path.read_text())) for path in (found, expected))
+    for (path, value), (other, wanted) in zip(ours, theirs, strict=True):
+        assert path == other
+        assert value == (pytest.approx(wanted, rel=1e-3, abs=1e-6) if isinstance(wanted, float) else wanted), path
+
+
 def compare_products(found: pathlib.Path, expected: pathlib.Path) -> None:
     names = sorted(path.relative_to(expected) for path in expected.rglob("*"))
     assert sorted(path.relative_to(found) for path in found.rglob("*")) == names
@@ -80,5 +89,7 @@ def compare_products(found: pathlib.Path, expected: pathlib.Path) -> None:
             assert others.keys() == tensors.keys()
             for tensor, array in tensors.items():
                 np.testing.assert_allclose(others[tensor], array, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {tensor}")
+        elif name.name == "merging.json":
+            compare_reports(found / name, expected / name)
         elif (expected / name).is_file() and name.parent.name != "text_encoder":
             assert (found / name).read_bytes() == (expected / name).read_bytes(), name
