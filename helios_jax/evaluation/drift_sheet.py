@@ -1,6 +1,6 @@
 """A picture of drift: curves of every statistic over the chunks, and frames of the first and the last chunk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +9,7 @@ from helios_jax.evaluation.statistics import STATISTICS, PerChunk, mean_statisti
 from helios_jax.typing import UInt8
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 TILES = 3
 """Frames shown of a chunk."""
@@ -26,6 +26,7 @@ def drift_sheet(
     statistics: Sequence[PerChunk],
     reference: Mapping[str, float],
     chunk_frames: int,
+    draw_more: "Callable[[SubFigure], None] | None" = None,
 ) -> "Figure":
     """Draws the picture.
 
@@ -34,6 +35,7 @@ def drift_sheet(
         statistics: Their ``chunk_statistics``.
         reference: Values of data by statistic, drawn as dashed lines; some or all may be missing.
         chunk_frames: Pixel frames of a chunk.
+        draw_more: Draws a row of panels between the curves and the frames.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -41,10 +43,13 @@ def drift_sheet(
     strip = contact_strip(videos[:MOST_VIDEOS], chunk_frames)
     width = 12.0
     strip_height = (width - 0.6) * strip.shape[0] / strip.shape[1]
-    figure = Figure(figsize=(width, 4.6 + strip_height), layout="constrained")
+    heights = [4.6, *([2.4] if draw_more else []), strip_height]
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     # ``figure.subfigures`` would return an array, whose type says nothing of its length.
-    grid = figure.add_gridspec(2, 1, height_ratios=[4.6, strip_height])
-    curves, frames = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    curves, *more, frames = (figure.add_subfigure(grid[row]) for row in range(len(heights)))
+    if draw_more is not None:
+        draw_more(more[0])
     means = mean_statistics(statistics)
     for panel, name in zip(curves.subplots(2, len(STATISTICS) // 2).flat, STATISTICS, strict=True):
         chunks = np.arange(len(means[name]))

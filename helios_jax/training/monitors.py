@@ -8,11 +8,13 @@ with the statistics of ``evaluation.statistics`` and give the metrics
     validation/<statistic>/drift       last chunk less first chunk
     validation/<statistic>/gap         mean over the chunks less that of data
 
-with one picture of all curves and of the first and last frames (``monitors.png``). Drift takes long videos to see: use
+with one picture of all curves and of the first and last frames (``monitors.png``). In a distillation the picture also
+has curves of generator and critic (``training.training_curves``). Drift takes long videos to see: use
 8 chunks or more (``num_frames=264``).
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -30,6 +32,7 @@ from helios_jax.models.network import Network
 from helios_jax.models.vae import WanVae
 from helios_jax.parallel.mesh import on_mesh_of, readable, replicated_like
 from helios_jax.sampling.decoding import decode_chunk
+from helios_jax.training.training_curves import Records, curves_of, draw_curves
 from helios_jax.typing import UInt8
 from helios_jax.user_input import finite_number, user_path, whole_number
 
@@ -116,8 +119,15 @@ class Monitor:
     reference: Mapping[str, float]
     chunk_frames: int
 
-    def __call__(self, videos: Sequence[UInt8[np.ndarray, "F H W 3"]], file: pathlib.Path) -> dict[str, float]:
+    def __call__(
+        self, videos: Sequence[UInt8[np.ndarray, "F H W 3"]], file: pathlib.Path, records: Records | None = None
+    ) -> dict[str, float]:
         """Measures videos of one size and length, and draws the picture, which replaces an older one.
+
+        Args:
+            videos: The videos.
+            file: The picture.
+            records: The log of the run so far; ``None``: no curves of it are drawn.
 
         Returns:
             The metrics above, without "validation/". What is not known, such as the jump at the border before the first
@@ -125,7 +135,9 @@ class Monitor:
         """
         found = [chunk_statistics(video, self.chunk_frames) for video in videos]
         file.parent.mkdir(parents=True, exist_ok=True)
-        drift_sheet(videos, found, self.reference, self.chunk_frames).savefig(file, dpi=100)
+        curves = curves_of(records or {})
+        draw_more = functools.partial(draw_curves, curves=curves) if curves else None
+        drift_sheet(videos, found, self.reference, self.chunk_frames, draw_more).savefig(file, dpi=100)
         return dict(self._metrics(mean_statistics(found)))
 
     def _metrics(self, means: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:

@@ -25,6 +25,7 @@ from helios_jax.sampling.pipeline import HeliosPipeline
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 from helios_jax.training.experiment import Data, Findings, Product, Start
+from helios_jax.training.metrics import read_metrics
 from helios_jax.training.monitors import SHEET, Monitor, Monitors
 from helios_jax.training.networks import Networks
 from helios_jax.training.products import Pipeline
@@ -167,8 +168,11 @@ class Sampler:
             videos.append(video.frames[0])
         if self.monitor is None:
             return Findings(files=files)
-        sheet = folder / SHEET
-        values = self.monitor(videos, sheet) if jax.process_index() == 0 else {}
+        sheet, values = folder / SHEET, {}
+        if jax.process_index() == 0:
+            # Validations of a run are in <workdir>/validation/<step>.
+            log = folder.parents[1] / "metrics.jsonl"
+            values = self.monitor(videos, sheet, read_metrics(log) if log.exists() else None)
         return Findings(files=[*files, sheet], values=values)
 
 

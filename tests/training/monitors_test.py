@@ -1,6 +1,8 @@
 """Monitors of sampled videos: names and values of metrics, the picture, and statistics of data."""
 
 import dataclasses
+import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from helios_jax.evaluation.statistics import STATISTICS, chunk_statistics
 from helios_jax.models.network import ConfiguredModule, Network
 from helios_jax.training.monitors import Monitor, Monitors
 from helios_jax.training.overrides import frozen, mutable
+from helios_jax.training.training_curves import curves_of, draw_curves
 from helios_jax.training.validation import Samples
 
 
@@ -122,3 +125,43 @@ def test_settings_are_checked_and_become_flags():
     samples = Samples(every=1, prompts=("a",), monitors=Monitors(folders=("a", "b")))
     assert frozen(mutable(samples)) == samples
     assert dataclasses.replace(samples, monitors=None).settings == samples.settings
+
+
+LOG = {
+    20: {
+        "generator/dmd_gradient": 0.5,
+        "critic/loss": 9.0,
+        "critic/loss_0_250": math.nan,
+        "critic/loss_250_500": 0.2,
+        "critic/update_norm": 1e-3,
+        "generator/update_norm": 2e-4,
+    },
+    10: {"critic/loss_0_250": 0.1, "critic/loss_250_500": 0.3, "critic/update_norm": 2e-3},
+    30: {"critic/gan/real_logit": -1.0, "critic/gan/fake_logit": 1.5, "critic/gan/r1": 0.0},
+    40: {"validation/brightness/chunk0": 0.4},
+}
+
+
+def test_the_curves_of_a_distillation_come_from_its_log():
+    """Steps in order, values that are not finite left out, losses by their band of timesteps."""
+    assert curves_of(LOG) == {
+        "gradient of matching (rms)": {"generator": [(20, 0.5)]},
+        "critic's loss by timestep": {"0 to 250": [(10, 0.1)], "250 to 500": [(10, 0.3), (20, 0.2)]},
+        "logits": {"data": [(30, -1.0)], "samples": [(30, 1.5)]},
+        "penalties": {"R1": [(30, 0.0)]},
+        "norm of the updates": {"critic": [(10, 2e-3), (20, 1e-3)], "generator": [(20, 2e-4)]},
+    }
+    assert curves_of({10: {"loss": 1.0, "update_norm": 1.0}}) == {}
+
+
+def test_the_picture_has_a_row_of_training_curves():
+    videos = [grey_video([50, 60, 70], size=400)]
+    curves = curves_of(LOG)
+    draw = functools.partial(draw_curves, curves=curves)
+    figure = drift_sheet(videos, [chunk_statistics(videos[0], 3)], {}, 3, draw)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert set(titles) >= {*STATISTICS, *curves}
+    updates = figure.axes[titles.index("norm of the updates")]
+    assert updates.get_yscale() == "log"
+    assert figure.axes[titles.index("penalties")].get_yscale() == "linear"  # zero has no logarithm
+    assert list(updates.get_lines()[0].get_xdata()) == [10, 20]
