@@ -185,7 +185,7 @@ def tiny_gpu() -> Experiment:
 
 
 def helios_tiny() -> Experiment:
-    """``tiny_gpu`` with 8.2M parameters in the transformer, so that it runs in real time on two CPU cores.
+    """``tiny_gpu`` with 7.8M parameters in the transformer, so that it runs in real time on two CPU cores.
 
     It learns the textured style of the world, whose captions are longer and have more words.
     """
@@ -198,7 +198,7 @@ def helios_tiny() -> Experiment:
                 num_heads=4,
                 head_dim=64,
                 text_dim=192,
-                ffn_dim=1024,
+                ffn_dim=896,
                 num_layers=6,
                 rope_dim=(24, 20, 20),
             ),

@@ -17,7 +17,7 @@ r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their 
     9  the same with a discriminator                                <out>/gan
     10 the four students are sampled and scored like their teacher  <out>/artefacts/students.json
 
---size=helios_tiny is a model that two CPU cores sample in real time (12.4M parameters in all networks), on videos of 8
+--size=helios_tiny is a model that two CPU cores sample in real time (11.6M parameters in all networks), on videos of 8
 chunks in the textured style of the world, in which shapes leave and return. It needs a GPU, and is not trained yet.
 
 --size=cpu ends after the fifth unless --until=students says otherwise. --stage1, --stage2 and --parts name products of
