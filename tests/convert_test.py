@@ -108,6 +108,7 @@ def test_merge_lora_writes_what_diffusers_fuses(folder, tmp_path):
     assert half[name].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_merge_lora_keeps_the_layout(folder, tmp_path):
     convert.convert(str(folder), tmp_path / "orbax", "orbax")
     assert call("merge-lora", tmp_path / "orbax", DATA / "lora" / "wan.safetensors", tmp_path / "merged") == 0

@@ -20,7 +20,13 @@ from helios_jax.typing import Path
 _RENAMED = {"Checkpoint": "FromCheckpoint"}
 """Classes whose name has changed since runs saved it in their settings."""
 
-ABSENT_MEANS = {"method.integer_timesteps": False, "data.windows": 1, "data.captions": 0, "start.adapters": ""}
+ABSENT_MEANS = {
+    "method.integer_timesteps": False,
+    "data.windows": 1,
+    "data.captions": 0,
+    "data.style": "plain",
+    "start.adapters": "",
+}
 """Settings that were added later: dotted name -> the value with which earlier runs trained."""
 
 _MISSING = object()

@@ -55,6 +55,7 @@ def test_round_trip_keeps_values_dtypes_and_structure(tmp_path, component, case,
     assert_same(load_orbax(tmp_path / component, component, dtype=dtype), model)
 
 
+@pytest.mark.slow
 def test_dtype_means_what_it_means_for_the_published_layout(tmp_path):
     published = DATA / "transformer" / "published"
     save_orbax(hx.load_diffusers(published, "transformer"), tmp_path, "transformer")

@@ -34,6 +34,7 @@ def flow_loss(trainable, x, noise, timestep, history):
     return critic_loss(step.velocity("critic", trainable, noised, timestep, step.text("text"), history), noise, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_generator_update_matches_pytorch(case):
     recorded = step.recorded(case)

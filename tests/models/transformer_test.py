@@ -139,6 +139,7 @@ def test_rope_golden_values():
     )
 
 
+@pytest.mark.slow
 def test_pieces_equal_the_whole():
     """Text, context and rotary tables that are computed once give the same velocity as the one-call forward."""
     model, (latents, timestep, embeds), tiers, _ = load("published", "float32")

@@ -196,6 +196,7 @@ def test_fresh_adapters_leave_fake_and_real_score_equal_bit_for_bit():
     assert float(run._compare(other, frozen, section.x, scene, keys, np.int32(0), level=None)[1]["dmd_gradient"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_first_chunks_are_amplified():
     """An empty context takes the route with twice the steps."""
     run = running(ratio=1)

@@ -90,6 +90,7 @@ def relative(found, reference) -> float:
     return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
 
 
+@pytest.mark.slow
 def test_velocities_are_those_of_whole_networks(trained, exported):
     folder, report = exported["bfloat16"]
     released = Released("transformer", trained.transformer, "bfloat16")
@@ -104,6 +105,7 @@ def test_velocities_are_those_of_whole_networks(trained, exported):
     assert report["effect"] == pytest.approx(relative(found[WITHOUT], found[SEPARATE]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_loses_small_updates_and_fp32_does_not(exported):
     (_, coarse), (_, fine) = exported["bfloat16"], exported["float32"]
     assert coarse["dtype"] == "bfloat16"
@@ -117,6 +119,7 @@ def test_bfloat16_loses_small_updates_and_fp32_does_not(exported):
         assert fine["updates"][kind]["unmoved"] < 1e-2
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_numpy(trained, exported):
     layer = trained.transformer.blocks.ffn.proj_in
     kernel, a, b = (np.asarray(x[...], np.float64) for x in (layer.kernel, layer.lora_a, layer.lora_b))
@@ -132,6 +135,7 @@ def test_losses_are_those_of_numpy(trained, exported):
     assert found["unmoved"] == pytest.approx(np.mean(stayed), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_source_gives_back_what_was_rounded_when_training_began(parts, trained, exported):
     source = flatten(hx.load_diffusers(parts, "transformer"))[1]
     found = flatten(hx.load_diffusers(exported["float32 from source"][0], "transformer"))[1]
@@ -160,6 +164,7 @@ def test_parameters_that_were_trained_are_not_read_from_the_source(parts, produc
     np.testing.assert_array_equal(found, patcher.kernel[...])
 
 
+@pytest.mark.slow
 def test_a_source_must_fit(parts, product, trained, exported, tmp_path):
     start = FromCheckpoint(folder=str(parts))
     dataclasses.replace(product, source=str(parts)).check(start)
@@ -180,6 +185,7 @@ def test_a_source_must_fit(parts, product, trained, exported, tmp_path):
         dataclasses.replace(product, source=str(other)).check(start)
 
 
+@pytest.mark.slow
 def test_adapters_of_a_product_begin_the_next_phase_unmerged(parts, product, trained, exported):
     folder, _ = exported["bfloat16"]
     start = FromCheckpoint(folder=str(parts), adapters=str(folder / "lora.safetensors"))

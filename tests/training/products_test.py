@@ -133,6 +133,7 @@ def test_what_was_not_trained_is_copied_and_loaded_by_nobody(product, trained, t
     assert json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())["stages"] == 3
 
 
+@pytest.mark.slow
 def test_an_export_holds_one_layer_in_addition_to_the_networks(tmp_path_factory, tmp_path, monkeypatch):
     """Bytes of all live arrays while files are written. A merged copy of the transformer would double them."""
     folder = tmp_path_factory.mktemp("deep")
