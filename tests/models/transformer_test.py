@@ -150,6 +150,7 @@ def test_pieces_equal_the_whole():
     np.testing.assert_allclose(whole, pieces, atol=1e-5 * float(whole.std()))
 
 
+@pytest.mark.slow
 def test_one_key_for_all_padding_equals_a_key_for_each():
     model, (latents, timestep, embeds), tiers, _ = load("published", "float32")
     padded = jnp.pad(embeds, ((0, 0), (0, 9), (0, 0)))

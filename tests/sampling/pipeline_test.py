@@ -14,7 +14,7 @@ sys.path.insert(0, str(PARITY))
 from named_draws import NamedDraws  # noqa: E402
 
 CASES = sorted(path.stem for path in DATA.glob("*.npz"))
-FAST = ("base_t2v", "mid_v2v", "distilled_i2v")
+FAST = ("base_t2v", "distilled_i2v")
 """One of each kind, and one of each task."""
 
 PROMPT = "A red fox trots through fresh snow."

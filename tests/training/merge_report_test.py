@@ -155,6 +155,7 @@ def test_a_source_gives_back_what_was_rounded_when_training_began(parts, trained
     assert exported["float32 from source"][1]["source"] == str(parts)
 
 
+@pytest.mark.slow
 def test_parameters_that_were_trained_are_not_read_from_the_source(parts, product, trained, tmp_path):
     networks = nnx.merge(*nnx.split(trained))
     patcher = networks.transformer.patch_mid

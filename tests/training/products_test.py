@@ -96,6 +96,7 @@ def test_a_fresh_vae_begins_with_little_noise(vae):
     assert -8 < float(logvar.min()) < float(logvar.max()) < -4
 
 
+@pytest.mark.slow
 def test_released_networks_have_published_dtypes_and_no_adapters(trained, tmp_path):
     save_released("transformer", trained.transformer, tmp_path, "bfloat16")
     graph, params = flatten(hx.load_diffusers(tmp_path, "transformer"))  # as stored

@@ -87,6 +87,7 @@ def test_loss_in_numpy(vae):
         assert float(loss) == pytest.approx(reconstruction.mean() + 0.25 * kl.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_pixels_beyond_the_range_still_have_a_gradient(vae):
     module, latents = vae.module, jax.random.normal(jax.random.key(1), (1, 1, 2, 2, 4))
     module.decoder.conv_out.kernel[...] = 30 * module.decoder.conv_out.kernel[...]
