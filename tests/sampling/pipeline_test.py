@@ -15,7 +15,7 @@ from named_draws import NamedDraws  # noqa: E402
 
 CASES = sorted(path.stem for path in DATA.glob("*.npz"))
 FAST = ("base_t2v", "distilled_i2v")
-"""One of each kind, and one of each task."""
+"""Those of the fast tier; the slow one adds the other kinds and tasks."""
 
 PROMPT = "A red fox trots through fresh snow."
 NEGATIVE = "blurry, static"
