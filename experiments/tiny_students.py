@@ -124,7 +124,7 @@ def drift_of(contender: Contender, out: Path, like: Evaluation, scenes: Row) -> 
     evaluation, folder = contender.evaluation(like), out / contender.folder
     if (known := _known(folder / "drift.json", contender, evaluation)) is not None:
         return known
-    pipe = HeliosPipeline.from_pretrained(contender.pipeline, dtype=_dtype(), vae_dtype=_dtype())
+    pipe = HeliosPipeline.from_pretrained(contender.pipeline, dtype="auto", vae_dtype="auto")
     world: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_shapes": evaluation.num_shapes or None}
     world["style"] = evaluation.style
     shapes = MovingShapes(seed=evaluation.world, size=evaluation.videos, frames=CHUNK, **world)
@@ -196,9 +196,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
     return float(f"{value / reference:.5g}") if value is not None and reference else None
-
-
-def _dtype() -> str:
-    import jax
-
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -77,7 +77,7 @@ def _subject(args: argparse.Namespace, check_interrupted: Check) -> "tuple[Subje
 
 def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
     """How videos are sampled, the frames of a chunk, and the settings of both; reads no weights."""
-    from helios_jax.backend import backend
+    from helios_jax.checkpoints.pipelines import compute_dtype
     from helios_jax.checkpoints.settings import read_settings
     from helios_jax.config import HistoryConfig
     from helios_jax.evaluation.sources import Sampler
@@ -97,8 +97,7 @@ def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
         seed=args.seed,
     )
     request = RequestDefaults.of(model).resolve(SampleInputs(prompt=""), settings, has_text_encoder=True)
-    auto = "float32" if backend() == "cpu" else "bfloat16"
-    dtypes = {name: auto if getattr(args, name) == "auto" else getattr(args, name) for name in ("dtype", "vae_dtype")}
+    dtypes = {name: str(compute_dtype(getattr(args, name), name)) for name in ("dtype", "vae_dtype")}
     sampler = Sampler(
         load=functools.cache(functools.partial(_load, args, settings, dtypes)),
         settings=settings,

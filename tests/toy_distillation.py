@@ -12,6 +12,7 @@ from flax import nnx
 
 from helios_jax.config import TransformerConfig, VaeConfig
 from helios_jax.distillation.dmd import dmd_gradient, dmd_loss, guide
+from helios_jax.distillation.gan import Gan
 from helios_jax.distillation.rollout import lowest_trained, rollout
 from helios_jax.models.discriminator import DiscriminatorConfig
 from helios_jax.models.network import ConfiguredModule, Network
@@ -241,3 +242,10 @@ def relative_error(found: dict[str, Any], want: dict[str, Any]) -> float:
     size = np.sqrt(sum(np.square(np.asarray(array)).sum() for array in want.values()))
     assert size > 0
     return float(np.sqrt(sum(np.square(found[path] - np.asarray(want[path])).sum() for path in want)) / size)
+
+
+def short_run(steps: int, memory: str = "resident", **changes: Any) -> Experiment:
+    """A whole run on windows, with a discriminator: every step updates both players and is saved."""
+    method = {"ratio": 1, "gan": Gan(start_step=0, heads=HEADS, crop=1.0), "memory": memory}
+    settings: dict[str, Any] = {"data": WindowData(), "product": ParamsProduct(), "checkpoint_every": 1, "log_every": 1}
+    return experiment(method, steps=steps, **settings | changes)

@@ -6,9 +6,8 @@ quarter all shapes stay in sight. The rest of the description is drawn as in the
 
 import dataclasses
 
-import numpy as np
-
 from helios_jax.data.draws import Draws
+from helios_jax.data.moving_shapes.drawing import arrange, draw_attributes, start_in_room
 from helios_jax.data.moving_shapes.looks import (
     ABSENCES,
     LIGHTNESS,
@@ -22,26 +21,9 @@ from helios_jax.data.moving_shapes.looks import (
     Look,
     Texture,
 )
-from helios_jax.data.moving_shapes.paths import leaving_axis, path, reach, touches, way_along
-from helios_jax.data.moving_shapes.plain import start_in_room
-from helios_jax.data.moving_shapes.world import (
-    BACKGROUNDS,
-    COLOURS,
-    DIRECTIONS,
-    KINDS,
-    LIGHTS,
-    NUM_PHRASINGS,
-    SIZES,
-    SPEEDS,
-    START_STEPS,
-    UNIT,
-    Description,
-    Scene,
-    Shape,
-)
+from helios_jax.data.moving_shapes.paths import leaving_axis, reach, way_along
+from helios_jax.data.moving_shapes.world import DIRECTIONS, START_STEPS, UNIT, Description, Scene, Shape
 
-_TRIES = 24  # draws of the starts
-_ROUNDS = 32  # draws of the directions, if shapes overlap at the start
 _BEFORE = (16, 64)  # frames until the absent shape meets the border, if the frame is wide enough
 _PIXEL = 4  # bars begin and end at whole pixels of a frame of 64 x 64, in 1/256 of the side
 _WAY = 20  # way of the shape before the bar hides it, in 1/256 of the side
@@ -64,44 +46,30 @@ def sample_textured_scene(seed: int, index: int, *, num_shapes: int | None = Non
         ValueError: More shapes than colours, or fewer than one.
     """
     draws = Draws(seed, index)
-    count = 1 + draws.below(3) if num_shapes is None else num_shapes
-    if not 1 <= count <= len(COLOURS):
-        raise ValueError(f"num_shapes must lie in [1, {len(COLOURS)}] (colours differ within a scene), got {count}")
-    kinds, sizes, speeds = ([draws.choice(tuple(options)) for _ in range(count)] for options in (KINDS, SIZES, SPEEDS))
-    colours, background = draws.sample(tuple(COLOURS), count), draws.choice(tuple(BACKGROUNDS))
-    lighting, phrasing = draws.choice(tuple(LIGHTS)), draws.below(NUM_PHRASINGS)
+    drawn = draw_attributes(draws, num_shapes)
+    count = len(drawn.kinds)
     beyond, absent = draws.choice(("nothing", "bar", "frame", "frame")), draws.below(count)
     absence = None
     if beyond == "frame":
-        absence = Absence(colour=colours[absent], beyond="frame", frames=draws.choice(ABSENCES))
+        absence = Absence(colour=drawn.colours[absent], beyond="frame", frames=draws.choice(ABSENCES))
     elif beyond == "bar":
-        absence = Absence(colour=colours[absent], beyond="bar")
-        sizes[absent] = "small"
-    order = sorted(
-        range(count), key=lambda i: (beyond == "bar" and i == absent, KINDS[kinds[i]] * SIZES[sizes[i]] ** 2)
-    )
+        absence = Absence(colour=drawn.colours[absent], beyond="bar")
+        sizes = ("small" if number == absent else size for number, size in enumerate(drawn.sizes))
+        drawn = dataclasses.replace(drawn, sizes=tuple(sizes))
+    order = sorted(range(count), key=lambda number: (beyond == "bar" and number == absent, drawn.area(number)))
     look = _draw_look(draws, count)
-
-    rounds = 0
-    while True:
-        rounds += 1
-        directions = [draws.choice(tuple(DIRECTIONS)) for _ in range(count)]
-        shapes = tuple(
-            Shape(kind=kinds[i], colour=colours[i], size=sizes[i], speed=speeds[i], direction=directions[i])
-            for i in order
-        )
-        description = Description(shapes=shapes, background=background, lighting=lighting, absence=absence)
-        bar = _draw_bar(draws, shapes[-1]) if beyond == "bar" else None
-        tries = [
-            tuple(_draw_start(draws, shape, absence, bar) for shape in shapes)
-            for _ in range(_TRIES if count > 1 else 1)
-        ]
-        overlaps = _overlaps(description, np.array(tries, np.int64))
-        best = min(range(len(tries)), key=overlaps.__getitem__)  # the first if several are equal
-        if overlaps[best][0] == 0 or rounds == _ROUNDS:
-            break
+    shapes, bar, starts = arrange(
+        draws,
+        drawn,
+        order,
+        prepare=lambda shapes: _draw_bar(draws, shapes[-1]) if beyond == "bar" else None,
+        start=lambda shape, bar: _draw_start(draws, shape, absence, bar),
+        rotates=True,
+        absence=absence,
+    )
+    description = Description(shapes=shapes, background=drawn.background, lighting=drawn.lighting, absence=absence)
     look = dataclasses.replace(look, bar=bar)
-    return Scene(description=description, starts=tries[best], phrasing=phrasing, look=look)
+    return Scene(description=description, starts=starts, phrasing=drawn.phrasing, look=look)
 
 
 def _draw_look(draws: Draws, count: int) -> Look:
@@ -162,14 +130,3 @@ def _draw_start(draws: Draws, shape: Shape, absence: Absence | None, bar: Bar | 
     start = [x, y]
     start[axis] = behind if DIRECTIONS[shape.direction][axis] > 0 else START_STEPS - behind
     return start[0], start[1]
-
-
-def _overlaps(description: Description, starts: np.ndarray) -> list[tuple[int, int]]:
-    """``touches`` of the shapes in 99 frames of 64 x 64."""
-    side, frames, absence = 64, np.arange(99), description.absence
-    radii = [reach(shape, side, rotates=True) for shape in description.shapes]
-    paths = []
-    for number, shape in enumerate(description.shapes):
-        away = absence.frames if absence and shape.colour == absence.colour else 0
-        paths.append(path(shape, starts[:, number], frames, side, side, radii[number], away))
-    return touches(paths, radii)

@@ -128,12 +128,9 @@ def sample_and_score(pipeline: Path, out: Path, evaluation: Evaluation) -> Row:
 
 
 def _load(pipeline: Path) -> "HeliosPipeline":
-    import jax
-
     from helios_jax.sampling.pipeline import HeliosPipeline
 
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return HeliosPipeline.from_pretrained(pipeline, dtype=dtype, vae_dtype=dtype)
+    return HeliosPipeline.from_pretrained(pipeline, dtype="auto", vae_dtype="auto")
 
 
 def in_batches(clips_of: Callable[[slice], Clips], evaluation: Evaluation) -> Clips:

@@ -25,8 +25,8 @@ LIMIT_VARIABLE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"
 
 _DEFAULT_LIMIT = 64
 
-_MOST_COPIES = 4 * 2**30
-"""Bytes of copies that ``compute_each`` has on the devices at a time, if no single array is larger."""
+MOST_COPIES = 4 * 2**30
+"""Bytes of parked arrays that are copied at a time where not all of them may fit, if no single array is larger."""
 
 
 def is_on_host(tree: Any) -> bool:
@@ -83,7 +83,7 @@ def compute_each[R](program: Callable[[jax.Array], R], arrays: Mapping[str, jax.
     for name, array in arrays.items():
         if is_on_host(array):
             size = total_bytes(array)
-            if copied and copied + size > _MOST_COPIES:
+            if copied and copied + size > MOST_COPIES:
                 # Programs run in the order of their calls, so all copies before the last one have been read too.
                 jax.block_until_ready(list(results.values())[-1:])
                 copied = 0

@@ -28,13 +28,10 @@ import jax
 import numpy as np
 
 from helios_jax.checkpoints.digests import digests_of
-from helios_jax.parallel.host_memory import is_on_host, total_bytes
+from helios_jax.parallel.host_memory import MOST_COPIES, is_on_host, total_bytes
 from helios_jax.training.finite import by_path, not_finite
 from helios_jax.training.state import Items
 from helios_jax.typing import Path
-
-_MOST_COPIES = 4 * 2**30
-"""Bytes of a state that are copied at a time, if no single array is larger."""
 
 
 @runtime_checkable
@@ -236,7 +233,7 @@ def _bounded_copies(items: Any) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     # Orbax refuses an array that takes all of what is allowed.
-    most = max(_MOST_COPIES, *(1 + total_bytes(leaf) for leaf in jax.tree.leaves(items)))
+    most = max(MOST_COPIES, *(1 + total_bytes(leaf) for leaf in jax.tree.leaves(items)))
     return ocp.Context(
         memory_options=ocp.options.MemoryOptions(
             write_concurrent_bytes=most,

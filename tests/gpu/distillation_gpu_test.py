@@ -65,7 +65,7 @@ class NoData:
 def test_a_parked_state_is_saved_and_restored_without_a_copy_of_all_of_it(tmp_path, monkeypatch):
     """4 GiB, of which at most 512 MiB are copied at a time; Orbax and TensorStore may hold a few such parts."""
     part = 256 * 2**20
-    monkeypatch.setattr(checkpoints, "_MOST_COPIES", 2 * part)
+    monkeypatch.setattr(checkpoints, "MOST_COPIES", 2 * part)
     arrays = {str(number): jnp.full((part // 4,), number, jnp.float32) for number in range(16)}
     state = {"one": {"trainable": on_host(arrays)}}
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), arrays)

@@ -237,7 +237,7 @@ def test_parked_arrays_are_copied_to_the_device_a_few_at_a_time(monkeypatch):
     """Two arrays of 4000 bytes fit, so every third call waits for those before it."""
     parked = {str(number): on_host(array(number, SIZE)) for number in range(7)}
     waits, seen = [], []
-    monkeypatch.setattr(host_memory, "_MOST_COPIES", 8 * SIZE)
+    monkeypatch.setattr(host_memory, "MOST_COPIES", 8 * SIZE)
     monkeypatch.setattr(jax, "block_until_ready", lambda results: waits.append(len(seen)))
 
     def program(one):

@@ -101,7 +101,7 @@ def test_everything_comes_back(tmp_path, ema, names):
 
 def test_a_parked_state_is_written_before_saving_returns(tmp_path, monkeypatch):
     """A few bytes at a time, and it comes back as it was."""
-    monkeypatch.setattr(checkpoints_module, "_MOST_COPIES", 40)
+    monkeypatch.setattr(checkpoints_module, "MOST_COPIES", 40)
     state = make_state(3.0, 64)
     items = state_items(dataclasses.replace(state, players=on_host(state.players)))
     with Checkpoints(tmp_path) as checkpoints:

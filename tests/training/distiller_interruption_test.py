@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_distillation import HEADS, ParamsProduct, WindowData, Windows, experiment
+from toy_distillation import WindowData, Windows, short_run
 
 from helios_jax.distillation import pull_back, walk
-from helios_jax.distillation.gan import Gan
 from helios_jax.training.batch import LatentPair
 from helios_jax.training.distiller import PLAYERS, Distilling
 from helios_jax.training.trainer import train
@@ -105,9 +104,7 @@ def watch():
 
 
 def run(workdir: pathlib.Path, **changes: Any) -> int:
-    gan = Gan(start_step=0, heads=HEADS, crop=1.0)
-    settings = {"data": WindowData(), "product": ParamsProduct(), "steps": STEPS, "checkpoint_every": 1, "log_every": 1}
-    return train(experiment({"ratio": 1, "gan": gan}, **settings | changes), workdir)
+    return train(short_run(STEPS, **changes), workdir)
 
 
 def saved(workdir: pathlib.Path) -> int:

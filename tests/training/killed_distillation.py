@@ -14,9 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from toy_distillation import HEADS, ParamsProduct, WindowData, experiment
+from toy_distillation import short_run
 
-from helios_jax.distillation.gan import Gan
 from helios_jax.training import trainer
 from helios_jax.training.distiller import Distilling
 
@@ -66,9 +65,7 @@ def main(workdir: str, memory: str, place: str = "", number: str = "0") -> int:
     elif place:
         die_in_program(place, int(number))
     trainer.as_json = lambda experiment: {"run": "toy"}
-    method = {"ratio": 1, "gan": Gan(start_step=0, heads=HEADS, crop=1.0), "memory": memory}
-    of_run = {"data": WindowData(), "product": ParamsProduct(), "steps": STEPS, "checkpoint_every": 1, "log_every": 1}
-    return trainer.train(experiment(method, **of_run), workdir)
+    return trainer.train(short_run(STEPS, memory), workdir)
 
 
 if __name__ == "__main__":
