@@ -50,7 +50,7 @@ def pull_back[W, F](
         cotangent: Gradient of the loss in the result of ``walk.walk``.
         gradients: Sums of the gradients so far; donated.
         inner: Gradient of the loss in the end point of every visit but the last one, for a loss that reads them all
-            (``walk.walk_with_ends``).
+            (``keep_ends`` of ``walk.walk``).
         exit_program: ``exit_vjp``, compiled like ``compiled_exit_vjp``, which is the default.
     """
     exit_program = compiled_exit_vjp if exit_program is None else exit_program

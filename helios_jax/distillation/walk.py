@@ -98,7 +98,8 @@ def walk[W, F](
     draws: RolloutDraws,
     *,
     last_level: int | None = None,
-) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...]]:
+    keep_ends: bool = False,
+) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
     """Samples a chunk in fp32, without gradients.
 
     Args:
@@ -110,54 +111,16 @@ def walk[W, F](
         route_of: Index of each sample's route.
         draws: Noise.
         last_level: The level whose result is returned; ``None``: the highest.
+        keep_ends: Return the end points m_k too, for a loss that reads them.
 
     Returns:
-        The result of the last level, and the calls that a gradient of it reaches, lowest level first.
+        The result of the last level; the calls that a gradient of it reaches, lowest level first; and nothing, or with
+        ``keep_ends`` the end points of the same levels. A gradient of the end points at exits after the first step
+        reaches further down than one of the result, so there are then more calls.
 
     Raises:
         ValueError: The scheduler's solver is not "dmd".
     """
-    given = velocity, weights, fixed, scheduler, routes, route_of, draws, last_level
-    x, visits, _ = _walk(*given, keep_ends=False)
-    return x, visits[lowest_reached([route.exits[: len(visits)] for route in routes]) :]
-
-
-def walk_with_ends[W, F](
-    velocity: SplitVelocity[W, F],
-    weights: W,
-    fixed: F,
-    scheduler: SchedulerConfig,
-    routes: Sequence[Route],
-    route_of: Int[AnyArray, " B"],
-    draws: RolloutDraws,
-    *,
-    last_level: int | None = None,
-) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
-    """``walk`` with the end points m_k of all levels, for a loss that reads them.
-
-    Returns:
-        The result; the calls that a gradient of it or of an end point at an exit after the first step reaches, lowest
-        level first; and the end points of the same levels.
-    """
-    given = velocity, weights, fixed, scheduler, routes, route_of, draws, last_level
-    x, visits, ends = _walk(*given, keep_ends=True)
-    reached = min(next((level for level, e in enumerate(route.exits[: len(visits)]) if e), 0) for route in routes)
-    return x, visits[reached:], ends[reached:]
-
-
-def _walk(
-    velocity: SplitVelocity[Any, Any],
-    weights: Any,
-    fixed: Any,
-    scheduler: SchedulerConfig,
-    routes: Sequence[Route],
-    route_of: Int[AnyArray, " B"],
-    draws: RolloutDraws,
-    last_level: int | None,
-    *,
-    keep_ends: bool,
-) -> tuple[Float[Array, "B T H W C"], tuple[Visit, ...], tuple[LevelEnd, ...]]:
-    """The result, the calls at all exits and, with ``keep_ends``, the end points of all levels."""
     if scheduler.solver != "dmd":
         raise ValueError(f"a rollout takes the steps of solver 'dmd'; the scheduler has {scheduler.solver!r}")
     solver, route_of = make_solver(scheduler), jnp.asarray(route_of)
@@ -189,7 +152,12 @@ def _walk(
         if keep_ends:
             before = {"earlier": jnp.stack(earlier), "taken": jnp.stack(taken)} if earlier else {}
             level_ends.append(LevelEnd(last=solver.finish(state, jnp.float32), **before))
-    return solver.finish(state, jnp.float32), tuple(visits), tuple(level_ends)
+    taken_exits = [route.exits[: len(levels)] for route in routes]
+    if keep_ends:
+        lowest = min(next((level for level, e in enumerate(exits) if e), 0) for exits in taken_exits)
+    else:
+        lowest = lowest_reached(taken_exits)
+    return solver.finish(state, jnp.float32), tuple(visits[lowest:]), tuple(level_ends[lowest:])
 
 
 def lowest_reached(exits: Sequence[Sequence[int]]) -> int:

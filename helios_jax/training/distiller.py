@@ -26,7 +26,7 @@ from helios_jax.context import History
 from helios_jax.diffusion.pyramid import pyramid_levels
 from helios_jax.distillation.pull_back import compile_exit_vjp, pull_back
 from helios_jax.distillation.rollout import RolloutDraws, draw_exits
-from helios_jax.distillation.walk import Route, walk, walk_with_ends
+from helios_jax.distillation.walk import Route, walk
 from helios_jax.models.lora import strip_lora
 from helios_jax.parallel.memory import compiler_options
 from helios_jax.parallel.residence import Residence
@@ -317,12 +317,17 @@ class Distilling:
         # Frozen weights are added here: a program that returned them would copy them.
         prepared = Prepared(frozen=frozen, text=text, context=context, tiers=tiers)
         routes, route_of = self._routes(name, contexts, place)
-        given = self._walk_call, weights, prepared, self._settings.scheduler, routes, route_of, draws
-        ends = ()
-        if name == GENERATOR and self._extras.read_ends:
-            x, visits, ends = walk_with_ends(*given)
-        else:
-            x, visits = walk(*given, last_level=level)
+        x, visits, ends = walk(
+            self._walk_call,
+            weights,
+            prepared,
+            self._settings.scheduler,
+            routes,
+            route_of,
+            draws,
+            last_level=level,
+            keep_ends=name == GENERATOR and self._extras.read_ends,
+        )
         # The walk, which is still running, hides the copies of what judges its result.
         self._residence.settle()
         self._residence.prefetch(_FROZEN[CRITIC])

@@ -222,7 +222,7 @@ def test_a_large_model_on_a_cpu_is_refused_before_its_weights_are_fetched(folder
     assert jax.default_backend() == "cpu"
 
 
-def test_the_dtype_auto_depends_on_the_platform(folder, monkeypatch):
+def test_the_dtype_auto_depends_on_the_platform(monkeypatch):
     """Also "bfloat16" and "float32" as they are; a mesh says where networks run."""
     for platform, expected in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
         monkeypatch.setattr("helios_jax.checkpoints.pipelines.backend", lambda platform=platform: platform)

@@ -12,7 +12,7 @@ from helios_jax.config import SchedulerConfig, TransformerConfig
 from helios_jax.diffusion.pyramid import level_sizes, upsample_nearest
 from helios_jax.distillation.pull_back import lower, pull_back
 from helios_jax.distillation.rollout import RolloutDraws, lowest_trained, rollout
-from helios_jax.distillation.walk import Route, lowest_reached, walk, walk_with_ends
+from helios_jax.distillation.walk import Route, lowest_reached, walk
 from helios_jax.sampling.plan import plan_chunk
 
 SCHEDULER = SchedulerConfig(
@@ -78,7 +78,9 @@ def reference(exits, noise, gains, direction, *, amplify, lowest):
 
 def walked(routes, route_of, last_level=None):
     fixed = jnp.float32(0.3)
-    return walk(velocity, GAINS, fixed, SCHEDULER, routes, route_of, draws(), last_level=last_level)
+    x, visits, ends = walk(velocity, GAINS, fixed, SCHEDULER, routes, route_of, draws(), last_level=last_level)
+    assert not ends
+    return x, visits
 
 
 @pytest.mark.parametrize("amplify", [False, True])
@@ -116,7 +118,7 @@ def test_end_points_are_results_of_shorter_walks():
     """m_k of level l is the result of the walk that exits there, and its gradient is that of this walk."""
     fixed, route_of, exits = jnp.float32(0.3), np.array([1, 0]), ((1, 0, 1), (3, 0, 2))
     routes = tuple(Route(plans=plans(amplify=bool(kind)), exits=exits[kind]) for kind in (0, 1))
-    x, visits, ends = walk_with_ends(velocity, GAINS, fixed, SCHEDULER, routes, route_of, draws())
+    x, visits, ends = walk(velocity, GAINS, fixed, SCHEDULER, routes, route_of, draws(), keep_ends=True)
     np.testing.assert_array_equal(x, walked(routes, route_of)[0])
     assert [visit.level for visit in visits] == [0, 1, 2]
     assert ends[1].earlier is None
