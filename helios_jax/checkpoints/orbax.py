@@ -11,6 +11,7 @@ are loaded unchecked.
 
 import contextlib
 import gc
+import inspect
 import logging
 import math
 import pathlib
@@ -77,7 +78,7 @@ def save_orbax(module: ConfiguredModule, folder: Path, component: str) -> None:
     # Written before the weights, so that a folder with complete weights always has its digests.
     write_digests(target / _DIGESTS, digests_of(parameters))
     try:
-        with options, _quiet_loggers():
+        with options, _quiet():
             ocp.save(str(target.resolve() / _WEIGHTS), parameters, checkpointable_name=_ITEM)
     except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
         raise
@@ -187,43 +188,36 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _damage_as_one_line(weights: pathlib.Path) -> Iterator[None]:
     """Turns Orbax's errors about a damaged folder into one short ValueError, and silences its log."""
-    try:
-        with _quiet_loggers():
+    with _quiet():
+        try:
             yield
-    except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
-        raise
-    except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
-        reason = _reason(error)
-        _discard(error)
-        raise ValueError(f"{weights} is not a complete Orbax checkpoint ({reason}); copy it again") from None
-
-
-def _discard(error: Exception) -> None:
-    """Frees what an error of Orbax refers to.
-
-    Orbax reads all arrays at once and abandons the others when one cannot be read. Python would print a traceback for
-    each of them whenever it happens to free them, so they are freed here, with that message off.
-    """
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = before
+        except jax.errors.JaxRuntimeError:  # An error of the device, such as too little memory.
+            raise
+        except Exception as error:  # Of any type: ValueError, KeyError, JSONDecodeError, even Exception itself.
+            reason = _reason(error)
+            # What the error refers to are the reads that Orbax has abandoned; they are freed when this block ends.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            raise ValueError(f"{weights} is not a complete Orbax checkpoint ({reason}); copy it again") from None
 
 
 @contextlib.contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    """Suppresses tracebacks that Orbax's threads log for errors that are raised anyway."""
+def _quiet() -> Iterator[None]:
+    """Suppresses tracebacks for errors that are raised anyway.
+
+    Orbax's threads log them. And Orbax reads all arrays at once and abandons the others when one cannot be read; Python
+    prints a traceback for each of those whenever it frees them, which may be during the call or long after it.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None if inspect.iscoroutine(unraisable.object) else hook(unraisable)
     try:
         yield
     finally:
-        # Failed reads that were not awaited print an error when they are garbage-collected.
         gc.collect()
+        sys.unraisablehook = hook
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
