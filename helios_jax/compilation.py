@@ -32,14 +32,17 @@ def use_compilation_caches(folder: Path | None = None) -> pathlib.Path:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
     user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = user_path(folder or pathlib.Path(user_cache) / "helios_jax", "folder")
+    least = 0.2  # seconds of compilation that are worth a file
     if backend() == "cpu":
         # A home directory may serve machines with different processors, whose programs do not run on each other.
         folder /= f"cpu-{_processor()}"
+        # Together the programs below 0.2 s take as long as reading all the others.
+        least = 0.0
     folder.mkdir(parents=True, exist_ok=True)
     # JAX keeps XLA's autotuning results in a subfolder (jax_persistent_cache_enable_xla_caches), and
     # pallas_kernels.lowering keeps lowered kernels in another.
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     return folder
 
 
