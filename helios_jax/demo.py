@@ -93,7 +93,7 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
     from helios_jax.sampling.pipeline import HeliosPipeline
 
     use_compilation_caches()
-    model = default_checkpoint() or _random_checkpoint(args.out / "random_checkpoint")
+    model = demo_checkpoint(args.out / "random_checkpoint")
     pipe = HeliosPipeline.from_pretrained(model, dtype="auto", vae_dtype="auto")
     size = pipe.defaults.height, pipe.defaults.width
     work = tasks(args.clip, size)
@@ -142,12 +142,22 @@ def _make(pipe: "HeliosPipeline", task: Task, out: Path, num_frames: int, check_
     return time.perf_counter() - start
 
 
-def _random_checkpoint(folder: Path) -> Path:
-    """Writes a checkpoint with random weights unless an earlier run has written it; returns its folder.
+def demo_checkpoint(folder: Path) -> str | Path:
+    """The default checkpoint; in an installation without it, one with random weights, written to a folder.
+
+    Args:
+        folder: Where the random weights are written, unless an earlier call has done so.
+
+    Returns:
+        The name of the default checkpoint, or ``folder``.
 
     Raises:
         FileExistsError: The folder exists and is not a checkpoint that this program finished.
     """
+    return default_checkpoint() or _random_checkpoint(folder)
+
+
+def _random_checkpoint(folder: Path) -> Path:
     from helios_jax.checkpoints.components import write_json
     from helios_jax.checkpoints.random import write_random_checkpoint, write_word_tokenizer
     from helios_jax.config import SamplingDefaults

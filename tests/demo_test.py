@@ -1,10 +1,13 @@
 """The demo: which model it takes, what it writes, and what it leaves alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from helios_jax import demo
 from helios_jax.checkpoints import shipped
+from helios_jax.checkpoints.sources import defaults_of
 from helios_jax.data.moving_shapes import parse_caption
 from helios_jax.media.decoding import read_frames
 from helios_jax.media.timeline import read_timeline
@@ -35,7 +38,7 @@ def test_its_prompts_are_captions_of_the_world():
     ]
     assert work[1].inputs["image"].shape == (64, 64, 3)
     assert work[2].inputs["video"].shape == (33, 64, 64, 3)
-    assert demo.tasks("car.mp4", (64, 64))[2].inputs == {"video": "car.mp4"}
+    assert demo.tasks(Path("car.mp4"), (64, 64))[2].inputs == {"video": Path("car.mp4")}
 
 
 @pytest.mark.usefixtures("uninstalled")
@@ -48,11 +51,12 @@ def test_a_folder_of_the_user_stays(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("uninstalled")
-def test_a_second_run_uses_the_checkpoint_of_the_first(tmp_path, capsys):
+def test_a_second_run_uses_the_checkpoint_of_the_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("helios_jax.checkpoints.random.write_random_checkpoint", Path.mkdir)
     for text in ("wrote a small checkpoint", "using the small checkpoint"):
-        folder = demo._random_checkpoint(tmp_path / "model")
+        folder = demo.demo_checkpoint(tmp_path / "model")
         assert text in capsys.readouterr().out
-    defaults = HeliosPipeline.from_pretrained(folder).defaults
+    defaults = defaults_of(folder)
     assert (defaults.height, defaults.width, defaults.max_text_tokens, defaults.style) == (64, 64, 112, "textured")
 
 
