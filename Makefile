@@ -29,7 +29,7 @@ $(BIN)/.installed: setup.py pyproject.toml constraints.txt scripts/find_python.s
 
 env: $(BIN)/.installed  ## create or update .venv, with the versions in constraints.txt
 
-demo: env  ## continue a clip with a small checkpoint of random weights, on a CPU
+demo: env  ## videos from text, an image, a clip and a changing prompt, on a CPU in half a minute
 	@$(BIN)/python -m helios_jax.demo --out=$(OUT) $(if $(CLIP),--clip=$(CLIP))
 
 train-tiny: env  ## train a VAE, stage 1 and stage 2 on moving shapes, then sample and score
