@@ -122,11 +122,10 @@ class Tokenizer:
         if (target / "tokenizer.json").exists():
             raise FileExistsError(f"{target} already holds a tokenizer; choose another folder or remove it first")
         target.mkdir(parents=True, exist_ok=True)
-        eos = self.pieces.id_to_token(self.eos_token_id)
         settings = {
             "tokenizer_class": self.published_class,
             "pad_token": self.pieces.id_to_token(self.pad_token_id),
-            "eos_token": eos,
+            "eos_token": self.pieces.id_to_token(self.eos_token_id),
             "unk_token": "<unk>",
         }
         if self.published_class == "T5TokenizerFast":
@@ -134,7 +133,7 @@ class Tokenizer:
             settings |= {"extra_ids": 0}
             self.pieces.save(str(target / "tokenizer.json"))
         else:
-            _with_end(self.pieces, eos, self.eos_token_id).save(str(target / "tokenizer.json"))
+            _with_end(self.pieces, self.eos_token_id).save(str(target / "tokenizer.json"))
         (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
@@ -163,10 +162,11 @@ class Tokenizer:
         return ids, mask
 
 
-def _with_end(pieces: "tokenizers.Tokenizer", eos: str, eos_token_id: int) -> "tokenizers.Tokenizer":
+def _with_end(pieces: "tokenizers.Tokenizer", eos_token_id: int) -> "tokenizers.Tokenizer":
     """A copy that appends the end of sequence when it is asked for special tokens, as T5's class does by itself."""
     import tokenizers
 
+    eos = str(pieces.id_to_token(eos_token_id))
     copy = tokenizers.Tokenizer.from_str(pieces.to_str())
     copy.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, eos_token_id)]
