@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from helios_jax import HeliosPipeline, convert, evaluate
+from helios_jax import HeliosPipeline, convert, evaluate, load_diffusers
 from helios_jax.checkpoints import shipped
 from helios_jax.checkpoints.tensor_files import TensorFolder
 from helios_jax.experiments import ship_tiny
@@ -81,6 +81,7 @@ def test_its_name_is_enough(package, tmp_path, capsys):
     """To sample at its own size, to be inspected and to be evaluated in its own style, by one fixed command."""
     folder, _ = package
     assert shipped.default_checkpoint() == "helios-tiny"
+    assert load_diffusers("helios-tiny", "vae").config.base_dim == 16
     assert convert.main(convert.parse(["helios-convert", "inspect", "helios-tiny"])) == 0
     shown = capsys.readouterr().out
     assert "is_distilled=True" in shown
