@@ -1,4 +1,5 @@
-# Every target works on a fresh clone: the environment is created in .venv when it is missing or out of date.
+# Every target works on a fresh clone: the environment is created in .venv when it is missing or out of date. The demo
+# needs only the library in it, everything else also the tools of development.
 SHELL := /bin/bash -o pipefail
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -6,6 +7,7 @@ JOBS  ?= 2
 CLIP  ?=
 OUT   ?= demo_out
 TINY  ?= runs/tiny
+COMMA := ,
 
 # Work-stealing keeps all workers busy to the end, although the tests' times differ by a factor of a thousand.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=30
@@ -20,16 +22,26 @@ help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 	@echo "Variables: JOBS=2 test processes, CLIP=video.mp4 and OUT=demo_out of demo, TINY=runs/tiny of train-tiny"
 
-$(BIN)/.installed: setup.py pyproject.toml constraints.txt scripts/find_python.sh
-	@python=$$(bash scripts/find_python.sh) && echo "environment: $$($$python --version) in $(VENV)" && \
-	  { [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
-	    { rm -rf $(VENV) && $$python -m venv $(VENV); }; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,docs]' -c constraints.txt
-	@touch $@
+DECLARED = setup.py pyproject.toml constraints.txt scripts/find_python.sh
+
+define INSTALL
+@python=$$(bash scripts/find_python.sh) && echo "environment: $$($$python --version) in $(VENV)" && \
+  { [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
+    { rm -rf $(VENV) && $$python -m venv $(VENV); }; }
+@$(BIN)/python -m pip install -q --disable-pip-version-check -e '$(1)' -c constraints.txt
+@touch $@
+endef
+
+$(BIN)/.installed: $(DECLARED)
+	$(call INSTALL,.[dev$(COMMA)docs])
+
+# The library alone takes less than half of the time.
+$(BIN)/.library: $(DECLARED)
+	$(call INSTALL,.)
 
 env: $(BIN)/.installed  ## create or update .venv, with the versions in constraints.txt
 
-demo: env  ## continue a clip with a small checkpoint of random weights, on a CPU
+demo: $(if $(wildcard $(BIN)/.installed),env,$(BIN)/.library)  ## videos from text, an image, a clip and a changing prompt, on a CPU in half a minute
 	@$(BIN)/python -m helios_jax.demo --out=$(OUT) $(if $(CLIP),--clip=$(CLIP))
 
 train-tiny: env  ## train a VAE, stage 1 and stage 2 on moving shapes, then sample and score

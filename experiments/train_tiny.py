@@ -19,6 +19,7 @@ r"""Everything from nothing: a VAE, a data set, stages 1 to 3, videos and their 
 
 --size=helios_tiny is a model that two CPU cores sample in real time (11.6M parameters in all networks), on videos of 8
 chunks in the textured style of the world, in which shapes leave and return. It needs a GPU, and is not trained yet.
+ship_tiny.py adds a student of it to the package, as helios-tiny.
 
 --size=cpu ends after the fifth unless --until=students says otherwise. --stage1, --stage2 and --parts name products of
 another run, which take the place of phases 1, 3 and 4. Cost and result of stage 3: not yet measured.

@@ -5,8 +5,8 @@
     helios-convert to-diffusers SRC DST                        and back, byte for byte
     helios-convert merge-lora SRC LORA DST --scale=0.8         writes a checkpoint with the LoRA merged in
 
-SRC is a folder in either layout or a hub id. Existing files are never overwritten. Only one network at a time is held
-in memory.
+SRC is a folder in either layout, a hub id, or helios-tiny, which comes with the package. Existing files are never
+overwritten. Only one network at a time is held in memory.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def summarise(source: str) -> dict[str, Summary]:
     from helios_jax.checkpoints.components import read_json
     from helios_jax.checkpoints.hub import local_folder, remote_tensors
     from helios_jax.checkpoints.orbax import stored_parameters
+    from helios_jax.checkpoints.sources import folder_of
     from helios_jax.checkpoints.tensor_files import TensorFolder
     from helios_jax.checkpoints.weights import layout_of
 
@@ -79,7 +80,7 @@ def summarise(source: str) -> dict[str, Summary]:
         layout = layout_of(inner)
         if layout == "orbax":
             stored = stored_parameters(inner)
-        elif Path(source).is_dir():
+        elif folder_of(source) is not None:
             with TensorFolder(inner) as files:
                 stored = files.tensors
         else:
@@ -140,7 +141,9 @@ def convert(
         for name in ("tokenizer", "scheduler"):
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, unfinished / name)
-        shutil.copy(folder / "model_index.json", unfinished / "model_index.json")
+        for name in ("sampling.json", "model_index.json"):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, unfinished / name)
     print(f"wrote {target}", flush=True)
 
 
@@ -280,7 +283,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 _HELP = {
-    "SRC": "folder of a checkpoint in either layout, or hub id",
+    "SRC": "folder of a checkpoint in either layout, hub id, or helios-tiny",
     "DST": "folder to write; it must not exist or be empty",
     "LORA": "safetensors file with diffusers, PEFT, Wan or Kohya names",
     "dtype": "dtype of the result; what is published as fp32-only stays fp32 (default: every stored dtype)",

@@ -1,6 +1,8 @@
 """Updates a notebook's cells from its script, executes it on the CPU and stores the outputs.
 
 python scripts/run_notebook.py notebooks/sampling.py
+
+Without helios-tiny the notebook runs with random weights; its outputs, pictures of noise, are then not stored.
 """
 
 import os
@@ -10,6 +12,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+
+from helios_jax.checkpoints.shipped import default_checkpoint
 
 
 def run(script: Path) -> None:
@@ -22,6 +26,11 @@ def run(script: Path) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Execution times would change with every run.
     NotebookClient(notebook, timeout=None, record_timing=False, kernel_name="python3").execute()
+    if default_checkpoint() is None and "HELIOS_CHECKPOINT" not in os.environ:
+        print("helios-tiny is not installed: the notebook ran with random weights, and its outputs are not stored")
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, file)
 
 

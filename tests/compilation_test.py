@@ -1,5 +1,7 @@
 """Caches on disk: what is set, and what is left alone."""
 
+import pathlib
+
 import jax
 import pytest
 
@@ -17,9 +19,16 @@ def settings(monkeypatch):
         jax.config.update(name, value)
 
 
-def test_nothing_is_kept_for_a_cpu(tmp_path):
-    assert use_compilation_caches(tmp_path) is None
-    assert jax.config.jax_compilation_cache_dir is None
+def test_programs_of_a_cpu_are_kept_apart_for_every_kind_of_processor(tmp_path, monkeypatch):
+    """They are specific to its instructions, and a home directory may serve several machines."""
+    first = use_compilation_caches(tmp_path)
+    assert first.parent == tmp_path
+    assert jax.config.jax_compilation_cache_dir == str(first)
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert use_compilation_caches(tmp_path) == first
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: "model name : Other\nflags : fpu avx512f\n")
+    assert use_compilation_caches(tmp_path) != first
 
 
 def test_gpu_keeps_programs_and_autotuning(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import jupytext
 import numpy as np
 import pytest
 
+from helios_jax.checkpoints import shipped
+
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 
 
@@ -17,7 +19,16 @@ def test_script_and_notebook_hold_the_same_cells():
 
 
 @pytest.mark.slow
-def test_sampling_by_hand_equals_the_pipeline(monkeypatch):
+@pytest.mark.parametrize("checkpoint", ["random", "helios-tiny"])
+def test_sampling_by_hand_equals_the_pipeline(checkpoint, monkeypatch, tmp_path):
+    """With either checkpoint, and a video whose prompt changes is streamed before."""
+    if checkpoint == "random":
+        monkeypatch.setattr(shipped, "package_folder", lambda: tmp_path)
+    elif shipped.default_checkpoint() is None:
+        pytest.skip("helios-tiny is not installed")
     monkeypatch.delenv("HELIOS_CHECKPOINT", raising=False)
     names = runpy.run_path(str(NOTEBOOKS / "sampling.py"))
     np.testing.assert_array_equal(names["out"].frames, names["frames"][:, : names["out"].frames.shape[1]])
+    assert names["streamed"].shape == (1, 8 * 33, 64, 64, 3)
+    assert names["continued"].frames.shape == (1, 97, 64, 64, 3)
+    assert len(names["axes"].lines) == 6

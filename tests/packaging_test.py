@@ -159,12 +159,19 @@ UNPUBLISHED = (".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build"
 """Names that git ignores, for copies of the repository."""
 
 
+PLANTED = "helios_jax/weights/planted/vae/config.json"
+"""A file of a shipped checkpoint that only the copies have."""
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory) -> Path:
     """A folder with an sdist and the wheel that is built from it, without a network."""
     folder = tmp_path_factory.mktemp("dist")
     copy = folder / "source"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*UNPUBLISHED))
+    planted = copy / PLANTED
+    planted.parent.mkdir(parents=True)
+    planted.write_text("{}")
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
     result = python("-c", build, "build_sdist", str(folder), cwd=copy)
     assert result.returncode == 0, result.stderr
@@ -202,7 +209,8 @@ def test_the_wheel_holds_two_packages_and_all_of_their_modules(distributions):
     files = {name for name in names if ".dist-info/" not in name}
     moved = {f"helios_jax/{name}" for folder in ("data", "experiments") for name in sources(folder)}
     markers = {"helios_jax/py.typed", "pallas_kernels/py.typed"}
-    assert files == sources("helios_jax") | sources("pallas_kernels") | moved | markers
+    weights = {str(path.relative_to(ROOT)) for path in (ROOT / "helios_jax" / "weights").rglob("*") if path.is_file()}
+    assert files == sources("helios_jax") | sources("pallas_kernels") | moved | markers | weights | {PLANTED}
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from flax import nnx
 from helios_jax import config as configs
 from helios_jax.checkpoints import key_tables
 from helios_jax.checkpoints.key_tables import ParamPath
+from helios_jax.checkpoints.shipped import named_folder
 from helios_jax.config.fields import Json, SettingError, shown
 from helios_jax.models.network import ConfiguredModule
 from helios_jax.typing import Array, DType, Path
@@ -111,7 +112,7 @@ def with_parameters(abstract: ConfiguredModule, arrays: Mapping[ParamPath, Array
 
 def component_folder(folder: Path, component: str) -> FilePath:
     """Returns the component's own folder, given that folder or the checkpoint that contains it."""
-    path = user_path(folder, "folder")
+    path = named_folder(folder, "folder")
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
     inner = path / component

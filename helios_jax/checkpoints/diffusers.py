@@ -46,7 +46,7 @@ def load_diffusers(
 
     Args:
         folder: The checkpoint (the folder that holds ``transformer/``, ``vae/``, ...) or the component's own
-            folder.
+            folder; or the name of a shipped one.
         component: "transformer", "vae" or "text_encoder".
         dtype: Compute and parameter dtype; the parameters that are published as fp32-only stay fp32. ``None``
             keeps every tensor's stored dtype and computes in the dtype of the largest tensor.

@@ -11,11 +11,14 @@ from helios_jax.checkpoints.tensor_files import DTYPES, TensorInfo
 from helios_jax.typing import Path
 from helios_jax.user_input import user_path
 
-NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*")
+NEEDED = ("model_index.json", "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*", "sampling.json")
 """Files of a published repository that inference reads. Repositories also contain initial and intermediate transformers
 of up to 57 GB (transformer_init, transformer_ode), which it does not need."""
 
-SETTINGS = ("model_index.json", "scheduler/*.json", "transformer/*.json", "vae/*.json", "text_encoder/*.json")
+SETTINGS = (
+    *("model_index.json", "scheduler/*.json", "transformer/*.json", "vae/*.json", "text_encoder/*.json"),
+    "sampling.json",
+)
 """The subset with settings and weight indices: a few hundred kB."""
 
 
@@ -30,7 +33,7 @@ def local_folder(
     """The checkpoint's folder: ``path`` itself, or a download when it is a hub id ("owner/name").
 
     Args:
-        path: Folder or hub id; ``~`` is expanded.
+        path: Folder, with ``~`` expanded, the name of a shipped checkpoint, or hub id.
         weights: Download weights and tokenizer too; ``False``: only the JSON files with settings.
         revision: Branch, tag or commit on the hub; its main branch by default.
         token: Access token of the hub; the one that ``hf auth login`` stored by default.

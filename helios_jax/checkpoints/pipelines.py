@@ -18,7 +18,8 @@ from helios_jax.checkpoints.new_folder import check_new_folder, new_folder
 from helios_jax.checkpoints.parking import parked_names
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
 from helios_jax.checkpoints.weights import Layout, check_layout, check_weights, load_weights, save_weights
-from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig
+from helios_jax.config import PipelineConfig, SamplingDefaults, SchedulerConfig, TextEncoderConfig
+from helios_jax.config.defaults import FILE as DEFAULTS_FILE
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder, Tokenizer, check_tokenizer
 from helios_jax.models.transformer import HeliosTransformer
@@ -40,6 +41,7 @@ class PipelineParts:
         transformer: The denoiser.
         vae: Pixels <-> latents.
         text_encoder: Prompts -> embeddings, with its tokenizer; ``None`` when the checkpoint has none.
+        defaults: Settings that it was trained for, from ``sampling.json``.
     """
 
     config: PipelineConfig
@@ -47,6 +49,7 @@ class PipelineParts:
     transformer: Network[HeliosTransformer]
     vae: Network[WanVae]
     text_encoder: TextEncoder | None = None
+    defaults: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults)
 
 
 def load_parts(
@@ -89,6 +92,7 @@ def load_parts(
         text_encoder=None if tokenizer is None else TextEncoder.create(load("text_encoder").module, tokenizer),
         transformer=load("transformer"),
         vae=load("vae"),
+        defaults=settings.defaults,
     )
 
 
@@ -157,7 +161,11 @@ def save_parts(parts: PipelineParts, folder: Path, layout: Layout) -> None:
             parts.text_encoder.tokenizer.save(target)
         (target / "scheduler").mkdir(exist_ok=True)
         write_json(target / "scheduler" / "scheduler_config.json", parts.scheduler.to_diffusers())
+        if parts.defaults != SamplingDefaults():
+            write_json(target / DEFAULTS_FILE, parts.defaults.to_json())
         index = parts.config.to_diffusers(parts.scheduler)
         if parts.text_encoder is None:
             index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+        else:
+            index |= {"tokenizer": ["transformers", parts.text_encoder.tokenizer.published_class]}
         write_json(target / "model_index.json", index)

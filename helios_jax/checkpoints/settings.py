@@ -10,7 +10,14 @@ from typing import Any
 
 from helios_jax.checkpoints.components import COMPONENTS, read_settings_file
 from helios_jax.checkpoints.hub import local_folder
-from helios_jax.config import PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig
+from helios_jax.config import (
+    PipelineConfig,
+    SamplingDefaults,
+    SchedulerConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VaeConfig,
+)
 from helios_jax.config.fields import Json, SettingError, require
 from helios_jax.typing import Path
 
@@ -26,6 +33,7 @@ class PipelineSettings:
         transformer: From ``transformer/config.json``.
         vae: From ``vae/config.json``.
         text_encoder: From ``text_encoder/config.json``; ``None`` when the checkpoint has none.
+        defaults: From ``sampling.json``; those of the published models without one.
     """
 
     folder: FilePath
@@ -34,6 +42,7 @@ class PipelineSettings:
     transformer: TransformerConfig
     vae: VaeConfig
     text_encoder: TextEncoderConfig | None = None
+    defaults: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -85,6 +94,7 @@ def read_settings(
         folder=folder,
         config=config,
         scheduler=scheduler,
+        defaults=SamplingDefaults.read(folder),
         **networks,
     )
     check_agreement(settings)

@@ -5,6 +5,7 @@ Field names are ours; ``from_diffusers`` and ``to_diffusers`` translate the JSON
 effect on inference are ignored.
 """
 
+from helios_jax.config.defaults import SamplingDefaults
 from helios_jax.config.sampling import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.config.text_encoder import TextEncoderConfig
 from helios_jax.config.transformer import TransformerConfig, patch_tokens
@@ -13,6 +14,7 @@ from helios_jax.config.vae import VaeConfig
 __all__ = [
     "HistoryConfig",
     "PipelineConfig",
+    "SamplingDefaults",
     "SchedulerConfig",
     "TextEncoderConfig",
     "TransformerConfig",

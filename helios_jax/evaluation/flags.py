@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from helios_jax.arguments import Parser, finite, path, whole, wholes
-from helios_jax.checkpoints.sources import folder_of
+from helios_jax.checkpoints.sources import defaults_of
+from helios_jax.config.defaults import SamplingDefaults
 
 PROGRAM = "helios-evaluate"
 
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("files", nargs="*", type=path("files"), help="videos to measure in place of a checkpoint's")
     add("suite", "what is measured", choices=SUITES, required=True)
     add("out", "folder for scores, report and records", type=path("--out"), required=True)
-    add("model", "checkpoint folder in either layout, or hub id")
+    add("model", "checkpoint folder in either layout, hub id, or helios-tiny")
     add("revision", "branch, tag or commit of a hub id")
     add("cache_dir", "folder for downloads (default: the hub's, or HF_HOME)", type=path("--cache_dir"))
     add("videos_dir", "folder of videos to measure in place of a checkpoint's", type=path("--videos_dir"))
@@ -63,20 +64,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "videos", "videos to sample (default 128, drift 16, heliosbench 8 or the prompts' number)", 1, _MAX_VIDEOS
     )
     add_whole("world", "seed of the moving shapes", 0, _MAX_SEED)
-    add("style", "look of the moving shapes", choices=STYLES, default="plain")
+    add("style", "look of the moving shapes (default: what the model was trained on, else plain)", choices=STYLES)
     add_whole("num_shapes", "shapes in each scene, 0: 1 to 3", 0, 3, 0)
     add("continue_scenes", "sample continuations of the first chunks of the scenes", action="store_true")
     add("prompt_file", "txt or csv file with the prompts; a column duration gives frames", type=path("--prompt_file"))
     frames = "frames of each video (default 99, drift 1320, heliosbench as the prompts ask, or 120, 240, 720, 1440)"
     add_whole("num_frames", frames, 5, _MAX_VIDEOS)
-    add_whole("height", "pixel rows (default 64 for moving shapes, 384 for other prompts)", 1, _MAX_SIDE)
-    add_whole("width", "pixel columns (default 64 for moving shapes, 640 for other prompts)", 1, _MAX_SIDE)
+    add_whole("height", "pixel rows (default 64 for moving shapes, the model's for other prompts)", 1, _MAX_SIDE)
+    add_whole("width", "pixel columns (default 64 for moving shapes, the model's for other prompts)", 1, _MAX_SIDE)
     add("steps", "network calls per level, as 2,2,2 (default: the model's)", type=wholes("--steps", at_least=1))
     guidance = finite("--guidance_scale", at_least=-1000, at_most=1000)
     add("guidance_scale", "guidance is on above 1 (default: the model's)", type=guidance)
     add("negative_prompt", "used with guidance (default: the published one; for moving shapes the empty text)")
     add_whole(
-        "max_text_tokens", "length that texts are padded or cut to (default 512, moving shapes 96 or 112)", 1, 4096
+        "max_text_tokens",
+        "length that texts are padded or cut to (default: the model's, moving shapes 96 or 112)",
+        1,
+        4096,
     )
     add_whole("seed", "seed of the first video's noise", 0, _MAX_SEED, 0)
     add_whole("batch", "videos sampled at a time (default 64, drift 16, heliosbench 1; prompt files 1)", 1, _MAX_VIDEOS)
@@ -105,8 +109,8 @@ def check(args: argparse.Namespace) -> None:
     if from_files == (args.model is not None):
         many = "not both" if from_files else "one of them is needed"
         raise ValueError(f"give --model, or videos as files or with --videos_dir: {many}")
-    if args.model is not None:
-        folder_of(args.model)
+    trained = SamplingDefaults() if args.model is None else defaults_of(args.model)
+    args.style = args.style or trained.style or "plain"
     if from_files:
         given = [name for name in ("videos", "steps", "guidance_scale", "save_videos") if getattr(args, name)]
         if given:
@@ -129,11 +133,11 @@ def check(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"the prompt file {args.prompt_file} does not exist (looked in {Path.cwd()})")
     if args.metric and (args.processes or 1) > 1:
         raise ValueError("--metric is run in one process, because it may need a network: leave --processes out")
-    fill_in(args)
+    fill_in(args, trained)
 
 
-def fill_in(args: argparse.Namespace) -> None:
-    """Replaces ``None`` by the default of the suite."""
+def fill_in(args: argparse.Namespace, trained: SamplingDefaults) -> None:
+    """Replaces ``None`` by the default of the suite, or of prompts that are no captions by that of the model."""
     from helios_jax.data.moving_shapes.styles import CAPTION_TOKENS
 
     captions = args.prompt_file is None
@@ -142,9 +146,9 @@ def fill_in(args: argparse.Namespace) -> None:
         **_DEFAULTS[args.suite],
         "world": 1000,
         "processes": 1 if args.metric else os.cpu_count() or 1,
-        "height": 64 if captions else 384,
-        "width": 64 if captions else 640,
-        "max_text_tokens": CAPTION_TOKENS[args.style] if captions else 512,
+        "height": 64 if captions else trained.height,
+        "width": 64 if captions else trained.width,
+        "max_text_tokens": CAPTION_TOKENS[args.style] if captions else trained.max_text_tokens,
         "negative_prompt": "" if captions else None,
     }
     if not captions:

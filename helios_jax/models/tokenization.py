@@ -104,6 +104,11 @@ class Tokenizer:
             raise ValueError(f"{path} has no token {' or '.join(missing)}: it is not a T5 or UMT5 tokenizer")
         return cls(pieces=pieces, pad_token_id=pad, eos_token_id=eos)
 
+    @property
+    def published_class(self) -> str:
+        """The class of transformers that reads it. T5's builds its own Unigram model, whatever the file holds."""
+        return "T5TokenizerFast" if type(self.pieces.model).__name__ == "Unigram" else "PreTrainedTokenizerFast"
+
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer/`` of a checkpoint, as this class and transformers read it.
 
@@ -117,15 +122,18 @@ class Tokenizer:
         if (target / "tokenizer.json").exists():
             raise FileExistsError(f"{target} already holds a tokenizer; choose another folder or remove it first")
         target.mkdir(parents=True, exist_ok=True)
-        self.pieces.save(str(target / "tokenizer.json"))
         settings = {
-            "tokenizer_class": "T5TokenizerFast",
-            # All extra tokens are in tokenizer.json; transformers must not add more.
-            "extra_ids": 0,
+            "tokenizer_class": self.published_class,
             "pad_token": self.pieces.id_to_token(self.pad_token_id),
             "eos_token": self.pieces.id_to_token(self.eos_token_id),
             "unk_token": "<unk>",
         }
+        if self.published_class == "T5TokenizerFast":
+            # All extra tokens are in tokenizer.json; transformers must not add more.
+            settings |= {"extra_ids": 0}
+            self.pieces.save(str(target / "tokenizer.json"))
+        else:
+            _with_end(self.pieces, self.eos_token_id).save(str(target / "tokenizer.json"))
         (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
@@ -152,6 +160,18 @@ class Tokenizer:
             ids[row, : len(kept) + 1] = [*kept, self.eos_token_id]
             mask[row, : len(kept) + 1] = True
         return ids, mask
+
+
+def _with_end(pieces: "tokenizers.Tokenizer", eos_token_id: int) -> "tokenizers.Tokenizer":
+    """A copy that appends the end of sequence when it is asked for special tokens, as T5's class does by itself."""
+    import tokenizers
+
+    eos = str(pieces.id_to_token(eos_token_id))
+    copy = tokenizers.Tokenizer.from_str(pieces.to_str())
+    copy.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, eos_token_id)]
+    )
+    return copy
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: TextEncoderConfig) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Generator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from helios_jax.backend import backend
 from helios_jax.cli import Check, run_interruptible, run_program
-from helios_jax.sample.flags import parse, settings_of
+from helios_jax.sample.flags import fill_in, parse, settings_of
 from helios_jax.sample.jobs import check_inputs, plan_jobs
 from helios_jax.sample.live import TypedPrompts
 
@@ -37,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
+    fill_in(args)
     jobs = plan_jobs(args)
     check_inputs(args, jobs)
     from helios_jax.sample.check import check_device, check_jobs
@@ -59,8 +59,7 @@ def _work(args: argparse.Namespace, check_interrupted: Check) -> None:
         if args.warmup:
             conditioning = "image" if args.image else "video" if args.video else None
             seconds = pipe.compile(conditioning=conditioning, settings=settings_of(args, seed=0))
-            kept = "" if backend() != "cpu" else "; on a CPU programs are not kept for the next process"
-            print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s{kept}", flush=True)
+            print(f"compiled for {args.height}x{args.width} in {seconds:.1f} s", flush=True)
         else:
             print("the first chunk compiles programs that are not cached yet", flush=True)
         for job, claim in itertools.chain([first] if first else [], claimed):

@@ -10,6 +10,8 @@ from typing import Any, get_args
 from helios_jax.arguments import Parser, finite, path, shortened, whole, wholes
 from helios_jax.checkpoints.lora_argument import parse_lora_argument
 from helios_jax.checkpoints.parking import PARKABLE, parked_names
+from helios_jax.checkpoints.shipped import HELIOS_TINY, default_checkpoint
+from helios_jax.checkpoints.sources import defaults_of
 from helios_jax.sampling.settings import (
     MAX_FRAMES,
     MAX_GUIDANCE,
@@ -25,6 +27,7 @@ from helios_jax.sampling.settings import (
 DESCRIPTION = """\
 Video from text, from an image, or continuing a clip.
 
+    helios-sample --prompt="A large red circle glides slowly to the left." --out=circle.mp4    (with helios-tiny)
     helios-sample --model=BestWishYsh/Helios-Distilled --prompt="A red fox trots through fresh snow." --out=fox.mp4
     helios-sample --model=CKPT --image=cat.png --prompt="The cat stretches." --out=cat.mp4
     helios-sample --model=CKPT --video=car.mp4 --prompt="A yellow car on a mountain road." --out=longer.mp4
@@ -44,7 +47,7 @@ skips the videos that are finished, and two processes with one --out folder shar
 With --stream the video has no end unless --num_frames is given, and each line typed on standard input becomes the
 prompt from the next chunk on. Ctrl-D, the end of the input, finishes the video.
 
-On a GPU, compiled programs are kept on disk for later runs. --warmup compiles for the given size before
+Compiled programs are kept on disk for later runs. --warmup compiles for the given size before
 anything else and reports the time; without a prompt the command ends there.
 """
 
@@ -64,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     flag = argparse.BooleanOptionalAction
     dtypes = {"choices": ("auto", "bfloat16", "float32"), "default": "auto"}
-    add("model", "checkpoint folder in either layout, or hub id", required=True)
+    add("model", f"checkpoint folder in either layout, hub id, or {HELIOS_TINY} (the default where it is installed)")
     add("revision", "branch, tag or commit of a hub id (a token comes from HF_TOKEN or 'hf auth login')")
     add("cache_dir", "folder for downloads (default: the hub's, or HF_HOME)", type=path("--cache_dir"))
     add("out", "mp4 to write; with --prompt_file a folder", type=path("--out"))
@@ -89,8 +92,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "num_frames", f"frames wanted, rounded up to whole chunks of 33 (default {DEFAULTS.num_frames})", 1, MAX_FRAMES
     )
     add("exact_frames", "cut the video to --num_frames frames (default: 4k + 1 as published)", action="store_true")
-    add_whole("height", "pixel rows", 1, MAX_SIDE, DEFAULTS.height)
-    add_whole("width", "pixel columns", 1, MAX_SIDE, DEFAULTS.width)
+    add_whole("height", f"pixel rows (default: the model's, published {DEFAULTS.height})", 1, MAX_SIDE)
+    add_whole("width", f"pixel columns (default: the model's, published {DEFAULTS.width})", 1, MAX_SIDE)
     add("steps", "network calls per level, 2,2,2 or one number for Base (default: the model's)", type=_steps)
     guidance = finite("--guidance_scale", at_least=-MAX_GUIDANCE, at_most=MAX_GUIDANCE)
     add("guidance_scale", "guidance is on above 1 (default: the model's)", type=guidance)
@@ -99,7 +102,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("keep_first_frame", "keep the first frame in the context", action=flag, default=True)
     add_whole("chunks_per_prompt", "chunks of each prompt of a csv file", 1, 10**6, 7)
     add_whole("blend_chunks", "chunks over which a new prompt is blended in", 0, 10**6, 3)
-    add_whole("max_text_tokens", "length that texts are padded or cut to", 1, MAX_TEXT_TOKENS, DEFAULTS.max_text_tokens)
+    tokens = f"length that texts are padded or cut to (default: the model's, published {DEFAULTS.max_text_tokens})"
+    add_whole("max_text_tokens", tokens, 1, MAX_TEXT_TOKENS)
     add_whole("seed", "seed of all draws, or -1 to draw one, which is printed", -1, MAX_SEED, 0)
     add("lora", "LoRA file to merge, FILE or FILE:SCALE; may be repeated", type=_lora, action="append", default=[])
     add("merge_lora", "merge LoRA files into the weights, or keep their small updates apart", action=flag, default=True)
@@ -122,7 +126,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("warmup", "compile before sampling; with no prompt, only compile", action="store_true")
     add(
         "cache",
-        "folder for compiled programs, not on CPUs (default: helios_jax in the user's cache folder)",
+        "folder for compiled programs (default: helios_jax in the user's cache folder)",
         type=path("--cache"),
     )
     add("overwrite", "make finished videos again, in place of the files of the earlier run", action="store_true")
@@ -130,10 +134,34 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv[1:])
 
 
+def fill_in(args: argparse.Namespace) -> None:
+    """Replaces a model, a size and a length of texts that are not given by the default ones.
+
+    Raises:
+        ValueError: No model is given, and there is no default one; or its ``sampling.json`` is damaged.
+        FileNotFoundError: The model does not exist.
+    """
+    if args.model is None:
+        args.model = default_checkpoint()
+    if args.model is None:
+        raise ValueError(f"give --model, a checkpoint folder or hub id: this installation has no {HELIOS_TINY}")
+    defaults = defaults_of(args.model)
+    for name in _OF_THE_MODEL:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(defaults, name))
+
+
+_OF_THE_MODEL = ("height", "width", "max_text_tokens")
+"""Flags whose default depends on the model."""
+
+
 def settings_of(args: argparse.Namespace, *, seed: int) -> SampleSettings:
     """The sample settings from flags that have the name of a field, with the seed of one video."""
     names = vars(DEFAULTS).keys() & vars(args).keys() - {"seed"}
-    return SampleSettings(seed=seed, **{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in names}
+    for name in _OF_THE_MODEL:
+        given[name] = getattr(DEFAULTS, name) if given[name] is None else given[name]
+    return SampleSettings(seed=seed, **given)
 
 
 def _steps(text: str) -> int | tuple[int, ...] | None:

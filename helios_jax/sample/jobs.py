@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_jax.checkpoints.lora_argument import find_lora_file
+from helios_jax.checkpoints.shipped import named_folder
 from helios_jax.checkpoints.sources import folder_of
 from helios_jax.sample.flags import DEFAULTS, settings_of
 from helios_jax.sample.outputs import Outputs, check_apart, check_distinct, check_outputs
@@ -129,7 +130,7 @@ def _jobs_of_file(args: argparse.Namespace) -> list[Job]:
         raise ValueError(f"--out={args.out} must be a folder: a prompt file makes one video per prompt")
     if os.path.lexists(args.out) and not args.out.is_dir():
         raise NotADirectoryError(f"--out={args.out} is a file, not a folder; choose another --out")
-    if os.path.realpath(args.out) == os.path.realpath(os.path.expanduser(args.model)):
+    if os.path.realpath(args.out) == os.path.realpath(named_folder(args.model)):
         raise ValueError(f"--out={args.out} is the folder of --model; choose another --out")
     return [_job_of_file(args, video) for video in read_prompt_file(args.prompt_file)]
 
@@ -177,7 +178,7 @@ def _seed(seed: int) -> tuple[int, bool]:
 def _inputs(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Path]:
     """Every file that is read, by the flag or line that names it."""
     found: dict[str, Path] = {f"--lora (number {i})": file for i, (file, _) in enumerate(args.lora, 1)}
-    found["--model"] = Path(os.path.expanduser(args.model))
+    found["--model"] = named_folder(args.model)
     if args.prompt_file is not None:
         found["--prompt_file"] = args.prompt_file
     for job in jobs:

@@ -19,7 +19,7 @@ import numpy as np
 
 from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_parts
 from helios_jax.checkpoints.weights import Layout
-from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
+from helios_jax.config import HistoryConfig, PipelineConfig, SamplingDefaults, SchedulerConfig
 from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.media.fitting import Fit
 from helios_jax.models.network import Network, count_in_words
@@ -55,10 +55,13 @@ class HeliosPipeline(LoadedNetworks):
         transformer: The denoiser.
         vae: Pixels <-> latents.
         text_encoder: Prompts -> embeddings; ``None`` when the checkpoint has none.
+        defaults: Settings that the checkpoint was trained for. They apply where a call gives neither the setting nor
+            ``settings``; the signatures below show those of the published models.
     """
 
     config: PipelineConfig
     scheduler: SchedulerConfig
+    defaults: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults)
 
     def __repr__(self) -> str:
         if self._is_closed:
@@ -92,8 +95,8 @@ class HeliosPipeline(LoadedNetworks):
         """Loads a checkpoint.
 
         Args:
-            path: A folder in the published (diffusers) layout, a folder written by ``save``, or a hub id such as
-                "BestWishYsh/Helios-Distilled".
+            path: A folder in the published (diffusers) layout, a folder written by ``save``, a hub id such as
+                "BestWishYsh/Helios-Distilled", or "helios-tiny", the small model that comes with the package.
             dtype: Compute dtype of transformer and text encoder; the parameters published as fp32-only stay
                 fp32. "float32" is for comparison with other implementations, and "auto" is float32 on CPUs, where it
                 is faster, and bfloat16 elsewhere.
@@ -144,6 +147,7 @@ class HeliosPipeline(LoadedNetworks):
             transformer=self.transformer,
             vae=self.vae,
             text_encoder=self.text_encoder,
+            defaults=self.defaults,
         )
         save_parts(parts, folder, layout)
 
@@ -293,7 +297,8 @@ class HeliosPipeline(LoadedNetworks):
             num_frames: Frames wanted, rounded up to whole chunks; ``None`` streams without end.
             exact_frames: Cut the video to ``num_frames`` frames, here in the last chunk. Off: chunks are whole, and
                 ``pipe(...)`` cuts the video to the largest 4k + 1 frames of its chunks, as published.
-            height: Pixel rows; a multiple of 64 for pyramid models, 16 for single-stage ones.
+            height: Pixel rows; a multiple of 64 for pyramid models, 16 for single-stage ones. Models that were trained
+                at another size than the published ones have another default: see ``defaults``.
             width: Pixel columns, likewise.
             steps: Network calls per level, e.g. (2, 2, 2), or an int for single-stage models; ``None``: the
                 checkpoint's recommendation.
@@ -304,7 +309,7 @@ class HeliosPipeline(LoadedNetworks):
             image_sigmas: Range of the noise mixed into the anchor of I2V and V2V.
             video_sigmas: Range of the noise mixed into the other conditioning frames.
             seed: Seed of all draws, 0 to 2^64 - 1.
-            max_text_tokens: Length that texts are padded or cut to.
+            max_text_tokens: Length that texts are padded or cut to; see ``height``.
             vae_slice_frames: Latent frames that the VAE handles at a time; ``None``: a whole chunk.
             fit: What happens to an image or clip of another aspect: "stretch" (as published), "crop" around the centre,
                 or "pad" with black bars.

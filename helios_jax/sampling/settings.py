@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from helios_jax.config.defaults import SamplingDefaults
 from helios_jax.media.fitting import Fit, check_fit
 from helios_jax.media.rates import frame_rate
 from helios_jax.user_input import did_you_mean, finite_number, whole_number, yes_or_no
@@ -121,12 +122,25 @@ def one_or_many(steps: Sequence[int]) -> int | tuple[int, ...] | None:
     return steps[0] if steps else None
 
 
+def default_settings(defaults: SamplingDefaults) -> SampleSettings:
+    """The settings of a call that gives none, for a checkpoint with these defaults."""
+    return SampleSettings(height=defaults.height, width=defaults.width, max_text_tokens=defaults.max_text_tokens)
+
+
+@runtime_checkable
+class HasDefaults(Protocol):
+    """What ``takes_settings`` needs of an object: a pipeline."""
+
+    defaults: SamplingDefaults
+
+
 def takes_settings[F: Callable](function: F) -> F:
     """Lets a function accept the fields of ``SampleSettings`` as keywords, as ``settings``, or both.
 
     The function's signature lists every field with its default, so that editors complete them and type checkers check
     them. Fields that are passed override those of ``settings``; the function's body gets the result as ``settings``
-    and reads nothing else, since a default in the signature does not tell whether the field was passed.
+    and reads nothing else, since a default in the signature does not tell whether the field was passed. Without
+    ``settings``, fields that are not passed come from ``defaults`` of the object whose method this is.
 
     The decorated function raises TypeError for an unknown keyword and suggests the nearest known one.
     """
@@ -134,14 +148,14 @@ def takes_settings[F: Callable](function: F) -> F:
     fields = [field.name for field in dataclasses.fields(SampleSettings)]
 
     @functools.wraps(function)
-    def call(*args: Any, settings: SampleSettings | None = None, **keywords: Any) -> Any:
+    def call(self: HasDefaults, *args: Any, settings: SampleSettings | None = None, **keywords: Any) -> Any:
         for name in keywords.keys() - names:
             raise TypeError(f"{function.__qualname__}() has no argument {name!r}{did_you_mean(name, names)}")
         if not isinstance(settings, SampleSettings | None):
             raise ValueError(f"settings={settings!r:.200} must be a SampleSettings")
         given = {name: keywords.pop(name) for name in fields if name in keywords}
-        settings = dataclasses.replace(settings or SampleSettings(), **given)
-        return function(*args, settings=settings, **keywords)
+        settings = dataclasses.replace(settings or default_settings(self.defaults), **given)
+        return function(self, *args, settings=settings, **keywords)
 
     return call  # type: ignore[return-value]
 

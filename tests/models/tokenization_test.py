@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from helios_jax.checkpoints.random import write_word_tokenizer
 from helios_jax.config import TextEncoderConfig
 from helios_jax.models import tokenization
 from helios_jax.models.text_encoder import Umt5Encoder
@@ -207,3 +208,19 @@ def test_tokenizer_larger_than_the_embedding_is_refused():
     config = TextEncoderConfig(vocab_size=16, d_model=8, num_layers=1, num_heads=1, d_kv=8, d_ff=8)
     with pytest.raises(ValueError, match=r"25\d tokens.*16 embeddings"):
         TextEncoder.create(Umt5Encoder(config, rngs=nnx.Rngs(0)), tokenizer())
+
+
+def test_a_tokenizer_of_words_is_written_for_the_class_that_can_read_it(tmp_path):
+    """T5's class of transformers appends the end of a text by itself; the general one needs it in the file."""
+    assert tokenizer().published_class == "T5TokenizerFast"
+    write_word_tokenizer(tmp_path / "made", ["a", "circle", "."])
+    words = Tokenizer.from_folder(tmp_path / "made")
+    words.save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == words.published_class == "PreTrainedTokenizerFast"
+    saved = Tokenizer.from_folder(tmp_path / "saved")
+    ids, _ = words(["A circle."], 6)
+    np.testing.assert_array_equal(saved(["A circle."], 6)[0], ids)
+    # What transformers does: it asks the file for special tokens, and pads.
+    assert [*saved.pieces.encode("A circle.").ids, 0, 0] == ids[0].tolist()
+    assert ids[0, 3:].tolist() == [saved.eos_token_id, saved.pad_token_id, saved.pad_token_id]

@@ -172,7 +172,7 @@ def run(pipe, case: str, seed: int, output_type: str) -> np.ndarray:
     task = case.split("_")[1]
     frames = CLIP_FRAMES.get(case, 0)
     replay = Replay(NamedDraws(seed), task, frames // 33)
-    arguments = {"prompt": PROMPT, **arguments}
+    arguments = {"prompt": PROMPT, "max_sequence_length": 16, **arguments}
     if task == "i2v":
         arguments["image"] = torch.from_numpy(pixels(case, 1, height, width)[0]).permute(2, 0, 1)[None]
     if task == "v2v":
@@ -197,7 +197,6 @@ def run(pipe, case: str, seed: int, output_type: str) -> np.ndarray:
             height=height,
             width=width,
             guidance_scale=1.0 if kind == "distilled" else 5.0,
-            max_sequence_length=16,
             output_type=output_type,
         ).frames
     finally:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import helios_jax as hx
+from helios_jax.config import SamplingDefaults
 from helios_jax.sampling.settings import SampleSettings, one_or_many
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8, "num_frames": 33}
@@ -40,6 +41,18 @@ def test_settings_and_keywords_give_one_video(distilled):
         distilled.stream("a fox", settings=settings, heigth=64)
     with pytest.raises(ValueError, match="num_frames=None never ends"):
         distilled("a fox", settings=dataclasses.replace(settings, num_frames=None))
+
+
+def test_a_checkpoint_has_defaults_of_its_own(distilled):
+    """They apply to what is not passed; settings that are passed as one value hold as they are."""
+    defaults = SamplingDefaults(height=64, width=128, max_text_tokens=16)
+    pipe = dataclasses.replace(distilled, defaults=defaults)
+    with pipe.stream("a") as stream, pipe.stream("a", width=64) as narrow:
+        sizes = [(one.request.height, one.request.width) for one in (stream, narrow)]
+    assert sizes == [(64, 128), (64, 64)]
+    settings = SampleSettings(height=128, width=64, max_text_tokens=16)
+    with pipe.stream("a", settings=settings) as stream:
+        assert (stream.request.height, stream.request.width) == (128, 64)
 
 
 @pytest.mark.parametrize(("listed", "steps"), [((), None), ((10,), 10), ([2, 3, 4], (2, 3, 4))])
