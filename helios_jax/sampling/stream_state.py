@@ -1,0 +1,152 @@
+"""The state of a stream between two chunks, from which its video can be continued, also tomorrow and elsewhere.
+
+    state = stream.state()
+    state.save("fox.state")
+    stream = pipe.stream(resume=StreamState.load("fox.state"))
+
+Every draw is named after its chunk (``sampling/noise.py``) and everything that a chunk sees of the past is in the
+context of fixed size, so a state is small (at 384x640 about 10 MB), and a resumed video is the video that would have
+been made without the interruption, bit for bit.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from helios_jax.context import History
+from helios_jax.parallel.mesh import readable
+from helios_jax.sampling.brief import brief_fields
+from helios_jax.sampling.identity import ModelIdentity
+from helios_jax.sampling.inputs import SampleInputs
+from helios_jax.sampling.pending import Moment
+from helios_jax.sampling.request import Request
+from helios_jax.sampling.settings import SampleSettings
+from helios_jax.sampling.timeline import TimelineState
+from helios_jax.typing import AnyArray, Float, Path
+
+FREE_SETTINGS = ("num_frames", "exact_frames", "steps", "seed", "vae_slice_frames")
+"""Settings that a resumed video may change."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StreamState:
+    """A video that can be continued. All arrays are in host memory.
+
+    Attributes:
+        index: The next chunk.
+        history: Its context.
+        timeline: Its text and that of later chunks.
+        negative: Embeddings of the negative prompts; ``None`` without guidance.
+        settings: How the video is sampled.
+        batch: Videos sampled at once.
+        conditioned: They started from an image or a clip.
+        seeded: Draws come from the seed; otherwise they came from ``noise``, which must be given again.
+        model: The model.
+    """
+
+    index: int
+    history: History
+    timeline: TimelineState
+    negative: Float[np.ndarray, "B S E"] | None
+    settings: SampleSettings
+    batch: int
+    conditioned: bool
+    seeded: bool
+    model: ModelIdentity
+
+    __repr__ = brief_fields
+
+    def save(self, path: Path) -> None:
+        """Writes the state as one file, whole or not at all; a state that is there already is replaced.
+
+        Raises:
+            FileExistsError: The file exists and is not a state.
+            OSError: It cannot be written.
+        """
+        from helios_jax.sampling.state_files import save_state
+
+        save_state(self, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "StreamState":
+        """Reads a file that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: It does not exist.
+            ValueError: It is not such a file, or damaged.
+        """
+        from helios_jax.sampling.state_files import load_state
+
+        return load_state(path)
+
+    def check_settings(self, settings: SampleSettings) -> None:
+        """Raises ValueError if ``settings`` differ from those of the video where they must not."""
+        for name, kept in vars(self.settings).items():
+            if name not in FREE_SETTINGS and (given := getattr(settings, name)) != kept:
+                raise ValueError(
+                    f"{name}={given!r}: the video to be resumed has {name}={kept!r}, which stays; "
+                    f"{', '.join(FREE_SETTINGS)} may change"
+                )
+
+    def check_arrays(self, history: tuple[int, ...], width: int) -> None:
+        """Raises ValueError unless the context has the shape ``history`` and embeddings have ``width`` columns."""
+        frames, anchor = self.history.frames.shape, self.history.anchor.shape
+        if frames != history or anchor != (history[0], 1, *history[2:]):
+            raise ValueError(f"the state holds a context of shape {list(frames)}; {list(history)} is needed")
+        for embeds in self.timeline.arrays:
+            if embeds.ndim != 3 or embeds.shape[0] != self.batch or embeds.shape[2] != width:
+                needed = f"[{self.batch}, tokens, {width}]"
+                raise ValueError(f"the state holds embeddings of shape {list(embeds.shape)}; {needed} is needed")
+
+
+def check_resume(state: Any, inputs: SampleInputs) -> None:
+    """Checks the argument ``resume`` of a call, next to which no inputs can be given.
+
+    Raises:
+        ValueError: It is not a state, or there are inputs.
+    """
+    if state is None:
+        return
+    if not isinstance(state, StreamState):
+        raise ValueError(f"resume={state!r:.200} must be a StreamState: Stream.state(), or StreamState.load(file)")
+    if given := [name for name, value in vars(inputs).items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(given)} and resume are given: a resumed video has its prompt and its past; set a new prompt "
+            "with set_prompt"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Origin:
+    """What a stream does not need to know about its call, but its state records.
+
+    Attributes:
+        settings: How the video is sampled.
+        seeded: Draws come from the seed.
+        identify: Gives the identity of the model.
+    """
+
+    settings: SampleSettings
+    seeded: bool
+    identify: Callable[[], ModelIdentity]
+
+
+def captured(
+    moment: Moment, negative: Float[AnyArray, "B S E"] | None, origin: Origin, request: Request
+) -> StreamState:
+    """Copies a moment of a stream to host memory; waits until the device has computed it."""
+    history, negative = jax.device_get(readable((moment.history, negative)))
+    return StreamState(
+        index=moment.index,
+        history=history,
+        timeline=moment.timeline.map(lambda arrays: jax.device_get(readable(arrays))),
+        negative=negative,
+        settings=origin.settings,
+        batch=request.batch,
+        conditioned=request.conditioned,
+        seeded=origin.seeded,
+        model=origin.identify(),
+    )
