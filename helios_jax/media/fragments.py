@@ -16,7 +16,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -39,8 +39,6 @@ parameters are known. default_base_moof: positions count from the fragment itsel
 frag_discont: a fragment states its own start time, that of its first packet; otherwise every chunk would begin at zero,
 since the muxer does not know the earlier ones."""
 
-Codec = Literal["h264", "vp9"]
-Quality = Literal["low", "normal", "high"]
 
 _QUALITIES: dict[str, dict[str, str]] = {
     "h264": {"low": "28", "normal": "20", "high": "16"},
@@ -66,7 +64,7 @@ class ChunkEncoder:
     each_frame: bool = True
 
     @classmethod
-    def live(cls, codec: Codec = "h264", *, quality: Quality = "normal", fps: float | Fraction = 24) -> "ChunkEncoder":
+    def live(cls, codec: str = "h264", *, quality: str = "normal", fps: float | Fraction = 24) -> "ChunkEncoder":
         """For viewers who wait: at 384x640 the first bytes come after one frame, and a chunk takes 0.1 to 0.2 s of CPU.
 
         Args:
@@ -207,8 +205,21 @@ def copy_packets(source: Path, target: Path) -> None:
         out = container.add_stream_from_template(stream)
         for packet in fragments.demux(stream):
             if packet.dts is not None:  # the last packet is empty
+                # FFmpeg's parser takes every I frame for a start; frames after one may refer to frames before it.
+                if packet.is_keyframe and stream.codec_context.name == "h264":
+                    packet.is_keyframe = _is_idr(bytes(packet))
                 packet.stream = out
                 container.mux(packet)
+
+
+def _is_idr(data: bytes) -> bool:
+    """Whether a frame of H.264 is an IDR frame; its NAL units are stored with their lengths, in four bytes."""
+    start = 0
+    while start + 5 <= len(data):
+        if data[start + 4] & 31 == 5:
+            return True
+        start += 4 + int.from_bytes(data[start : start + 4])
+    return False
 
 
 class _WholeBoxes:

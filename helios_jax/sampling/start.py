@@ -4,7 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import jax.numpy as jnp
+
 from helios_jax.config import PipelineConfig, SchedulerConfig
+from helios_jax.context import History
 from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.models.network import Network
 from helios_jax.models.tokenization import TextEncoder
@@ -108,7 +111,7 @@ def resume_stream(
             request=request,
             producer=_producer(pipe, request, settings, text, draws),
             start=state.index,
-            history=state.history,
+            history=History(frames=jnp.asarray(state.frames), anchor=jnp.asarray(state.anchor)),
             origin=Origin(settings=settings, seeded=noise is None, identify=lambda: state.model),
             lookahead=lookahead,
             **callbacks,

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from helios_jax.context import History
 from helios_jax.safe_files import replace_bytes
 from helios_jax.sampling.identity import ModelIdentity
 from helios_jax.sampling.settings import SampleSettings
@@ -60,7 +59,7 @@ def save_state(state: StreamState, path: Path) -> None:
     timeline = state.timeline
     embeds = timeline.arrays
     number = {id(array): i for i, array in enumerate(embeds)}
-    arrays = {"frames": state.history.frames, "anchor": state.history.anchor}
+    arrays = {"frames": state.frames, "anchor": state.anchor}
     arrays |= {f"embeds{i}": array for i, array in enumerate(embeds)}
     if state.negative is not None:
         arrays["negative"] = state.negative
@@ -123,7 +122,8 @@ def _state(header: dict[str, Any], stored: dict[str, np.ndarray]) -> StreamState
     )
     return StreamState(
         index=index,
-        history=History(frames=arrays["frames"], anchor=arrays["anchor"]),
+        frames=arrays["frames"],
+        anchor=arrays["anchor"],
         timeline=timeline,
         negative=arrays.get("negative"),
         settings=SampleSettings(**header["settings"]),

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from helios_jax.context import History
 from helios_jax.parallel.mesh import readable
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.identity import ModelIdentity
@@ -37,7 +36,8 @@ class StreamState:
 
     Attributes:
         index: The next chunk.
-        history: Its context.
+        frames: The frames of its context, latents in model space.
+        anchor: The first latent frame of the video; zeros before it is known.
         timeline: Its text and that of later chunks.
         negative: Embeddings of the negative prompts; ``None`` without guidance.
         settings: How the video is sampled.
@@ -48,7 +48,8 @@ class StreamState:
     """
 
     index: int
-    history: History
+    frames: Float[np.ndarray, "B T h w C"]
+    anchor: Float[np.ndarray, "B 1 h w C"]
     timeline: TimelineState
     negative: Float[np.ndarray, "B S E"] | None
     settings: SampleSettings
@@ -93,9 +94,8 @@ class StreamState:
 
     def check_arrays(self, history: tuple[int, ...], width: int) -> None:
         """Raises ValueError unless the context has the shape ``history`` and embeddings have ``width`` columns."""
-        frames, anchor = self.history.frames.shape, self.history.anchor.shape
-        if frames != history or anchor != (history[0], 1, *history[2:]):
-            raise ValueError(f"the state holds a context of shape {list(frames)}; {list(history)} is needed")
+        if self.frames.shape != history or self.anchor.shape != (history[0], 1, *history[2:]):
+            raise ValueError(f"the state holds a context of shape {list(self.frames.shape)}; {list(history)} is needed")
         for embeds in self.timeline.arrays:
             if embeds.ndim != 3 or embeds.shape[0] != self.batch or embeds.shape[2] != width:
                 needed = f"[{self.batch}, tokens, {width}]"
@@ -138,10 +138,12 @@ def captured(
     moment: Moment, negative: Float[AnyArray, "B S E"] | None, origin: Origin, request: Request
 ) -> StreamState:
     """Copies a moment of a stream to host memory; waits until the device has computed it."""
-    history, negative = jax.device_get(readable((moment.history, negative)))
+    past = moment.history
+    frames, anchor, negative = jax.device_get(readable((past.frames, past.anchor, negative)))
     return StreamState(
         index=moment.index,
-        history=history,
+        frames=frames,
+        anchor=anchor,
         timeline=moment.timeline.map(lambda arrays: jax.device_get(readable(arrays))),
         negative=negative,
         settings=origin.settings,
