@@ -103,7 +103,8 @@ def load_state(path: Path) -> StreamState:
     try:
         return _state(json.loads(text), load(tensors))
     except Exception as error:  # whatever a file that was edited by hand leads to
-        raise ValueError(f"{path} does not describe a stream: {type(error).__name__}: {error}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} does not describe a stream ({reason:.200})") from error
 
 
 def _state(header: dict[str, Any], stored: dict[str, np.ndarray]) -> StreamState:
@@ -111,6 +112,7 @@ def _state(header: dict[str, Any], stored: dict[str, np.ndarray]) -> StreamState
     embeds = [arrays[f"embeds{i}"] for i in range(len(arrays) - 2 - ("negative" in arrays))]
     times, model = header["timeline"], header["model"]
     index = whole_number(header["index"], "index", at_least=0)
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in header["settings"].items()}
     timeline = TimelineState(
         chunk=index,
         **{name: embeds[times[name]] for name in ("old", "new", "shown")},
@@ -126,7 +128,7 @@ def _state(header: dict[str, Any], stored: dict[str, np.ndarray]) -> StreamState
         anchor=arrays["anchor"],
         timeline=timeline,
         negative=arrays.get("negative"),
-        settings=SampleSettings(**header["settings"]),
+        settings=SampleSettings(**settings),
         batch=whole_number(header["batch"], "batch", at_least=1),
         conditioned=yes_or_no(header["conditioned"], "conditioned"),
         seeded=yes_or_no(header["seeded"], "seeded"),
