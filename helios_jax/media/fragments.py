@@ -26,6 +26,7 @@ from helios_jax.media.files import video_url
 from helios_jax.media.pixels import uint8_frames
 from helios_jax.media.rates import frame_rate
 from helios_jax.typing import AnyArray, Path
+from helios_jax.user_input import user_path
 
 # The BT.601 matrix is what swscale uses and what players that ignore the tags assume at these sizes.
 _COLOUR = {"colorspace": "smpte170m", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
@@ -197,9 +198,9 @@ def copy_packets(source: Path, target: Path) -> None:
     import av
 
     with (
-        open(source, "rb") as file,
-        av.open(_WholeBoxes(file), format="mp4") as fragments,
-        av.open(video_url(target), "w", format="mp4", options={"movflags": "faststart"}) as container,
+        open(user_path(source), "rb") as file,
+        av.open(_WholeBoxes(file), "r", format="mp4") as fragments,
+        av.open(video_url(user_path(target)), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = fragments.streams.video[0]
         out = container.add_stream_from_template(stream)

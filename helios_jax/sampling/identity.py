@@ -51,11 +51,15 @@ class ModelIdentity:
                 "another configuration; load the checkpoint that it was made with"
             )
 
-    def require(self, other: "ModelIdentity") -> None:
-        """Raises ValueError unless ``other``, of the same configuration, continues videos of this model bit for bit."""
-        for name, made, given in zip(("dtype", "vae_dtype"), self.dtypes, other.dtypes, strict=True):
+    def require_dtypes(self, dtypes: tuple[str, str]) -> None:
+        """Raises ValueError unless these are the dtypes of transformer and VAE."""
+        for name, made, given in zip(("dtype", "vae_dtype"), self.dtypes, dtypes, strict=True):
             if made != given:
                 raise ValueError(f"the video was made with {name}={made!r}, and the model is loaded with {given!r}")
+
+    def require(self, other: "ModelIdentity") -> None:
+        """Raises ValueError unless ``other``, of the same configuration, continues videos of this model bit for bit."""
+        self.require_dtypes(other.dtypes)
         if self.weights != other.weights:
             raise ValueError(
                 f"the video was made with other weights of {self.name}: load the checkpoint, and the LoRA files, that "

@@ -117,17 +117,17 @@ def check_texts(texts: Any, name: str, batch: int | None = None) -> str | list[s
     return texts if isinstance(texts, str) else list(listed)
 
 
-def is_weighted(prompt: Any) -> bool:
-    """Whether a prompt is meant as weighted texts: a list that holds pairs."""
-    return isinstance(prompt, list | tuple) and any(isinstance(entry, list | tuple) for entry in prompt)
-
-
-def weighted_texts(prompt: Sequence[Any], name: str) -> list[tuple[str, float]]:
+def weighted_texts(prompt: Any, name: str) -> list[tuple[str, float]] | None:
     """Texts with their weights, which are scaled to a sum of one; texts of weight 0 are left out.
+
+    Returns:
+        The texts; ``None`` if the prompt is no list that holds pairs.
 
     Raises:
         ValueError: An entry is not a text and a number from 0 on, all weights are 0, or there are more than 4 texts.
     """
+    if not isinstance(prompt, list | tuple) or not any(isinstance(entry, list | tuple) for entry in prompt):
+        return None
     for entry in prompt:
         if not isinstance(entry, list | tuple) or len(entry) != 2 or not isinstance(entry[0], str):
             raise ValueError(f"{name} has the entry {entry!r:.100}; weighted texts are pairs of a text and its weight")

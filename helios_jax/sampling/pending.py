@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,7 +90,8 @@ class Dispatched:
         work = self._work
         if work is None:
             return True
-        return all(array.is_ready() for array in (work.pixels, work.latents, *(flag for _, flag in work.verdicts)))
+        arrays: list[Any] = [work.pixels, work.latents, *(flag for _, flag in work.verdicts)]
+        return all(array.is_ready() for array in arrays)
 
     def fetch(self, *, previous: float, cut_to: int | None) -> None:
         """Waits until the frames are in host memory, as ``chunk``.

@@ -15,7 +15,7 @@ import numpy as np
 
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.parallel.host_memory import fetched
-from helios_jax.sampling.inputs import SampleInputs, check_embeds, check_texts, is_weighted, weighted_texts
+from helios_jax.sampling.inputs import SampleInputs, check_embeds, check_texts, weighted_texts
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 from helios_jax.sampling.timeline import EmbeddingTimeline, TimelineState
 from helios_jax.typing import AnyArray, Array, DType, Float
@@ -136,6 +136,6 @@ class PromptState:
             raise ValueError("set_prompt takes one prompt at a time: a PromptSchedule is given to stream()")
         if encoder.text_encoder is None:
             raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
-        if is_weighted(prompt):
-            return encoder.weighted(weighted_texts(prompt, "the new prompt"))
+        if (weighted := weighted_texts(prompt, "the new prompt")) is not None:
+            return encoder.weighted(weighted)
         return encoder.texts(check_texts(prompt, "the new prompt", encoder.batch))

@@ -1,4 +1,4 @@
-"""Files of stream states: one file, without pickle, that is checked as a whole.
+"""Files of states: one file, without pickle, that is checked as a whole.
 
     helios_jax stream state 1 <SHA-256 of the rest>
     <JSON object: everything but the arrays>
@@ -9,89 +9,59 @@ their dtype. The file is written under another name, synchronised and renamed, s
 the new one.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import json
-import os
-import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from helios_jax.safe_files import replace_bytes
-from helios_jax.sampling.identity import ModelIdentity
-from helios_jax.sampling.settings import SampleSettings
-from helios_jax.sampling.stream_state import StreamState
-from helios_jax.sampling.timeline import TimelineState
+from helios_jax.sampling.state_paths import STATE_START, check_state_path
 from helios_jax.typing import Path
-from helios_jax.user_input import existing_file, finite_number, user_path, whole_number, yes_or_no
+from helios_jax.user_input import existing_file
 from helios_jax.version import __version__
 
-_START = b"helios_jax stream state "
 _VERSION = b"1"
 
 
-def is_state_file(path: Path) -> bool:
-    """Whether ``path`` begins as a state does; a few bytes are read."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(len(_START)) == _START
-    return False
-
-
-def check_state_path(path: Path) -> pathlib.Path:
-    """The path of a state to be written: it is free, or that of another state.
+def write_state_file(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a state, whole or not at all; creates the folder, and replaces a state that is there already.
 
     Raises:
-        FileExistsError: There is something else.
+        FileExistsError: The file exists and is not a state.
+        OSError: It cannot be written.
     """
-    path = user_path(path, "the state")
-    if os.path.lexists(path) and not is_state_file(path):
-        raise FileExistsError(f"{path} exists and is not a stream state, so it is not replaced; choose another path")
-    return path
-
-
-def save_state(state: StreamState, path: Path) -> None:
-    """Writes a state; see ``StreamState.save``."""
     from safetensors.numpy import save
 
     path = check_state_path(path)
-    timeline = state.timeline
-    embeds = timeline.arrays
-    number = {id(array): i for i, array in enumerate(embeds)}
-    arrays = {"frames": state.frames, "anchor": state.anchor}
-    arrays |= {f"embeds{i}": array for i, array in enumerate(embeds)}
-    if state.negative is not None:
-        arrays["negative"] = state.negative
-    header = {
-        "helios_jax": __version__,
-        "index": state.index,
-        "timeline": {
-            **{name: number[id(getattr(timeline, name))] for name in ("old", "new", "shown")},
-            "weights": timeline.weights,
-            "changes": [[at, number[id(new)], weights] for at, (new, weights) in sorted(timeline.changes.items())],
-        },
-        "settings": vars(state.settings),
-        **{name: getattr(state, name) for name in ("batch", "conditioned", "seeded")},
-        "model": dataclasses.asdict(state.model),
-        "dtypes": {name: np.asarray(array).dtype.name for name, array in arrays.items()},
-    }
-    # JSON has as many digits of a float as it needs, so that weights come back as they were.
-    text = json.dumps(header).encode()
-    content = b"%s\n%s" % (text, save({name: _plain(np.asarray(array)) for name, array in arrays.items()}))
+    dtypes = {name: array.dtype.name for name, array in arrays.items()}
+    # JSON has as many digits of a float as it needs, so numbers come back as they were.
+    text = json.dumps({"helios_jax": __version__, **header, "dtypes": dtypes}).encode()
+    content = b"%s\n%s" % (text, save({name: _plain(array) for name, array in arrays.items()}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_bytes(path, b"%s%s %s\n%s" % (_START, _VERSION, hashlib.sha256(content).hexdigest().encode(), content))
+    digest = hashlib.sha256(content).hexdigest().encode()
+    replace_bytes(path, b"%s%s %s\n%s" % (STATE_START, _VERSION, digest, content))
 
 
-def load_state(path: Path) -> StreamState:
-    """Reads a state; see ``StreamState.load``."""
+def read_state_file[T](path: Path, build: Callable[[dict[str, Any], dict[str, np.ndarray]], T]) -> T:
+    """Reads a file that ``write_state_file`` wrote.
+
+    Args:
+        path: The file.
+        build: Gives the result from the header and the arrays; any error in it means that the file cannot be used.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It is not such a file, or damaged.
+    """
     from safetensors.numpy import load
 
     path = existing_file(path, "state")
     with open(path, "rb") as file:
-        start = file.read(len(_START))
-        rest = file.read() if start == _START else b""
-    if start != _START:
+        start = file.read(len(STATE_START))
+        rest = file.read() if start == STATE_START else b""
+    if start != STATE_START:
         raise ValueError(f"{path} is not a stream state that helios_jax wrote")
     line, _, content = rest.partition(b"\n")
     version, _, digest = line.partition(b" ")
@@ -101,43 +71,11 @@ def load_state(path: Path) -> StreamState:
         raise ValueError(f"{path} is damaged or incomplete: its content does not match its digest; copy it again")
     text, _, tensors = content.partition(b"\n")
     try:
-        return _state(json.loads(text), load(tensors))
+        header, stored = json.loads(text), load(tensors)
+        return build(header, {name: stored[name].view(np.dtype(dtype)) for name, dtype in header["dtypes"].items()})
     except Exception as error:  # whatever a file that was edited by hand leads to
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} does not describe a stream ({reason:.200})") from error
-
-
-def _state(header: dict[str, Any], stored: dict[str, np.ndarray]) -> StreamState:
-    arrays = {name: stored[name].view(np.dtype(dtype)) for name, dtype in header["dtypes"].items()}
-    embeds = [arrays[f"embeds{i}"] for i in range(len(arrays) - 2 - ("negative" in arrays))]
-    times, model = header["timeline"], header["model"]
-    index = whole_number(header["index"], "index", at_least=0)
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in header["settings"].items()}
-    timeline = TimelineState(
-        chunk=index,
-        **{name: embeds[times[name]] for name in ("old", "new", "shown")},
-        weights=_weights(times["weights"]),
-        changes={
-            whole_number(at, "the chunk of a change", at_least=index): (embeds[new], _weights(weights))
-            for at, new, weights in times["changes"]
-        },
-    )
-    return StreamState(
-        index=index,
-        frames=arrays["frames"],
-        anchor=arrays["anchor"],
-        timeline=timeline,
-        negative=arrays.get("negative"),
-        settings=SampleSettings(**settings),
-        batch=whole_number(header["batch"], "batch", at_least=1),
-        conditioned=yes_or_no(header["conditioned"], "conditioned"),
-        seeded=yes_or_no(header["seeded"], "seeded"),
-        model=ModelIdentity(**{**model, "dtypes": tuple(model["dtypes"])}),
-    )
-
-
-def _weights(weights: list[float]) -> tuple[float, ...]:
-    return tuple(finite_number(weight, "a weight", at_least=0.0, at_most=1.0) for weight in weights)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -23,8 +23,10 @@ from helios_jax.sampling.inputs import SampleInputs
 from helios_jax.sampling.pending import Moment
 from helios_jax.sampling.request import Request
 from helios_jax.sampling.settings import SampleSettings
+from helios_jax.sampling.state_files import read_state_file, write_state_file
 from helios_jax.sampling.timeline import TimelineState
 from helios_jax.typing import AnyArray, Float, Path
+from helios_jax.user_input import finite_number, whole_number, yes_or_no
 
 FREE_SETTINGS = ("num_frames", "exact_frames", "steps", "seed", "vae_slice_frames")
 """Settings that a resumed video may change."""
@@ -67,9 +69,23 @@ class StreamState:
             FileExistsError: The file exists and is not a state.
             OSError: It cannot be written.
         """
-        from helios_jax.sampling.state_files import save_state
-
-        save_state(self, path)
+        timeline = self.timeline
+        number = {id(array): i for i, array in enumerate(timeline.arrays)}
+        arrays = {"frames": self.frames, "anchor": self.anchor}
+        arrays |= {f"embeds{i}": np.asarray(array) for i, array in enumerate(timeline.arrays)}
+        if self.negative is not None:
+            arrays["negative"] = self.negative
+        header = {
+            "timeline": {
+                **{name: number[id(getattr(timeline, name))] for name in ("old", "new", "shown")},
+                "weights": timeline.weights,
+                "changes": [[at, number[id(new)], weights] for at, (new, weights) in sorted(timeline.changes.items())],
+            },
+            "settings": vars(self.settings),
+            "model": dataclasses.asdict(self.model),
+            **{name: getattr(self, name) for name in ("index", "batch", "conditioned", "seeded")},
+        }
+        write_state_file(path, header, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "StreamState":
@@ -79,9 +95,7 @@ class StreamState:
             FileNotFoundError: It does not exist.
             ValueError: It is not such a file, or damaged.
         """
-        from helios_jax.sampling.state_files import load_state
-
-        return load_state(path)
+        return read_state_file(path, _from_file)
 
     def check_settings(self, settings: SampleSettings) -> None:
         """Raises ValueError if ``settings`` differ from those of the video where they must not."""
@@ -100,6 +114,41 @@ class StreamState:
             if embeds.ndim != 3 or embeds.shape[0] != self.batch or embeds.shape[2] != width:
                 needed = f"[{self.batch}, tokens, {width}]"
                 raise ValueError(f"the state holds embeddings of shape {list(embeds.shape)}; {needed} is needed")
+
+
+def _from_file(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> StreamState:
+    embeds = [arrays[f"embeds{i}"] for i in range(len(arrays) - 2 - ("negative" in arrays))]
+    index, times = whole_number(header["index"], "index", at_least=0), header["timeline"]
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in header["settings"].items()
+    }
+    model: dict[str, Any] = {**header["model"], "dtypes": tuple(header["model"]["dtypes"])}
+    return StreamState(
+        index=index,
+        frames=arrays["frames"],
+        anchor=arrays["anchor"],
+        timeline=TimelineState(
+            chunk=index,
+            old=embeds[times["old"]],
+            new=embeds[times["new"]],
+            shown=embeds[times["shown"]],
+            weights=_weights(times["weights"]),
+            changes={
+                whole_number(at, "the chunk of a change", at_least=index): (embeds[new], _weights(weights))
+                for at, new, weights in times["changes"]
+            },
+        ),
+        negative=arrays.get("negative"),
+        settings=SampleSettings(**settings),
+        batch=whole_number(header["batch"], "batch", at_least=1),
+        conditioned=yes_or_no(header["conditioned"], "conditioned"),
+        seeded=yes_or_no(header["seeded"], "seeded"),
+        model=ModelIdentity(**model),
+    )
+
+
+def _weights(weights: list[float]) -> tuple[float, ...]:
+    return tuple(finite_number(weight, "a weight", at_least=0.0, at_most=1.0) for weight in weights)
 
 
 def check_resume(state: Any, inputs: SampleInputs) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helios_jax.sampling.brief import brief_fields
-from helios_jax.typing import AnyArray, Array, Float
+from helios_jax.typing import Array, Float
 
 
 def blend_weights(blend_chunks: int, *, live: bool = False) -> tuple[float, ...]:
@@ -41,7 +41,8 @@ def blend_weights(blend_chunks: int, *, live: bool = False) -> tuple[float, ...]
 class TimelineState:
     """Where an ``EmbeddingTimeline`` is: all that the embeddings of the chunks to come depend on.
 
-    Arrays may be those of JAX or NumPy. Where nothing changes, the three embeddings are one object.
+    Embeddings are arrays [B, S, E] of JAX or, in host memory, of NumPy. Where nothing changes, all three are one
+    object.
 
     Attributes:
         chunk: The next chunk.
@@ -53,16 +54,16 @@ class TimelineState:
     """
 
     chunk: int
-    old: Float[AnyArray, "B S E"]
-    new: Float[AnyArray, "B S E"]
-    shown: Float[AnyArray, "B S E"]
+    old: Any
+    new: Any
+    shown: Any
     weights: tuple[float, ...]
-    changes: Mapping[int, tuple[Float[AnyArray, "B S E"], tuple[float, ...]]]
+    changes: Mapping[int, tuple[Any, tuple[float, ...]]]
 
     __repr__ = brief_fields
 
     @property
-    def arrays(self) -> list[Float[AnyArray, "B S E"]]:
+    def arrays(self) -> list[Any]:
         """Every array once."""
         found = [self.old, self.new, self.shown, *(embeds for _, (embeds, _) in sorted(self.changes.items()))]
         return list({id(array): array for array in found}.values())

@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,9 +33,18 @@ def taken(stream, count: int) -> list[np.ndarray]:
 
 
 @pytest.mark.usefixtures("undecoded")
-@pytest.mark.parametrize("start", [{}, {"image": IMAGE}, {"video": VIDEO}], ids=["text", "image", "clip"])
-@pytest.mark.parametrize("lookahead", [0, 1])
-def test_resumed_video_is_the_undisturbed_one(distilled, tmp_path, start, lookahead):
+@pytest.mark.parametrize(
+    ("start", "lookahead", "cuts"),
+    [
+        ({}, 1, (2, 4)),
+        pytest.param({}, 0, range(6), marks=pytest.mark.slow),
+        pytest.param({}, 1, range(6), marks=pytest.mark.slow),
+        pytest.param({"image": IMAGE}, 0, range(6), marks=pytest.mark.slow),
+        pytest.param({"video": VIDEO}, 1, range(6), marks=pytest.mark.slow),
+    ],
+    ids=["few", "text", "lookahead", "image", "clip"],
+)
+def test_resumed_video_is_the_undisturbed_one(distilled, tmp_path, start, lookahead, cuts):
     """Before each chunk; a blend and a later change of a schedule are in progress, and a prompt was set live."""
     schedule = hx.PromptSchedule(prompts=[FOX, DOG, "a cat"], chunks_per_prompt=(1, 3, 2), blend_chunks=2)
     arguments = {"num_frames": 6 * 33, "seed": 3, **start, **SMALL, "skip_first_chunk": True}
@@ -50,7 +60,7 @@ def test_resumed_video_is_the_undisturbed_one(distilled, tmp_path, start, lookah
         return found, latents
 
     _, expected = stream(6)
-    for cut in (0, 1, 2, 3, 4, 5):
+    for cut in cuts:
         interrupted, latents = stream(cut)
         resumed = later(distilled, interrupted, tmp_path)
         assert (resumed.index, resumed.num_steps) == (cut, 3 * (6 - cut) + 3 * (cut == 0))
@@ -63,6 +73,7 @@ def test_resumed_video_is_the_undisturbed_one(distilled, tmp_path, start, lookah
         np.testing.assert_array_equal(latents, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 2])
 def test_exact_frames_and_pixels_of_a_finite_video(distilled, tmp_path, cut):
     whole = distilled(FOX, num_frames=70, exact_frames=True, progress=False, **SMALL)
@@ -93,6 +104,7 @@ def test_finished_video_goes_on(distilled, tmp_path):
     assert other.state().settings.seed == 9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize("kind", ["base", "mid"])
 def test_guided_batches_keep_their_negative_prompts(pipelines, tmp_path, kind):
@@ -104,6 +116,7 @@ def test_guided_batches_keep_their_negative_prompts(pipelines, tmp_path, kind):
     np.testing.assert_array_equal([chunk.latents for chunk in later(pipe, stream, tmp_path)], expected[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undecoded")
 def test_bfloat16_embeddings_come_back_as_they_were(bfloat16, tmp_path):
     """Bit patterns in the middle of a blend, and the video that follows from them."""
@@ -164,12 +177,16 @@ def state(distilled, undecoded) -> StreamState:
     return stream.state()
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_what_a_state_does_not_fit(distilled, pipelines, bfloat16, state, tmp_path):
+@pytest.mark.slow
+def test_models_that_a_state_does_not_fit(pipelines, bfloat16, state):
     with pytest.raises(ValueError, match="made with another model: Helios Distilled, 188k parameters, and this one"):
         pipelines("base").stream(resume=state)
     with pytest.raises(ValueError, match="made with dtype='float32', and the model is loaded with 'bfloat16'"):
         bfloat16.stream(resume=state)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_settings_that_a_state_does_not_fit(distilled, state):
     with pytest.raises(ValueError, match="height=128: the video to be resumed has height=64, which stays"):
         distilled.stream(resume=state, height=128)
     with pytest.raises(ValueError, match=r"guidance_scale=3\.0: the video to be resumed has guidance_scale=None"):
@@ -199,8 +216,6 @@ def test_other_weights_are_noticed(distilled, state):
 
 
 def _nudged(params):
-    import jax
-
     leaves, tree = jax.tree.flatten(params)
     largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
     leaves[largest] = leaves[largest] * jnp.float32(1 + 1e-6)
