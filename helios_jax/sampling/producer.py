@@ -22,7 +22,7 @@ from helios_jax.sampling.ropes import shared_ropes
 
 
 class ChunkProducer:
-    """Dispatches the work of single chunks. Of one chunk to the next, it keeps only the position in the text.
+    """Dispatches the work of single chunks. From one to the next, it keeps only the position in the text.
 
     Args:
         request: The checked call.
@@ -73,7 +73,8 @@ class ChunkProducer:
     def produce(self, before: Moment, on_step: Callable[[StepInfo], None]) -> tuple[DeviceChunk, History]:
         """Dispatches a chunk, down to the copy of its frames to the host.
 
-        An exception, whatever its origin, leaves everything as it was: the same chunk can be produced again.
+        Takes the text of the chunk from the timeline; the caller goes back in it if this raises. Nothing else changes,
+        so the same chunk can then be produced again.
 
         Args:
             before: The stream before the chunk.
@@ -82,12 +83,8 @@ class ChunkProducer:
         Returns:
             The arrays of the chunk, and the history after it.
         """
-        try:
-            with self.on_device():
-                return self._produce(before, on_step)
-        except BaseException:
-            self.text.go_back(before.timeline)  # nothing else has changed
-            raise
+        with self.on_device():
+            return self._produce(before, on_step)
 
     def _produce(self, before: Moment, on_step: Callable[[StepInfo], None]) -> tuple[DeviceChunk, History]:
         started, index = time.perf_counter(), before.index

@@ -270,9 +270,14 @@ class Stream:
         """Dispatches the next chunk and appends it to the queue."""
         assert self._producer is not None, "the stream is open"
         before = self._now()
-        # This calls ``on_step`` and takes nearly all of the time, so this is where exceptions arrive.
-        work, history = self._producer.produce(before, self._on_step)
-        chunk = Dispatched(before, work)
+        try:
+            # This calls ``on_step`` and takes nearly all of the time, so this is where exceptions arrive.
+            work, history = self._producer.produce(before, self._on_step)
+            chunk = Dispatched(before, work)
+        except BaseException:
+            self._producer.text.go_back(before.timeline)  # nothing else has changed
+            raise
+        # No call in between, so no signal either: the chunk is dispatched with all of these, or not at all.
         self._history, self.index = history, before.index + 1
         self._queue.append(chunk)
         return chunk

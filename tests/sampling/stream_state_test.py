@@ -206,7 +206,7 @@ def test_settings_that_a_state_does_not_fit(distilled, state):
 
 @pytest.mark.usefixtures("undecoded")
 def test_other_weights_are_noticed(distilled, state):
-    """By one value in a hundred thousand: a LoRA or training changes values everywhere."""
+    """One parameter differs by a few millionths."""
     params = distilled.transformer.params
     changed = dataclasses.replace(
         distilled, transformer=dataclasses.replace(distilled.transformer, params=_nudged(params))
@@ -218,7 +218,7 @@ def test_other_weights_are_noticed(distilled, state):
 def _nudged(params):
     leaves, tree = jax.tree.flatten(params)
     largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
-    leaves[largest] = leaves[largest] * jnp.float32(1 + 1e-6)
+    leaves[largest] = leaves[largest] * jnp.float32(1 + 3e-6)
     return jax.tree.unflatten(tree, leaves)
 
 
