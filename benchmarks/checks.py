@@ -32,7 +32,7 @@ from helios_jax.models import HeliosTransformer, WanVae
 from helios_jax.models.network import Network
 from helios_jax.models.vae import decode_frames
 from helios_jax.sampling import chunk as chunk_module
-from helios_jax.sampling import stream as stream_module
+from helios_jax.sampling import producer
 from helios_jax.sampling.pipeline import HeliosPipeline
 
 TURNS = 4
@@ -54,7 +54,7 @@ def without_checks() -> Iterator[None]:
 
     with (
         mock.patch.object(chunk_module, "all_finite", return_value=finite),
-        mock.patch.object(stream_module, "decode_and_check", decode_only),
+        mock.patch.object(producer, "decode_and_check", decode_only),
     ):
         yield
 

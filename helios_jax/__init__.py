@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from helios_jax.sampling.pipeline import HeliosPipeline
     from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
     from helios_jax.sampling.settings import SampleSettings
+    from helios_jax.sampling.stream_state import StreamState
 
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RecordedNoise",
     "SampleOutput",
     "SampleSettings",
+    "StreamState",
     "checkpoints",
     "config",
     "context",
@@ -53,6 +55,7 @@ __getattr__, __dir__ = lazy_exports(
         "RecordedNoise": "helios_jax.sampling.noise",
         "SampleOutput": "helios_jax.sampling.output",
         "SampleSettings": "helios_jax.sampling.settings",
+        "StreamState": "helios_jax.sampling.stream_state",
         "load_diffusers": "helios_jax.checkpoints.diffusers",
         "save_diffusers": "helios_jax.checkpoints.diffusers",
         "save_video": "helios_jax.media.saving",

@@ -11,15 +11,20 @@ from typing import Any
 
 
 def replace_text(file: pathlib.Path, text: str) -> None:
-    """Writes a small file atomically: now or after a crash, a reader finds either the old content or the new content.
+    """Writes a text file as ``replace_bytes`` does, in UTF-8."""
+    replace_bytes(file, text.encode())
+
+
+def replace_bytes(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file atomically: now or after a crash, a reader finds either the old content or the new content.
 
     Raises:
         OSError: It could not be written; the old content is unchanged.
     """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with partial.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             # Without this, a power cut can leave the new name on an empty file.
             os.fsync(stream.fileno())

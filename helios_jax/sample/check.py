@@ -14,9 +14,12 @@ from helios_jax.sample.flags import settings_of
 from helios_jax.sample.jobs import Job, in_line
 from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
 from helios_jax.sample.records import content_digest, differences, finished_record, record_of
+from helios_jax.sample.resuming import frames_of_file, read_state, resumed_settings
 from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
 from helios_jax.sampling.request import Request, RequestDefaults, SampleInputs
 from helios_jax.sampling.settings import SampleSettings
+from helios_jax.sampling.start import resumed_request
+from helios_jax.sampling.stream_state import StreamState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,12 +31,16 @@ class CheckedJob:
         settings: How to sample, with the length that its prompts ask for.
         record: Its record, as far as it is known before sampling.
         earlier: The state of the finished record at the time of the check, see ``record_changed``.
+        frames: Frames of the file; ``None`` if the video has no end.
+        resume: The state that the video is continued from, if it is.
     """
 
     job: Job
     settings: SampleSettings
     record: dict[str, Any]
     earlier: tuple[int, int] | None
+    frames: int | None
+    resume: StreamState | None = None
 
     @property
     def negative_prompt(self) -> str:
@@ -85,6 +92,7 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     model = read_settings(args.model, revision=args.revision, cache_dir=args.cache_dir)
     if model.text_encoder is None:
         raise ValueError(f"{args.model} has no text encoder, so no prompts can be read; download the checkpoint again")
+    state = read_state(args)
     # Records of videos name the dtype that was used.
     args.dtype, args.vae_dtype = (str(compute_dtype(getattr(args, name), name)) for name in ("dtype", "vae_dtype"))
     defaults = RequestDefaults.of(model)
@@ -96,7 +104,11 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
     seen: set[tuple[Path | None, ...]] = set()
     checked = []
     for job in jobs:
+        if state is not None:
+            checked.append(_resumed(args, job, state, defaults, model, content=content))
+            continue
         settings = _with_length(job, defaults)
+        assert job.prompt is not None, "only a resumed video has none"
         inputs = SampleInputs(
             prompt=job.prompt,
             negative_prompt=job.negative_prompt,
@@ -106,9 +118,44 @@ def check_jobs(args: argparse.Namespace, jobs: list[Job]) -> tuple[PipelineSetti
         )
         request = _resolve(defaults, inputs, settings, job.source)
         seen |= {(job.image, None), (None, job.video)}
-        record = record_of(args, job, request, settings, model, content=content)
-        checked.append(CheckedJob(job=job, settings=settings, record=record, earlier=_state(job.outputs.record)))
+        checked.append(_checked(args, job, request, settings, model, content=content))
     return model, checked
+
+
+def _checked(
+    args: argparse.Namespace,
+    job: Job,
+    request: Request,
+    settings: SampleSettings,
+    model: PipelineSettings,
+    *,
+    content: str | None,
+    resume: StreamState | None = None,
+) -> CheckedJob:
+    chunk_frames = model.vae.pixel_frames(request.history_config.chunk_frames)
+    frames = frames_of_file(args, request, chunk_frames=chunk_frames, start=resume.index if resume else 0)
+    record = record_of(args, job, request, settings, model, frames=frames, content=content)
+    earlier = _state(job.outputs.record)
+    return CheckedJob(job=job, settings=settings, record=record, earlier=earlier, frames=frames, resume=resume)
+
+
+def _resumed(
+    args: argparse.Namespace,
+    job: Job,
+    state: StreamState,
+    defaults: RequestDefaults,
+    model: PipelineSettings,
+    *,
+    content: str | None,
+) -> CheckedJob:
+    """The video that continues another; what does not fit is named with the file of the state."""
+    try:
+        state.model.require_dtypes((args.dtype, args.vae_dtype))
+        settings = resumed_settings(args, state, job.settings.seed)
+        request = resumed_request(defaults, state, settings)
+    except ValueError as error:
+        raise ValueError(f"--resume={args.resume}: {error}") from error
+    return _checked(args, job, request, settings, model, content=content, resume=state)
 
 
 def check_device(args: argparse.Namespace, model: PipelineSettings) -> str:

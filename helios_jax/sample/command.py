@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Generator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helios_jax.cli import Check, run_interruptible, run_program
 from helios_jax.sample.flags import fill_in, parse, settings_of
@@ -127,17 +127,22 @@ def sample(
     with Progress(enabled=sys.stderr.isatty()) as progress:
         if job.job.seed_drawn and args.prompt_file is None:
             progress.write(f"{outputs.video.name}: seed {job.settings.seed}")
+        new: dict[str, Any] = {
+            "prompt": job.job.prompt,
+            "negative_prompt": job.negative_prompt,
+            "image": job.job.image,
+            "video": job.job.video,
+        }
         stream = pipe.stream(
-            job.job.prompt,
-            job.negative_prompt,
-            image=job.job.image,
-            video=job.job.video,
+            **(new if job.resume is None else {"resume": job.resume}),
             settings=job.settings,
             # A prompt typed in a chunk is to take effect in the next one; without live prompts the device never idles.
             lookahead=0 if args.stream else 1,
             on_step=progress.on_step(lambda _: check_interrupted()),
             on_chunk=progress.on_chunk(None),
         )
+        if job.resume is not None and isinstance(job.job.prompt, str):
+            stream.set_prompt(job.job.prompt, blend_chunks=args.blend_chunks)
         job.make_room()
         progress.start(stream)
         num_frames = _write_chunks(stream, job, args, progress, check_interrupted)
@@ -164,7 +169,7 @@ def _write_chunks(
     # always ends it.
     ends_with_input = args.num_frames is None or (sys.stdin is not None and sys.stdin.isatty())
     shown = 0  # the first chunk that shows the newest prompt unblended
-    end = stream.request.num_frames
+    end = job.frames
     enlarge = args.enlarge or enlargement(stream.request.height, stream.request.width)
     with (
         VideoWriter(outputs.video, fps=args.fps, enlarge=enlarge) as video,
@@ -175,13 +180,15 @@ def _write_chunks(
             video.write(frames)
             sheet.write(frames)
             progress.write(f"{outputs.video.name}: {_describe(chunk, video.num_frames, args.fps)}")
-            check_interrupted()
-            if typed is None:
-                continue
-            for prompt in typed.new():
+            for prompt in typed.new() if typed else ():
                 stream.set_prompt(prompt, blend_chunks=args.blend_chunks)
                 shown = chunk.index + max(1, args.blend_chunks)
                 progress.write(f"prompt from chunk {chunk.index + 1} on: {prompt}")
+            if args.save_state is not None:
+                stream.state().save(args.save_state)  # after the frames and the new prompts
+            check_interrupted()
+            if typed is None:
+                continue
             if ends_with_input and typed.ended and chunk.index >= shown:
                 progress.write("the input has ended, and so does the video")
                 break

@@ -32,7 +32,8 @@ Video from text, from an image, or continuing a clip.
     helios-sample --model=CKPT --image=cat.png --prompt="The cat stretches." --out=cat.mp4
     helios-sample --model=CKPT --video=car.mp4 --prompt="A yellow car on a mountain road." --out=longer.mp4
     helios-sample --model=CKPT --prompt_file=prompts.csv --out=folder/
-    helios-sample --model=CKPT --prompt="Waves on a beach." --out=endless.mp4 --stream
+    helios-sample --model=CKPT --prompt="Waves on a beach." --out=endless.mp4 --stream --save_state=waves.state
+    helios-sample --model=CKPT --resume=waves.state --out=more.mp4 --stream
     helios-sample --model=CKPT --warmup
 
 With fox.mp4, a contact sheet (fox.sheet.png) and a record of all settings (fox.helios.json) are written. Files that
@@ -47,15 +48,25 @@ skips the videos that are finished, and two processes with one --out folder shar
 With --stream the video has no end unless --num_frames is given, and each line typed on standard input becomes the
 prompt from the next chunk on. Ctrl-D, the end of the input, finishes the video.
 
+--save_state keeps what a video is continued from, and --resume continues it tomorrow, bit for bit as it would have gone
+on, in a new file. A resumed video keeps its settings and its prompt; --prompt gives it a new one, and --num_frames
+counts the frames before.
+
 Compiled programs are kept on disk for later runs. --warmup compiles for the given size before
 anything else and reports the time; without a prompt the command ends there.
 """
 
 DEFAULTS = SampleSettings()
 
+_NOT_GIVEN = object()
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; ``argv[0]`` is the program. Exits with code 2 and one line if it cannot be read."""
+    """Reads the command line; ``argv[0]`` is the program. Exits with code 2 and one line if it cannot be read.
+
+    Returns:
+        The value of every flag, and as ``given`` the names of the sample settings that were given.
+    """
     parser = Parser(prog="helios-sample", description=DESCRIPTION)
 
     def add(name: str, help: str, **options: Any) -> None:
@@ -129,9 +140,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "folder for compiled programs (default: helios_jax in the user's cache folder)",
         type=path("--cache"),
     )
+    add("save_state", "file that the video can be continued from, written after each chunk", type=path("--save_state"))
+    add("resume", "continue the video of a --save_state file in a new file", type=path("--resume"))
     add("overwrite", "make finished videos again, in place of the files of the earlier run", action="store_true")
     add("allow_cpu", "run a model on a CPU that is made for GPUs: hours per second of video", action="store_true")
-    return parser.parse_args(argv[1:])
+    args = parser.parse_args(argv[1:])
+    # argparse leaves alone what a namespace holds already: flags that were not given keep the mark.
+    marked = parser.parse_args(argv[1:], argparse.Namespace(**dict.fromkeys(vars(DEFAULTS), _NOT_GIVEN)))
+    args.given = frozenset(
+        name for name in vars(DEFAULTS).keys() & vars(args).keys() if getattr(marked, name) is not _NOT_GIVEN
+    )
+    return args
 
 
 def fill_in(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from helios_jax.checkpoints.shipped import named_folder
 from helios_jax.checkpoints.sources import folder_of
 from helios_jax.sample.flags import DEFAULTS, settings_of
 from helios_jax.sample.outputs import Outputs, check_apart, check_distinct, check_outputs
+from helios_jax.sample.resuming import check_resume_flags, check_save_state
 from helios_jax.sampling.prompt_files import PromptedVideo, read_prompt_file
 from helios_jax.sampling.settings import MAX_SEED, SampleSettings
 from helios_jax.user_input import existing_file
@@ -27,7 +28,7 @@ class Job:
 
     Attributes:
         source: The flag, or the file and line, that asks for it.
-        prompt: The pipeline's ``prompt``.
+        prompt: The pipeline's ``prompt``; ``None`` for a video that is resumed with its own.
         negative_prompt: The pipeline's ``negative_prompt``.
         image: The image to start from.
         video: The clip to continue.
@@ -37,7 +38,7 @@ class Job:
     """
 
     source: str
-    prompt: "str | PromptSchedule"
+    prompt: "str | PromptSchedule | None"
     negative_prompt: str | None
     image: Path | None
     video: Path | None
@@ -55,9 +56,12 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """
     if args.image is not None and args.video is not None:
         raise ValueError("--image and --video are both given; use one")
+    check_resume_flags(args)
     jobs = _one_job(args) if args.prompt_file is None else _jobs_of_file(args)
     check_distinct((job.source, job.outputs) for job in jobs)
-    check_apart(_inputs(args, jobs), (job.outputs for job in jobs))
+    inputs = _inputs(args, jobs)
+    check_apart(inputs, (job.outputs for job in jobs))
+    check_save_state(args, [path for flag, path in inputs.items() if flag != "--resume"], (job.outputs for job in jobs))
     for job in jobs:
         check_outputs(job.outputs)
     return jobs
@@ -93,7 +97,7 @@ def in_line(error: ValueError | OSError, source: str) -> ValueError | OSError:
 def _one_job(args: argparse.Namespace) -> list[Job]:
     if args.prompt is None and args.warmup:
         return []
-    if args.prompt is None:
+    if args.prompt is None and args.resume is None:
         raise ValueError("give --prompt or --prompt_file; for a video without text use --prompt=''")
     if args.out is None:
         raise ValueError("give --out, the mp4 to write")
@@ -109,7 +113,7 @@ def _one_job(args: argparse.Namespace) -> list[Job]:
         settings = dataclasses.replace(settings, num_frames=DEFAULTS.num_frames)
     return [
         Job(
-            source="--prompt",
+            source="--prompt" if args.resume is None else "--resume",
             prompt=args.prompt,
             negative_prompt=args.negative_prompt,
             image=args.image,
@@ -178,6 +182,8 @@ def _seed(seed: int) -> tuple[int, bool]:
 def _inputs(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Path]:
     """Every file that is read, by the flag or line that names it."""
     found: dict[str, Path] = {f"--lora (number {i})": file for i, (file, _) in enumerate(args.lora, 1)}
+    if args.resume is not None:
+        found["--resume"] = args.resume
     found["--model"] = named_folder(args.model)
     if args.prompt_file is not None:
         found["--prompt_file"] = args.prompt_file

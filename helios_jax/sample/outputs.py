@@ -80,7 +80,7 @@ def check_outputs(outputs: Outputs) -> None:
             f"{video.name[:40]}...: the name is {over} bytes too long: {MAX_NAME_BYTES} are allowed in all, and "
             f"{longest[len(video.stem) :]!r} must fit after it"
         )
-    _check_folder(video)
+    check_folder(video)
     for path in outputs.all:
         if os.path.lexists(path) and not _is_ours(path, outputs):
             kind = "is a folder" if path.is_dir() else "was not written by helios-sample"
@@ -89,15 +89,20 @@ def check_outputs(outputs: Outputs) -> None:
             )
 
 
-def _check_folder(video: Path) -> None:
-    """Checks the folder, or the nearest one that exists and in which it would be created."""
-    folder = Path(os.path.abspath(video)).parent
+def check_folder(file: Path) -> None:
+    """Checks the folder of a file, or the nearest one that exists and in which it would be created.
+
+    Raises:
+        NotADirectoryError: A part of the path is a file.
+        PermissionError: The folder cannot be written to.
+    """
+    folder = Path(os.path.abspath(file)).parent
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        raise NotADirectoryError(f"cannot write {video}: {folder} is not a folder")
+        raise NotADirectoryError(f"cannot write {file}: {folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write {video}: no permission to write in {folder}")
+        raise PermissionError(f"cannot write {file}: no permission to write in {folder}")
 
 
 def _is_ours(path: Path, outputs: Outputs) -> bool:

@@ -41,15 +41,21 @@ def record_of(
     settings: SampleSettings,
     model: "PipelineSettings",
     *,
+    frames: int | None,
     content: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a video that is to be made; ``content`` is the ``content_digest`` of the model."""
+    """The record of a video that is to be made, with the frames of its file.
+
+    ``content`` is the ``content_digest`` of the model.
+    """
     snapshot = _is_snapshot(model.folder)
     given = {"image": job.image, "video": job.video}
+    if args.resume is not None:
+        given["resume"] = args.resume
     record = {
         "helios_jax": __version__,
-        "prompt": job.prompt if isinstance(job.prompt, str) else dataclasses.asdict(job.prompt),
-        "negative_prompt": _negative_prompt(job) if request.guided else None,
+        "prompt": job.prompt if isinstance(job.prompt, str | None) else dataclasses.asdict(job.prompt),
+        "negative_prompt": _negative_prompt(job) if request.guided and args.resume is None else None,
         "model": args.model if snapshot else os.path.realpath(model.folder),
         "revision": model.folder.name if snapshot else args.revision,
         **({} if content is None else {"model_content": content}),
@@ -60,7 +66,7 @@ def record_of(
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
         "amplify_first_chunk": request.amplify_first_chunk,
-        "frames": request.num_frames,
+        "frames": frames,
         "fps": args.fps if isinstance(args.fps, int | float) else str(args.fps),
         **({"enlarge": args.enlarge} if args.enlarge else {}),
         "dtype": args.dtype,
@@ -188,7 +194,7 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
         found["model"] = os.path.realpath(os.path.expanduser(model))
         found.pop("revision", None)
     digests = record.get("sha256")
-    for name in ("image", "video", "lora"):
+    for name in ("image", "video", "resume", "lora"):
         if not found.get(name):
             continue
         if not isinstance(digests, dict):  # an earlier version, which knew only the path

@@ -279,8 +279,9 @@ def zero_step(solver: Solver, state: SolverState, scalars: Float[AnyArray, " sca
     return solver.step(state, jnp.zeros(state.x.shape, dtype), jnp.asarray(scalars))
 
 
-@functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=2)
 def remember(history: History, latents: Float[Array, "B T H W C"], anchor: bool) -> History:
     """Appends a finished chunk to the history; ``anchor`` makes its first frame the anchor."""
+    # Not donated: the history before a chunk is what a stream is resumed from until the chunk has been taken.
     history = history.push(latents)
     return history.with_anchor(latents[:, :1]) if anchor else history

@@ -12,10 +12,13 @@ from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.prompts import PromptSchedule
 from helios_jax.typing import AnyArray
-from helios_jax.user_input import whole_number, yes_or_no
+from helios_jax.user_input import finite_number, whole_number, yes_or_no
 
 MAX_LOOKAHEAD = 8
 """Most chunks dispatched ahead; each keeps its frames on the device."""
+
+MAX_WEIGHTED_TEXTS = 4
+"""Most texts of a weighted prompt; each is encoded."""
 
 Prompt = str | Sequence[str] | PromptSchedule
 
@@ -112,6 +115,30 @@ def check_texts(texts: Any, name: str, batch: int | None = None) -> str | list[s
     if batch is not None and not isinstance(texts, str) and len(listed) != batch:
         raise ValueError(f"{name} has {len(listed)} texts for a batch of {batch}; give one for each, or one str")
     return texts if isinstance(texts, str) else list(listed)
+
+
+def weighted_texts(prompt: Any, name: str) -> list[tuple[str, float]] | None:
+    """Texts with their weights, which are scaled to a sum of one; texts of weight 0 are left out.
+
+    Returns:
+        The texts; ``None`` if the prompt is no list that holds pairs.
+
+    Raises:
+        ValueError: An entry is not a text and a number from 0 on, all weights are 0, or there are more than 4 texts.
+    """
+    if not isinstance(prompt, list | tuple) or not any(isinstance(entry, list | tuple) for entry in prompt):
+        return None
+    for entry in prompt:
+        if not isinstance(entry, list | tuple) or len(entry) != 2 or not isinstance(entry[0], str):
+            raise ValueError(f"{name} has the entry {entry!r:.100}; weighted texts are pairs of a text and its weight")
+    if len(prompt) > MAX_WEIGHTED_TEXTS:
+        raise ValueError(f"{name} has {len(prompt)} weighted texts; at most {MAX_WEIGHTED_TEXTS} can be mixed")
+    check_texts([text for text, _ in prompt], name)
+    weights = [finite_number(weight, f"the weight of {text!r:.40}", at_least=0.0) for text, weight in prompt]
+    total = sum(weights)
+    if not 0 < total < float("inf"):
+        raise ValueError(f"{name}: the weights sum to {total}; at least one must be above 0")
+    return [(text, weight / total) for (text, _), weight in zip(prompt, weights, strict=True) if weight > 0]
 
 
 def _shape_of(embeds: Any) -> tuple[int, ...]:

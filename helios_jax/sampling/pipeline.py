@@ -20,23 +20,22 @@ import numpy as np
 from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_parts
 from helios_jax.checkpoints.weights import Layout
 from helios_jax.config import HistoryConfig, PipelineConfig, SamplingDefaults, SchedulerConfig
-from helios_jax.diffusion.guidance import make_guidance
 from helios_jax.media.fitting import Fit
 from helios_jax.models.network import Network, count_in_words
-from helios_jax.parallel.devices import describe_devices, devices_of, explains_memory_errors
-from helios_jax.parallel.mesh import on_mesh_of
-from helios_jax.sampling.chunk import ChunkSampler, StepInfo
-from helios_jax.sampling.conditioning import Conditioner
+from helios_jax.parallel.devices import describe_devices, devices_of
+from helios_jax.sampling.chunk import StepInfo
 from helios_jax.sampling.inputs import Prompt, SampleInputs, check_options
 from helios_jax.sampling.networks import LoadedNetworks
-from helios_jax.sampling.noise import KeyNoise, NoiseSource
+from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.output import SampleOutput
+from helios_jax.sampling.pending import Chunk
 from helios_jax.sampling.progress import Progress
-from helios_jax.sampling.prompt_state import PromptEncoder, PromptState
 from helios_jax.sampling.report import device_report, kind_of, parameters_of
 from helios_jax.sampling.request import RequestDefaults
 from helios_jax.sampling.settings import SampleSettings, SigmaRange, takes_settings
-from helios_jax.sampling.stream import LESS_MEMORY, Chunk, Stream
+from helios_jax.sampling.start import resume_stream, start_stream
+from helios_jax.sampling.stream import Stream
+from helios_jax.sampling.stream_state import StreamState, check_resume
 from helios_jax.sampling.warmup import compile_programs
 from helios_jax.typing import AnyArray, DType, Path
 from helios_jax.user_input import whole_number
@@ -278,6 +277,7 @@ class HeliosPipeline(LoadedNetworks):
         fit: Fit = "stretch",
         video_fps: float | None = 24,
         settings: SampleSettings | None = None,
+        resume: StreamState | None = None,
         noise: NoiseSource | None = None,
         lookahead: int = 0,
         progress: bool = False,
@@ -316,6 +316,9 @@ class HeliosPipeline(LoadedNetworks):
             video_fps: Frames per second that a clip read from a file is resampled to, by the times of its frames;
                 ``None`` takes all frames. The model was trained on 24.
             settings: The arguments from ``num_frames`` to here as one value; those that are passed override it.
+            resume: Continue the video of ``Stream.state()``, instead of prompts, image and clip. It keeps its settings;
+                ``num_frames`` (of the whole video), ``exact_frames``, ``steps``, ``seed`` and ``vae_slice_frames`` may
+                be given anew. A new prompt is set with ``set_prompt``.
             noise: Source of all draws, instead of the seed.
             lookahead: 1 lets the device work on the next chunk while the frames of one are copied to the host; a prompt
                 set live then takes effect one chunk later.
@@ -341,47 +344,15 @@ class HeliosPipeline(LoadedNetworks):
             video=video,
         )
         check_options(lookahead=lookahead, noise=noise, progress=progress, on_step=on_step, on_chunk=on_chunk)
-        request = self._defaults.resolve(inputs, settings, has_text_encoder=self.text_encoder is not None)
-        noise = KeyNoise.from_seed(settings.seed) if noise is None else noise
+        check_resume(resume, inputs)
+        options: dict[str, Any] = {"noise": noise, "lookahead": lookahead}
         bar = Progress(enabled=progress)
-        preparing = f"preparing {request.height}x{request.width}, batch {request.batch}"
-        with on_mesh_of(self.transformer.params), explains_memory_errors(preparing, LESS_MEMORY):
-            encoder = PromptEncoder(
-                text_encoder=self.text_encoder,
-                batch=request.batch,
-                max_tokens=settings.max_text_tokens,
-                width=self.transformer.config.text_dim,
-                dtype=self.transformer.dtype,
-            )
-            conditioner = Conditioner(
-                vae=self.vae,
-                history_config=request.history_config,
-                noise=noise,
-                batch=request.batch,
-                image_sigmas=settings.image_sigmas,
-                video_sigmas=settings.video_sigmas,
-                slice_frames=settings.vae_slice_frames,
-            )
-            stream = Stream(
-                request=request,
-                sampler=ChunkSampler(
-                    transformer=self.transformer,
-                    scheduler=self.scheduler,
-                    guidance=make_guidance(self.config) if request.guided else None,
-                    scale=request.guidance_scale,
-                    history_config=request.history_config,
-                ),
-                vae=self.vae,
-                text=PromptState.start(encoder, inputs, guided=request.guided),
-                history=conditioner.history_of(request),
-                noise=noise,
-                integer_timesteps=self.config.is_pyramid,
-                slice_frames=settings.vae_slice_frames,
-                lookahead=lookahead,
-                on_step=bar.on_step(on_step),
-                on_chunk=bar.on_chunk(on_chunk),
-                on_close=bar.close,
-            )
+        options |= {"on_step": bar.on_step(on_step), "on_chunk": bar.on_chunk(on_chunk), "on_close": bar.close}
+        if resume is not None:
+            stream = resume_stream(self, self._defaults, resume, settings, **options)
+        else:
+            request = self._defaults.resolve(inputs, settings, has_text_encoder=self.text_encoder is not None)
+            stream = start_stream(self, request, inputs, settings, **options)
         bar.start(stream)
         return stream
 

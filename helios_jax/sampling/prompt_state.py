@@ -1,4 +1,9 @@
-"""The text side of a stream: from prompts to the embeddings of successive chunks."""
+"""The text side of a stream: from prompts to the embeddings of successive chunks.
+
+Texts e_1 .. e_n with weights w_1 .. w_n become the mean of their embeddings,
+
+    e = sum_i w_i e_i / sum_i w_i.                                                                 (1)
+"""
 
 import contextlib
 import dataclasses
@@ -10,9 +15,13 @@ import numpy as np
 
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.parallel.host_memory import fetched
-from helios_jax.sampling.inputs import SampleInputs, check_embeds, check_texts
-from helios_jax.sampling.prompts import NEGATIVE_PROMPT, EmbeddingTimeline, PromptSchedule
+from helios_jax.sampling.inputs import SampleInputs, check_embeds, check_texts, weighted_texts
+from helios_jax.sampling.prompts import NEGATIVE_PROMPT, PromptSchedule
+from helios_jax.sampling.timeline import EmbeddingTimeline, TimelineState
 from helios_jax.typing import AnyArray, Array, DType, Float
+
+NewPrompt = str | Sequence[str] | Sequence[tuple[str, float]] | AnyArray
+"""A prompt that is set while a video runs: a text, one for each video, weighted texts, or embeddings."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +55,21 @@ class PromptEncoder:
         with fetched(self.text_encoder) as text_encoder:
             return text_encoder(each, self.max_tokens)
 
+    def weighted(self, texts: Sequence[tuple[str, float]]) -> Float[Array, "B S E"]:
+        """The mean (1) of the embeddings of several texts, for the whole batch. The weights sum to one."""
+        with self.fetched() as encoder:
+            embeds = [encoder.texts(text) for text, _ in texts]
+        return _mean(embeds, jnp.asarray([weight for _, weight in texts], jnp.float32))
+
     def embeds(self, embeds: AnyArray) -> Float[Array, "B S E"]:
         """Embeddings from elsewhere, in the transformer's dtype."""
         return jnp.asarray(embeds, self.dtype)
+
+
+@jax.jit
+def _mean(embeds: Sequence[Float[Array, "B S E"]], weights: Float[Array, " texts"]) -> Float[Array, "B S E"]:
+    terms = [weight * each.astype(jnp.float32) for weight, each in zip(weights, embeds, strict=True)]
+    return sum(terms[1:], start=terms[0]).astype(embeds[0].dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +94,18 @@ class PromptState:
             timeline, negative = cls._encoded(ready, inputs, guided=guided)
         return cls(encoder=encoder, timeline=timeline, negative=negative)
 
+    @classmethod
+    def resumed(
+        cls, encoder: PromptEncoder, timeline: TimelineState, negative: Float[np.ndarray, "B S E"] | None
+    ) -> "PromptState":
+        """Continues from a state whose arrays are in host memory."""
+        state = timeline.map(lambda arrays: [jnp.asarray(array) for array in arrays])
+        return cls(
+            encoder=encoder,
+            timeline=EmbeddingTimeline.resumed(state),
+            negative=None if negative is None else jnp.asarray(negative),
+        )
+
     @staticmethod
     def _encoded(
         encoder: PromptEncoder, inputs: SampleInputs, *, guided: bool
@@ -93,7 +126,7 @@ class PromptState:
             negative = encoder.texts(NEGATIVE_PROMPT if given is None else given)
         return timeline, negative
 
-    def encode(self, prompt: str | Sequence[str] | AnyArray) -> Float[Array, "B S E"]:
+    def encode(self, prompt: NewPrompt) -> Float[Array, "B S E"]:
         """Embeddings of a new prompt; see ``Stream.set_prompt``."""
         encoder = self.encoder
         if isinstance(prompt, jax.Array | np.ndarray) and prompt.dtype.kind not in "OUS":
@@ -103,4 +136,6 @@ class PromptState:
             raise ValueError("set_prompt takes one prompt at a time: a PromptSchedule is given to stream()")
         if encoder.text_encoder is None:
             raise ValueError("this checkpoint was loaded without a text encoder: set_prompt needs embeddings")
+        if (weighted := weighted_texts(prompt, "the new prompt")) is not None:
+            return encoder.weighted(weighted)
         return encoder.texts(check_texts(prompt, "the new prompt", encoder.batch))

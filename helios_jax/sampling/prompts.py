@@ -1,19 +1,13 @@
-"""Prompts that change during a video: schedules written in advance and texts set live.
+"""Prompts that change during a video, written in advance: which prompt, or blend of two, each chunk has.
 
-A change of prompt that is blended over n chunks gives the j-th of them the embeddings
-
-    (1 - w_j) old + w_j new,   w = linspace(0, 1, n),                                              (1)
-
-elementwise on the zero-padded embeddings, as the research code of Helios does (arXiv 2603.04379): the first
-chunk still shows the old prompt, the last one the new. With n = 0 or 1 the new prompt takes effect at once.
+Texts that are set while a video runs, and the embeddings of both, are in ``sampling/timeline.py``.
 """
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from helios_jax.sampling.timeline import EmbeddingTimeline, blend_weights
 from helios_jax.typing import Array, Float, Sequence
 from helios_jax.user_input import whole_number
 
@@ -29,74 +23,6 @@ MAX_BLEND_CHUNKS = 1000
 """Longest blend of a new prompt: 23 minutes of video."""
 
 
-def blend_weights(blend_chunks: int) -> tuple[float, ...]:
-    """Weights of the new prompt in equation (1), for the chunks of a blend; empty without a blend.
-
-    Raises:
-        ValueError: ``blend_chunks`` is negative.
-    """
-    if blend_chunks < 0:
-        raise ValueError(f"blend_chunks={blend_chunks} must not be negative; 0 switches at once")
-    return tuple(np.linspace(0, 1, blend_chunks).tolist()) if blend_chunks > 1 else ()
-
-
-@jax.jit
-def _interpolate(
-    old: Float[Array, "B S E"], new: Float[Array, "B S E"], weight: Float[Array, ""]
-) -> Float[Array, "B S E"]:
-    old32, new32 = old.astype(jnp.float32), new.astype(jnp.float32)
-    return ((1 - weight) * old32 + weight * new32).astype(new.dtype)
-
-
-class EmbeddingTimeline:
-    """The text embeddings of successive chunks, [B, S, E] each.
-
-    While nothing changes, ``next`` returns the same array object, so callers can cache what they derive from it by
-    identity.
-
-    Args:
-        embeds: Embeddings of the first chunk.
-    """
-
-    def __init__(self, embeds: Float[Array, "B S E"]) -> None:
-        self._old = self._new = self._shown = embeds
-        self._weights: list[float] = []
-        self._changes: dict[int, tuple[Array, tuple[float, ...]]] = {}
-        self._chunk = 0
-
-    def set(self, embeds: Float[Array, "B S E"], blend_chunks: int = 0, *, at: int | None = None) -> None:
-        """Changes to ``embeds``, beginning with chunk ``at`` (None: the next one).
-
-        A blend in progress is stopped: the new one starts from the embeddings of the chunk before.
-
-        Raises:
-            ValueError: Another shape or dtype than before, a negative ``blend_chunks``, or ``at`` already passed.
-        """
-        at = self._chunk if at is None else at
-        if at < self._chunk:
-            raise ValueError(f"cannot change the prompt at chunk {at}: the next chunk is {self._chunk}")
-        if (embeds.shape, embeds.dtype) != (self._new.shape, self._new.dtype):
-            raise ValueError(
-                f"the new embeddings are {embeds.dtype}{list(embeds.shape)}, those in use "
-                f"{self._new.dtype}{list(self._new.shape)}; encode both with the same batch, max_tokens and encoder"
-            )
-        self._changes[at] = embeds, blend_weights(blend_chunks)
-
-    def next(self) -> Float[Array, "B S E"]:
-        """Embeddings of the next chunk."""
-        if self._chunk in self._changes:
-            self._old = self._shown
-            self._new, weights = self._changes.pop(self._chunk)
-            self._weights = list(weights)
-        weight = self._weights.pop(0) if self._weights else 1.0
-        if weight in (0.0, 1.0):
-            self._shown = self._new if weight else self._old
-        else:
-            self._shown = _interpolate(self._old, self._new, jnp.float32(weight))
-        self._chunk += 1
-        return self._shown
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSchedule:
     """Several prompts for one video, each for a number of chunks; the last prompt stays after its chunks.
@@ -104,7 +30,8 @@ class PromptSchedule:
     Attributes:
         prompts: The texts, in order.
         chunks_per_prompt: Chunks of every prompt, or one number per prompt.
-        blend_chunks: Chunks at the start of every later prompt that are blended from the previous prompt by (1).
+        blend_chunks: Chunks at the start of every later prompt that are blended from the previous prompt, by (1) of
+            ``sampling/timeline.py``.
 
     Raises:
         ValueError: A value has the wrong type, there are no prompts, an interval is not positive, there are not as many

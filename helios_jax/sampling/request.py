@@ -1,5 +1,6 @@
 """Sampling calls: checks inputs and settings and fills in defaults before any work starts."""
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -11,10 +12,17 @@ from helios_jax.checkpoints.settings import PipelineSettings
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TransformerConfig, VaeConfig
 from helios_jax.diffusion.pyramid import check_steps
 from helios_jax.media.reading import ClipEnds, load_ends, load_image
+from helios_jax.parallel.devices import explains_memory_errors
 from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.inputs import Prompt as Prompt
 from helios_jax.sampling.inputs import SampleInputs
 from helios_jax.sampling.settings import SampleSettings
+
+LESS_MEMORY = (
+    "choose a smaller height and width or fewer prompts at once, pass vae_slice_frames=1, park the text encoder "
+    "(park=('text_encoder',)), or shard the model over several devices with mesh=; other processes on the device take "
+    "memory too"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -33,6 +41,7 @@ class Request:
         guidance_scale: Guidance is on when it exceeds 1.
         amplify_first_chunk: Twice the steps in the first chunk.
         skip_first_chunk: Take the anchor from the second chunk.
+        conditioned: The video starts from an image or a clip.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
         video: The first frame of a clip and the last ones, as far as the context can hold them; or ``None``.
         history_config: Layout of the context.
@@ -48,6 +57,7 @@ class Request:
     guidance_scale: float
     amplify_first_chunk: bool
     skip_first_chunk: bool
+    conditioned: bool
     image: np.ndarray | None
     video: ClipEnds | None
     history_config: HistoryConfig
@@ -58,6 +68,10 @@ class Request:
     def guided(self) -> bool:
         """Whether the negative prompt takes part."""
         return self.guidance_scale > 1.0
+
+    def explained_errors(self, work: str = "sampling") -> contextlib.AbstractContextManager[None]:
+        """Explains what needs less when ``work`` runs out of memory on the device, as MemoryError."""
+        return explains_memory_errors(f"{work} {self.height}x{self.width}, batch {self.batch}", LESS_MEMORY)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,25 +129,20 @@ class RequestDefaults:
             ValueError: The call cannot work; the message says what was given and what is needed.
             FileNotFoundError: An image or video that does not exist.
         """
-        height, width = settings.height, settings.width
-        self._check_size(height, width)
-        steps = check_steps(self.scheduler, self.steps if settings.steps is None else settings.steps)
-        distilled, amplify = self.pipeline.is_distilled, settings.amplify_first_chunk
-        scale = self._guidance_scale(settings)
+        request = self._without_inputs(settings)
         inputs.check(
             width=self.transformer.text_dim,
             has_text_encoder=has_text_encoder,
-            guided_tokens=settings.max_text_tokens if scale > 1 else None,
+            guided_tokens=settings.max_text_tokens if request.guided else None,
         )
-        image, video, num_frames = inputs.image, inputs.video, settings.num_frames
+        height, width, image, video = settings.height, settings.width, inputs.image, inputs.video
         if image is not None and video is not None:
             raise ValueError("image and video are both given; use image for I2V or video for V2V")
-        history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
-        window = self.vae.pixel_frames(history_config.chunk_frames)
         clip = None
         if video is not None:
             # Only this much of a long clip reaches the context, see ``Conditioner.from_video``.
-            last = visible_chunks(history_config) * window
+            window = self.vae.pixel_frames(request.history_config.chunk_frames)
+            last = visible_chunks(request.history_config) * window
             clip = load_ends(video, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
             if len(clip) < window:
                 name, rate = _file_notes(video, settings.video_fps)
@@ -141,13 +150,44 @@ class RequestDefaults:
                     f"the video{name} has {len(clip)} frames{rate}; at least {window} are needed to continue it. "
                     "Give a longer clip, or its last frame as image"
                 )
+        return dataclasses.replace(
+            request,
+            batch=inputs.batch,
+            conditioned=image is not None or video is not None,
+            image=None if image is None else load_image(image, height, width, fit=settings.fit),
+            video=clip,
+        )
+
+    def resume(self, settings: SampleSettings, *, batch: int, conditioned: bool, index: int) -> Request:
+        """The request of a video that continues at chunk ``index``, where its image or clip is needed no more.
+
+        Raises:
+            ValueError: The settings cannot work, or the video has no further chunk.
+        """
+        request = dataclasses.replace(self._without_inputs(settings), batch=batch, conditioned=conditioned)
+        if request.num_chunks is not None and request.num_chunks <= index:
+            window = self.vae.pixel_frames(request.history_config.chunk_frames)
+            raise ValueError(
+                f"num_frames={settings.num_frames}, but {index * window} frames of the video are finished: "
+                "to continue it, give a larger number, which counts them too, or None for a stream without end"
+            )
+        return request
+
+    def _without_inputs(self, settings: SampleSettings) -> Request:
+        """The request that settings determine, for one video from text."""
+        self._check_size(settings.height, settings.width)
+        steps = check_steps(self.scheduler, self.steps if settings.steps is None else settings.steps)
+        distilled, amplify = self.pipeline.is_distilled, settings.amplify_first_chunk
+        scale, num_frames = self._guidance_scale(settings), settings.num_frames
+        history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
+        window = self.vae.pixel_frames(history_config.chunk_frames)
         num_chunks = None if num_frames is None else -(-num_frames // window)
         if num_chunks is not None and not settings.exact_frames:
             num_frames = self.vae.whole_frames(num_chunks * window)
         return Request(
-            batch=inputs.batch,
-            height=height,
-            width=width,
+            batch=1,
+            height=settings.height,
+            width=settings.width,
             num_chunks=num_chunks,
             num_frames=num_frames,
             exact_frames=settings.exact_frames,
@@ -155,8 +195,9 @@ class RequestDefaults:
             guidance_scale=scale,
             amplify_first_chunk=distilled if amplify is None else amplify,
             skip_first_chunk=settings.skip_first_chunk,
-            image=None if image is None else load_image(image, height, width, fit=settings.fit),
-            video=clip,
+            conditioned=False,
+            image=None,
+            video=None,
             history_config=history_config,
         )
 

@@ -140,7 +140,8 @@ def takes_settings[F: Callable](function: F) -> F:
     The function's signature lists every field with its default, so that editors complete them and type checkers check
     them. Fields that are passed override those of ``settings``; the function's body gets the result as ``settings``
     and reads nothing else, since a default in the signature does not tell whether the field was passed. Without
-    ``settings``, fields that are not passed come from ``defaults`` of the object whose method this is.
+    ``settings``, fields that are not passed come from ``resume``, the state of a stream, if that is passed, and else
+    from ``defaults`` of the object whose method this is.
 
     The decorated function raises TypeError for an unknown keyword and suggests the nearest known one.
     """
@@ -154,7 +155,8 @@ def takes_settings[F: Callable](function: F) -> F:
         if not isinstance(settings, SampleSettings | None):
             raise ValueError(f"settings={settings!r:.200} must be a SampleSettings")
         given = {name: keywords.pop(name) for name in fields if name in keywords}
-        settings = dataclasses.replace(settings or default_settings(self.defaults), **given)
+        default = getattr(keywords.get("resume"), "settings", None) or default_settings(self.defaults)
+        settings = dataclasses.replace(settings or default, **given)
         return function(self, *args, settings=settings, **keywords)
 
     return call  # type: ignore[return-value]

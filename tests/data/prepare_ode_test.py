@@ -16,7 +16,7 @@ from helios_jax.data.helios_ode.record import OdeRecord
 from helios_jax.data.prepare.ode import OdeRecorder, RecordOptions
 from helios_jax.data.prepare.ode_prompts import OdePrompt, read_ode_prompts
 from helios_jax.diffusion.pyramid import level_schedule
-from helios_jax.sampling import stream
+from helios_jax.sampling import producer
 from helios_jax.sampling.noise import KeyNoise
 
 MID = SchedulerConfig.mid()
@@ -59,7 +59,7 @@ def rounded(x) -> np.ndarray:
 def test_points_are_what_the_sampler_shows(model, fox, monkeypatch):
     """Against the callbacks of the pipeline: plain guidance, UniPC of order 2, the linear shift."""
     black = np.zeros((1, 33, 64, 64, 3), np.uint8)  # decoding would take most of the time
-    monkeypatch.setattr(stream, "decode_and_check", lambda *_, **__: (jax.device_put(black), jnp.bool_(True)))
+    monkeypatch.setattr(producer, "decode_and_check", lambda *_, **__: (jax.device_put(black), jnp.bool_(True)))
     pipe = HeliosPipeline.from_pretrained(model, dtype="float32", vae_dtype="float32")
     scheduler = dataclasses.replace(MID, time_shift_type="linear")
     pipe = dataclasses.replace(pipe, scheduler=scheduler, config=PipelineConfig())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import helios_jax as hx
-from helios_jax.sampling import stream as stream_module
+from helios_jax.sampling import producer
 
 DATA = pathlib.Path(__file__).parents[1] / "parity" / "data" / "pipelines"
 
@@ -65,7 +65,7 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
         pixels = np.zeros((batch, 4 * frames - 3, 8 * height, 8 * width, 3), np.uint8)
         return jax.device_put(pixels), jax.device_put(np.bool_(True))
 
-    monkeypatch.setattr(stream_module, "decode_and_check", black)
+    monkeypatch.setattr(producer, "decode_and_check", black)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from helios_jax.checkpoints.footprint import footprint
 from helios_jax.checkpoints.pipelines import read_settings
 from helios_jax.models.tokenization import TextEncoder
 from helios_jax.parallel.host_memory import buffers, bytes_by_device, total_bytes
-from helios_jax.sampling import stream as stream_module
+from helios_jax.sampling import producer
 from helios_jax.sampling.chunk import ChunkSampler
+from helios_jax.sampling.pending import Chunk
 
 CALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "amplify_first_chunk": False, "max_text_tokens": 8}
 
@@ -35,7 +36,7 @@ def device_bytes() -> int:
 def test_videos_are_the_same_and_compile_nothing_new(distilled, parked, compiled, image):
     image = None if image is None else np.random.default_rng(0).random((64, 64, 3))
 
-    def sample(pipe: hx.HeliosPipeline) -> list[stream_module.Chunk]:
+    def sample(pipe: hx.HeliosPipeline) -> list[Chunk]:
         with pipe.stream("a fox", image=image, num_frames=66, **CALL) as stream:
             first = next(stream)
             stream.set_prompt("a crow", blend_chunks=0)
@@ -73,7 +74,7 @@ def test_a_parked_network_is_on_the_device_only_while_it_is_used(parked, monkeyp
 
     monkeypatch.setattr(TextEncoder, "__call__", watched("encode", TextEncoder.__call__))
     monkeypatch.setattr(ChunkSampler, "sample", watched("sample", ChunkSampler.sample))
-    monkeypatch.setattr(stream_module, "decode_and_check", watched("decode", stream_module.decode_and_check))
+    monkeypatch.setattr(producer, "decode_and_check", watched("decode", producer.decode_and_check))
     schedule = hx.PromptSchedule(prompts=("a fox", "a crow"), chunks_per_prompt=3)
     next(parked.stream(schedule, num_frames=33, **CALL))
     assert seen == {"encode": 2 * [[text + 1, vae]], "sample": [before], "decode": [[text, vae + own]]}

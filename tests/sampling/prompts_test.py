@@ -53,6 +53,29 @@ def test_blend_is_linspace():
     assert blend_weights(0) == blend_weights(1) == ()
 
 
+def test_live_blend_begins_with_the_new_prompt():
+    assert [blend_weights(n, live=True) for n in (0, 1, 2, 3)] == [(), (), (1.0,), (0.5, 1.0)]
+    assert blend_weights(5, live=True) == (0.25, 0.5, 0.75, 1.0)
+    timeline = EmbeddingTimeline(embeds(0.0))
+    timeline.next()
+    timeline.set(embeds(8.0), 3, live=True)
+    assert shown(timeline, 3) == [4.0, 8.0, 8.0]
+
+
+def test_timeline_goes_back_and_keeps_later_changes():
+    timeline = EmbeddingTimeline(embeds(0.0))
+    timeline.set(embeds(8.0), 3, at=1)
+    timeline.next()
+    before = timeline.state()
+    timeline.next()
+    timeline.set(embeds(2.0), at=2)
+    timeline.go_back(before)
+    assert (timeline.state().chunk, sorted(timeline.state().changes)) == (1, [1, 2])
+    assert shown(timeline, 3) == [0.0, 2.0, 2.0]
+    resumed = EmbeddingTimeline.resumed(before)
+    assert shown(resumed, 3) == [0.0, 4.0, 8.0]
+
+
 def test_live_change_blends_over_the_next_chunks():
     timeline = EmbeddingTimeline(embeds(0.0))
     assert shown(timeline, 2) == [0.0, 0.0]

@@ -205,7 +205,7 @@ def test_embeddings_that_differ_to_the_end_keep_all_keys(pipelines):
 
 def keys_of(stream) -> tuple[int, int]:
     """Number of keys of the text in use, and how many tokens the last one stands for."""
-    projected = stream._text._projected
+    projected = stream._producer.text._projected
     return projected.k.shape[2], projected.last_key_count
 
 
