@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class Request:
         amplify_first_chunk: Twice the steps in the first chunk.
         skip_first_chunk: Take the anchor from the second chunk.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
-        video: The first frame of a clip and the last ones, as far as the context can hold them; or ``None``.
+        video: The first frame of a clip and the last ones, as far as the context can hold them: of one clip for all
+            videos, or of one for each; or ``None``.
         history_config: Layout of the context.
     """
 
@@ -49,7 +51,7 @@ class Request:
     amplify_first_chunk: bool
     skip_first_chunk: bool
     image: np.ndarray | None
-    video: ClipEnds | None
+    video: tuple[ClipEnds, ...] | None
     history_config: HistoryConfig
 
     __repr__ = brief_fields
@@ -128,13 +130,19 @@ class RequestDefaults:
         image, video, num_frames = inputs.image, inputs.video, settings.num_frames
         if image is not None and video is not None:
             raise ValueError("image and video are both given; use image for I2V or video for V2V")
-        history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
+        history_config = self.pipeline.history
+        if not settings.keep_first_frame:
+            history_config = dataclasses.replace(history_config, keep_first_frame=False)
         window = self.vae.pixel_frames(history_config.chunk_frames)
-        clip = None
+        clips = None
         if video is not None:
             # Only this much of a long clip reaches the context, see ``Conditioner.from_video``.
             last = visible_chunks(history_config) * window
-            clip = load_ends(video, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
+            clips = tuple(
+                load_ends(clip, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
+                for clip in _clips(video, inputs.batch)
+            )
+            clip = clips[0]
             if len(clip) < window:
                 name, rate = _file_notes(video, settings.video_fps)
                 raise ValueError(
@@ -156,7 +164,7 @@ class RequestDefaults:
             amplify_first_chunk=distilled if amplify is None else amplify,
             skip_first_chunk=settings.skip_first_chunk,
             image=None if image is None else load_image(image, height, width, fit=settings.fit),
-            video=clip,
+            video=clips,
             history_config=history_config,
         )
 
@@ -183,6 +191,19 @@ class RequestDefaults:
                 f"({self.scheduler.num_levels} pyramid level(s)); the nearest valid size is "
                 f"height={nearest[0]}, width={nearest[1]}"
             )
+
+
+def _clips(video: Any, batch: int) -> Sequence[Any]:
+    """The clips of a call: one for all videos, or one for each.
+
+    Raises:
+        ValueError: There is a list of clips, and not one for each prompt.
+    """
+    if getattr(video, "ndim", 0) != 5:
+        return (video,)
+    if len(video) != batch:
+        raise ValueError(f"video holds {len(video)} clips for {batch} prompts; give one for each, or one clip for all")
+    return video
 
 
 def _file_notes(video: Any, fps: float | None) -> tuple[str, str]:

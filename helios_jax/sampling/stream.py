@@ -130,12 +130,13 @@ class Stream:
         self._on_close = on_close or (lambda: None)
         conditioned = request.image is not None or request.video is not None
         self._context_verdicts: list[Verdict] = [(CONTEXT, all_finite(self._history))] if conditioned else []
-        full = history.frames.shape[2:4]
         self._plans = self._plan(amplify=False)
         self._first_plans = self._plan(amplify=request.amplify_first_chunk)
-        self._ropes = tuple(
-            rope_table(sampler.transformer, sampler.history_config, full, plan.size) for plan in self._plans
-        )
+        self._past_chunks = 0
+        if request.video is not None:
+            window = vae.config.pixel_frames(sampler.history_config.chunk_frames)
+            self._past_chunks = len(request.video[0]) // window
+        self._ropes = self._rope_tables(0)
 
     def __repr__(self) -> str:
         request = self.request
@@ -249,7 +250,7 @@ class Stream:
             index,
             self._plans if index else self._first_plans,
             text=text,
-            ropes=self._ropes,
+            ropes=self._ropes if self._sampler.history_config.positions == "relative" else self._rope_tables(index),
             history=self._history,
             noise=self._noise,
             on_step=self._on_step,
@@ -314,6 +315,12 @@ class Stream:
             integer_timesteps=self._integer_timesteps,
             amplify=amplify,
         )
+
+    def _rope_tables(self, index: int) -> tuple[Array, ...]:
+        """Rotary tables of chunk ``index``, one for each level."""
+        model, layout, full = self._sampler.transformer, self._sampler.history_config, self._history.frames.shape[2:4]
+        number = np.int32(self._past_chunks + index)
+        return tuple(rope_table(model, layout, full, plan.size, number) for plan in self._plans)
 
     def _anchors(self, index: int) -> bool:
         """Whether the chunk's first frame becomes the anchor: chunk 0 of T2V, chunk 1 when it is to be skipped."""
