@@ -142,9 +142,7 @@ class OdeRecorder:
         settings = read_settings(model)
         scheduler, layout = options.student_scheduler(settings.scheduler), settings.config.history
         if layout.positions == "absolute":
-            raise ValueError(
-                f"{model} has absolute positions, which students are not trained with (stages 1 and 2 are)"
-            )
+            raise ValueError(f"{model} has absolute positions; few-step students are trained with relative ones only")
         folder = local_folder(model)
         transformer: Any = load_weights(folder, "transformer", dtype=options.dtype)
         encoder: Any = load_weights(folder, "text_encoder", dtype=options.dtype)
