@@ -49,7 +49,7 @@ from helios_jax.experiments.ablations.training import (
     train_row,
 )
 from helios_jax.experiments.train_tiny import DEFAULTS as RECIPES
-from helios_jax.safe_files import replace_text
+from helios_jax.safe_files import read_object, replace_text
 from helios_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -89,16 +89,26 @@ def main(args: argparse.Namespace) -> int:
                 train_phase(args, phase)
         else:
             product = train_row(args, row)
-            if args.until is None:
-                write_row(args, row, product)
+            try:
+                if args.until is None:
+                    write_row(args, row, product)
+            except (ValueError, OSError) as error:
+                sys.exit(f"ablations.run: {error}")
         print(f"# row {row.name}: {time.perf_counter() - start:.1f} s", flush=True)
     return 0
 
 
 def write_row(args: argparse.Namespace, row: Row, product: Path, processes: int | None = None) -> Path:
-    """Samples and scores a row, and writes its file; videos and files that are there are kept."""
+    """Samples and scores a row, and writes its file; videos and files that are there are kept.
+
+    Raises:
+        ValueError: The file, or the folder of videos, was made with other settings.
+    """
     file = args.out / "results" / f"{row.name}.json"
     if file.exists():
+        made_by, now = read_object(file, "remove it to measure the row again").get("command"), command_of(args, row)
+        if made_by != now:
+            raise ValueError(f"{file} was made by {made_by}, now it is {now}; choose another --out, or remove it")
         print(f"# {file} exists", flush=True)
         return file
     loaded: list[HeliosPipeline] = []
@@ -152,6 +162,7 @@ def write_row(args: argparse.Namespace, row: Row, product: Path, processes: int 
         "chunks": args.chunks,
         "values": values_of(records),
     }
+    file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, row_text(found))
     print(f"# wrote {file}", flush=True)
     return file

@@ -151,7 +151,7 @@ class HeliosTransformer(ConfiguredModule):
         full: Sequence[int],
         current: Sequence[int],
         frames: int,
-        chunk: int | Int[Array, "*samples"] = 0,
+        chunk: int | Int[Array, "*numbers"] = 0,
     ) -> RopeTable:
         """Rotary table of all tokens.
 
@@ -170,8 +170,10 @@ class HeliosTransformer(ConfiguredModule):
         config = self.config
         _, ph, pw = config.patch_size
 
-        if history_config is not None and history_config.positions == "absolute" and jnp.ndim(chunk):
-            return jax.vmap(lambda one: self.rope(history_config, full, current, frames, one))(chunk)
+        if jnp.ndim(chunk):
+            if history_config is not None and history_config.positions == "absolute":
+                return jax.vmap(lambda one: self.rope(history_config, full, current, frames, one))(chunk)
+            chunk = 0
 
         def grid(indices: FrameIndices, size: Sequence[int]) -> Float[Array, "T H W 2 K2"]:
             return rope_grid(indices, size[0] // ph, size[1] // pw, config.rope_dim, config.rope_theta)
@@ -331,7 +333,7 @@ class HeliosTransformer(ConfiguredModule):
         tiers: Tiers | None = None,
         history_config: HistoryConfig | None = None,
         execution: Execution = SAMPLING,
-        chunk: int | Int[Array, "*samples"] = 0,
+        chunk: int | Int[Array, "*numbers"] = 0,
     ) -> Float[Array, "B T H W C2"]:
         """The whole forward pass in one call, for training and for comparison with other implementations.
 

@@ -203,7 +203,7 @@ def _clips(video: Any, batch: int) -> Sequence[Any]:
         return (video,)
     if len(video) != batch:
         raise ValueError(f"video holds {len(video)} clips for {batch} prompts; give one for each, or one clip for all")
-    return video
+    return tuple(video)
 
 
 def _file_notes(video: Any, fps: float | None) -> tuple[str, str]:

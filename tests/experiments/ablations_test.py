@@ -1,0 +1,331 @@
+"""The ablations: what rows change, intervals against closed forms, and rows measured, interrupted, compared."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from helios_jax import train
+from helios_jax.checkpoints.random import write_random_checkpoint, write_word_tokenizer
+from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig, TextEncoderConfig, TransformerConfig
+from helios_jax.data.moving_shapes import vocabulary
+from helios_jax.experiments import tiny_commands
+from helios_jax.experiments.ablations import compare, measure, rows, run, training
+from helios_jax.experiments.ablations.bootstrap import LEVEL, mean_interval, mean_intervals
+from helios_jax.experiments.ablations.costs import chunk_flops, full_resolution_steps, training_minutes
+from helios_jax.experiments.ablations.results import COMMITTED, MEASURES, difference, read_rows
+from helios_jax.experiments.ablations.rows import ROWS, rows_named
+from helios_jax.experiments.ablations.tables import NOTHING, questions, replaced, results
+from helios_jax.sampling.pipeline import HeliosPipeline
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "ablations.md"
+
+
+def test_intervals_of_coin_tosses_are_those_of_a_binomial():
+    """With k ones of n values, a resample has a binomial number of ones, with n trials of probability k / n."""
+    values = np.array([1.0] * 18 + [0.0] * 46)
+    found = mean_interval(values, draws=40_000)
+    tail = (1 - LEVEL) / 2
+    chances = [math.comb(64, ones) * (18 / 64) ** ones * (46 / 64) ** (64 - ones) for ones in range(65)]
+    ends = [int(np.searchsorted(np.cumsum(chances), chance)) / 64 for chance in (tail, 1 - tail)]
+    assert (found.low, found.high) == tuple(ends)
+    assert (found.mean, found.scenes) == (18 / 64, 64)
+    assert found.excludes_zero
+
+
+def test_intervals_are_those_of_scipy():
+    values = np.random.default_rng(1).gamma(2.0, size=(64, 3))
+    mean, low, high = mean_intervals(values)
+    other = scipy.stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", axis=0, random_state=2)
+    np.testing.assert_allclose(mean, values.mean(0))
+    np.testing.assert_allclose(low, other.confidence_interval.low, atol=0.02)
+    np.testing.assert_allclose(high, other.confidence_interval.high, atol=0.02)
+    # The spread of resampled means is the standard deviation over the root of n.
+    normal = 1.96 * values.std(0) / 8
+    np.testing.assert_allclose((high - low) / 2, normal, rtol=0.05)
+
+
+def test_values_that_are_not_known_are_left_out():
+    values = np.array([1.0, np.nan, 3.0, np.nan, 5.0])
+    found = mean_interval(values)
+    assert (found.mean, found.scenes) == (3.0, 3)
+    assert 1.0 <= found.low < 3.0 < found.high <= 5.0
+    assert not mean_interval(np.array([-1.0, 1.0, 2.0, -2.0])).excludes_zero
+    assert math.isnan(mean_interval(np.full(4, np.nan)).low)
+    with pytest.raises(ValueError, match="no scenes"):
+        mean_interval(np.empty(0))
+
+
+def test_every_row_is_compared_with_an_earlier_one_and_starts_from_what_is_there():
+    seen, trained = {"baseline"}, set()
+    for row in ROWS.values():
+        assert row.against in seen
+        seen.add(row.name)
+        for phase in row.phases:
+            assert {phase.start, phase.score} - {""} <= trained | {""} or phase.run in trained
+            trained.add(phase.run)
+    assert [row.name for row in rows_named("dmd,ode")] == ["dmd", "ode"]
+    assert len(rows_named("all")) == len(ROWS)
+    with pytest.raises(ValueError, match="there is no row 'no_anker'"):
+        rows_named("no_anker")
+
+
+def test_the_page_is_made_from_the_rows_and_their_files():
+    text = PAGE.read_text()
+    found = read_rows([COMMITTED] if COMMITTED.is_dir() else [])
+    assert replaced(replaced(text, "rows", questions()), "results", results(found)) == text
+    assert (NOTHING in text) == (not found)
+    with pytest.raises(ValueError, match="<!-- rows -->"):
+        replaced("", "rows", "")
+
+
+def test_costs():
+    """With equal batches, stage 2 at 64 x 64 pixels makes calls of 9, 36 and 144 tokens, and stage 1 one of 144."""
+    config, layout = TransformerConfig.tiny(), HistoryConfig()
+
+    def of_call(tokens: int, history: int, dim: int = 64, hidden: int = 128, text: int = 7, layers: int = 2) -> float:
+        total = tokens + history
+        weights = 2 * (total * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens * dim**2)
+        return layers * (weights + 4 * dim * (total**2 + tokens * text))
+
+    of_text = 2 * 2 * 7 * 2 * 64**2
+    options = {"steps": (1, 2, 1), "text": 7, "guided": True}
+    found = chunk_flops(config, SchedulerConfig.mid(), layout, (8, 8), **options)
+    assert found == 2 * (of_call(9, 40) + 2 * of_call(36, 40) + of_call(144, 40) + of_text)
+    short = chunk_flops(config, SchedulerConfig.mid(), HistoryConfig(sizes=(0, 0, 1)), (8, 8), **options)
+    assert short == 2 * (of_call(9, 32) + 2 * of_call(36, 32) + of_call(144, 32) + of_text)
+    sizes = {"dim": 128, "hidden": 512, "text": 112, "layers": 4}
+    levels, of_text = [of_call(tokens, 40, **sizes) for tokens in (9, 36, 144)], 4 * 2 * 112 * 2 * 128**2
+    ratio = (sum(levels) + of_text) / (levels[-1] + of_text)
+    assert 1.3 < ratio < 309 / 184  # the tokens of all levels against those of one
+    assert full_resolution_steps("tiny", 1000, (8, 8), 112, batch=16) == round(1000 * ratio)
+    assert full_resolution_steps("tiny", 1000, (8, 8), 112) == round(2000 * ratio)
+
+
+def test_minutes_of_training(tmp_path):
+    assert training_minutes(tmp_path) is None
+    lines = [
+        {"step": 10, "seconds_per_step": 3.0},
+        {"step": 20, "seconds_per_step": 6.0},
+        {"step": 20, "validation": 1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert training_minutes(tmp_path) == 1.5
+
+
+def arguments(out, *more):
+    return run.parse(["run", f"--out={out}", "--stage1_steps=2", "--stage2_steps=3", *more])
+
+
+def test_commands_of_a_row(tmp_path, monkeypatch):
+    """A variant changes its settings in every phase, and phases with a product are not trained again."""
+    lines = []
+    monkeypatch.setattr(tiny_commands, "command", lambda program, main, *words, parse=None: lines.append(words))
+    monkeypatch.setattr(tiny_commands, "newest", lambda run: run)
+    args = arguments(tmp_path, "--row=no_long", "--batch=16")
+    training.train_row(args, ROWS["no_long"])
+    sizes = {f"--config.{place}.sizes=(0, 2, 1)" for place in rows.LAYOUTS}
+    assert len(lines) == 2
+    assert all(sizes <= set(line) for line in lines)
+    assert f"--config.start.folder={tmp_path}/no_long/stage1/product/2" in lines[1]
+    assert "--config.steps=3" in lines[1]
+    (tmp_path / "baseline" / "stage1" / "product" / "2").mkdir(parents=True)
+    lines.clear()
+    training.train_row(args, ROWS["full_resolution"])
+    (line,) = lines
+    assert f"--config.start.folder={tmp_path}/baseline/stage1/product/2" in line
+    assert f"--config.steps={full_resolution_steps('tiny', 3, (8, 8), 112, batch=16)}" in line
+    assert run.command_of(args, ROWS["no_long"]).endswith(
+        "run --row=no_long --size=cpu --batch=16 --stage1_steps=2 --stage2_steps=3"
+    )
+
+
+@pytest.mark.slow
+def test_settings_of_rows(tmp_path, monkeypatch):
+    """The flags of each row are settings of its experiments, and change what they say."""
+    found = {}
+
+    def keep(program, main, *words, parse=None):
+        arguments = train.parse([program, *words])
+        found["/".join(arguments.workdir.parts[-2:])] = arguments.experiment
+
+    monkeypatch.setattr(tiny_commands, "command", keep)
+    monkeypatch.setattr(tiny_commands, "newest", lambda run: run)
+    monkeypatch.setattr(training, "record_trajectories", lambda args, teacher: args.out / "ode")
+    args = arguments(tmp_path, "--row=all")
+    for row in args.row:
+        training.train_row(args, row)
+    assert len(found) == 2 * 9 + 1 + 2 + 3
+    baseline = found["baseline/stage2"]
+    assert baseline.data.tokens == 112
+    assert baseline.method.context.corruption.blur == 0
+    for name, layout in {
+        "no_anchor": HistoryConfig(keep_first_frame=False),
+        "absolute_positions": HistoryConfig(positions="absolute"),
+        "short_only": HistoryConfig(sizes=(0, 0, 1)),
+        "no_long": HistoryConfig(sizes=(0, 2, 1)),
+    }.items():
+        for stage in ("stage1", "stage2"):
+            settings = found[f"{name}/{stage}"]
+            assert settings.method.context.layout == settings.data.layout == settings.product.config.history == layout
+            like = found[f"baseline/{stage}"]
+            context = dataclasses.replace(settings.method.context, layout=HistoryConfig())
+            assert dataclasses.replace(settings.method, context=context) == like.method
+            assert settings.optimizer == like.optimizer
+    contexts = {name: found[f"{name}/stage2"].method.context for name in ROWS if f"{name}/stage2" in found}
+    assert contexts["no_corruption"].corruption is contexts["no_corruption"].saturation is None
+    assert contexts["blur"].corruption.blur == 1
+    assert contexts["saturation"].corruption is None
+    assert contexts["saturation"].saturation.strong == (1.001, 1.7)
+    assert contexts["all_corruptions"].corruption.blur == 0.1
+    assert contexts["all_corruptions"].saturation is not None
+    full = found["full_resolution/full"]
+    assert type(full.method).__name__ == "Base"
+    assert (full.optimizer.learning_rate, full.seed) == (baseline.optimizer.learning_rate, baseline.seed)
+    assert found["dmd_gan/distill"].method.gan.start_step == 10
+    assert found["dmd/distill"].method.own is None
+    assert found["self_rollout/distill"].method.own.sections == (1, 5)
+    for name in ("dmd", "dmd_gan", "self_rollout"):
+        settings = found[f"{name}/distill"]
+        assert settings.start.folder == f"{tmp_path}/consistency/consistency/product/40"
+        assert settings.method.score.folder == f"{tmp_path}/baseline/stage1/product/2"
+        assert settings.method.tokens == 112
+        assert settings.validation is None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A few-step model of random weights, with absolute positions and without the long tier."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    transformer = dataclasses.replace(TransformerConfig.tiny(), num_layers=1, text_dim=32)
+    encoder = TextEncoderConfig(vocab_size=128, d_model=32, num_layers=1, num_heads=2, d_kv=16, d_ff=32)
+    pipeline = PipelineConfig(is_distilled=True, history=HistoryConfig(sizes=(0, 2, 1), positions="absolute"))
+    write_random_checkpoint(
+        folder,
+        transformer=transformer,
+        text_encoder=encoder,
+        scheduler=SchedulerConfig.distilled(),
+        pipeline=pipeline,
+    )
+    shutil.rmtree(folder / "tokenizer")
+    write_word_tokenizer(folder, vocabulary(absences=True))
+    return folder
+
+
+VIDEOS = measure.Videos(count=2, chunks=3, batch=1, world=5)
+
+
+@pytest.mark.slow
+def test_a_row_is_measured_interrupted_and_resumed(model, tmp_path):
+    """Two videos of three chunks: the first is kept, only the second is sampled again, and nothing changes."""
+    pipe, loads = HeliosPipeline.from_pretrained(model, dtype="float32", vae_dtype="float32"), []
+
+    def load():
+        loads.append(1)
+        return pipe
+
+    def once_is_enough(part, done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    options = {"steps": (1, 1, 1), "guidance": 1.0, "load": load, "processes": 1}
+    whole = measure.measure(model, tmp_path / "whole", VIDEOS, **options)
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure(model, tmp_path / "broken", VIDEOS, **options, on_progress=once_is_enough)
+    kept = (tmp_path / "broken" / "records" / "sampled" / "0.json").read_bytes()
+    assert len(list((tmp_path / "broken" / "records" / "sampled").iterdir())) == 1
+    resumed = measure.measure(model, tmp_path / "broken", VIDEOS, **options)
+    assert (tmp_path / "broken" / "records" / "sampled" / "0.json").read_bytes() == kept
+    values = measure.values_of(whole)
+    assert values == measure.values_of(resumed)
+    assert measure.measure(model, tmp_path / "broken", VIDEOS, **options) == resumed
+    assert len(loads) == 3
+    # Chunk 0 is that of the rendered scene.
+    for video in range(2):
+        assert values["caption"][video][0] > 0.9
+        assert values["path_error"][video][0] < 0.01
+        assert values["high_band_ratio"][video][0] == 1
+        assert values["anchor_similarity"][video][1] < values["anchor_similarity"][video][0]
+    assert {len(video) for matrix in values.values() for video in matrix} == {3}
+
+
+def result_of(name, values, **facts):
+    """The file of a row in which every measure has these values."""
+    row = ROWS[name]
+    content = {"row": name, "against": row.against, "command": "run", "commit": "0123456789", "card": "none"}
+    content |= {"size": "cpu", "world": 5, "seed": 0, "scenes": list(range(len(values))), "chunks": len(values[0])}
+    content |= {"gflop_per_chunk": 1.5, "ms_per_chunk": 20.0, "training_minutes": {"a": 1.0, "b": 2.5}}
+    content |= {"sampling_minutes": 0.5, "values": {measure.name: values for measure in MEASURES}}
+    return content | facts
+
+
+def test_rows_are_compared_in_pairs(tmp_path, capsys):
+    """Scenes differ by ten and rows by a tenth: the difference is known exactly, its interval has no width."""
+    base = [[0.0, 10 * scene + 1.0, None, 10 * scene + 2.0] for scene in range(6)]
+    other = [[0.0, 10 * scene + 1.0, 5.0, 10 * scene + 2.1] for scene in range(6)]
+    for name, values in (("baseline", base), ("no_anchor", other)):
+        (tmp_path / f"{name}.json").write_text(run.row_text(result_of(name, values)))
+    found = read_rows([tmp_path])
+    (late, *_), (everywhere,) = MEASURES, [one for one in MEASURES if one.name == "border_jump"]
+    change = difference(found["no_anchor"], found["baseline"], late)
+    assert (change.mean, change.low, change.high) == pytest.approx((0.1, 0.1, 0.1))
+    # Over all sampled chunks, the mean of the row has three values and that of the baseline two.
+    expected = np.mean([(10 * s + 1 + 5 + 10 * s + 2.1) / 3 - (10 * s + 1.5) for s in range(6)])
+    assert difference(found["no_anchor"], found["baseline"], everywhere).mean == pytest.approx(expected)
+    assert compare.main(compare.parse(["compare", str(tmp_path)])) == 0
+    printed = capsys.readouterr().out
+    assert "27.1<br>**+0.1 [0.1, 0.1]**" in printed
+    assert "| `no_anchor` | 1.5 | 20 | 3.5 | 0.5 | none | 0123456 | 0 | `run` |" in printed
+    page = tmp_path / "page.md"
+    page.write_text("<!-- rows -->\n<!-- end of rows -->\n<!-- results -->\noutdated\n<!-- end of results -->\n")
+    assert compare.main(compare.parse(["compare", str(tmp_path), f"--page={page}"])) == 0
+    assert "outdated" not in page.read_text()
+    assert "27.1<br>**+0.1" in page.read_text()
+
+
+@pytest.mark.slow
+def test_plots_over_time(tmp_path):
+    """A row next to what it is compared with, with the means of its scenes at every chunk."""
+    values = np.random.default_rng(3).normal(size=(2, 5, 4)).tolist()
+    for name, matrix in zip(("baseline", "no_anchor"), values, strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result_of(name, matrix)))
+    found = read_rows([tmp_path])
+    lines = compare.draw(found["no_anchor"], found).axes[1].lines
+    assert [line.get_label() for line in lines] == ["baseline", "no_anchor"]
+    for line, matrix in zip(lines, values, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), np.mean(matrix, axis=0))
+    assert compare.main(compare.parse(["compare", str(tmp_path), f"--out={tmp_path / 'out'}"])) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.md", "baseline.png", "no_anchor.png"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"world": 6}, r"rows baseline and no_long have different world \(5 and 6\)"),
+        ({"row": "no_tier"}, "there is no row 'no_tier'"),
+        ({"row": "baseline"}, "the row baseline is there twice"),
+        ({"chunks": 5}, r"caption has \(2, 4\) values, not \(2, 5\)"),
+        ({"values": {}}, "has no values of caption"),
+    ],
+)
+def test_files_that_cannot_be_compared_are_refused(tmp_path, facts, message):
+    values = [[1.0] * 4] * 2
+    (tmp_path / "a.json").write_text(json.dumps(result_of("baseline", values)))
+    (tmp_path / "b.json").write_text(json.dumps(result_of("no_long", values) | facts))
+    with pytest.raises(ValueError, match=message):
+        read_rows([tmp_path])
+
+
+def test_a_file_of_other_settings_is_not_taken_for_the_row(tmp_path):
+    args = arguments(tmp_path, "--row=no_long")
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "results" / "no_long.json"
+    file.write_text(json.dumps({"command": run.command_of(args, ROWS["no_long"])}))
+    assert run.write_row(args, ROWS["no_long"], tmp_path) == file
+    with pytest.raises(ValueError, match=r"was made by .*run --row=no_long .*choose another --out"):
+        run.write_row(arguments(tmp_path, "--row=no_long", "--videos=3"), ROWS["no_long"], tmp_path)
