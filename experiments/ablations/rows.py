@@ -79,7 +79,7 @@ def stages(name: str, *flags: str) -> tuple[Phase, ...]:
 _CORRUPTION, _SATURATION = "--config.method.context.corruption", "--config.method.context.saturation"
 
 _FIRST, _SECOND = _BASELINE = stages("baseline")
-_FULL = Phase(run="full_resolution/full", experiment="full_resolution.py", start=_FIRST.run)
+_FULL = Phase(run="full_resolution/full", experiment="tiny_full_resolution.py", start=_FIRST.run)
 _ODE = Phase(run="ode/ode", experiment="stage3_ode.py", start=_SECOND.run)
 _CONSISTENCY = Phase(run="consistency/consistency", experiment="stage3_consistency.py", start=_SECOND.run)
 

@@ -187,7 +187,7 @@ def rope_table(
     chunk: int | Int[AnyArray, ""] = 0,
 ) -> RopeTable:
     """Rotary table of one level, computed once per size; of absolute positions, once per chunk."""
-    return transformer.module.rope(config, full, current, config.chunk_frames, chunk)
+    return transformer.module.rope(config, full, current, config.chunk_frames, jnp.asarray(chunk))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -6,9 +6,11 @@ import math
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
+from flax import nnx
 
 from helios_jax import train
 from helios_jax.checkpoints.random import write_random_checkpoint, write_word_tokenizer
@@ -22,6 +24,7 @@ from helios_jax.experiments.ablations.results import COMMITTED, MEASURES, differ
 from helios_jax.experiments.ablations.rows import ROWS, rows_named
 from helios_jax.experiments.ablations.tables import NOTHING, questions, replaced, results
 from helios_jax.sampling.pipeline import HeliosPipeline
+from helios_jax.training.batch import LatentBatch, PromptBatch
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "ablations.md"
 
@@ -145,21 +148,31 @@ def test_commands_of_a_row(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.slow
-def test_settings_of_rows(tmp_path, monkeypatch):
-    """The flags of each row are settings of its experiments, and change what they say."""
-    found = {}
+OUT = pathlib.Path("runs/of_rows")
+
+
+@pytest.fixture(scope="module")
+def found():
+    """The experiments of all rows, by their runs."""
+    experiments = {}
 
     def keep(program, main, *words, parse=None):
         arguments = train.parse([program, *words])
-        found["/".join(arguments.workdir.parts[-2:])] = arguments.experiment
+        experiments["/".join(arguments.workdir.parts[-2:])] = arguments.experiment
 
-    monkeypatch.setattr(tiny_commands, "command", keep)
-    monkeypatch.setattr(tiny_commands, "newest", lambda run: run)
-    monkeypatch.setattr(training, "record_trajectories", lambda args, teacher: args.out / "ode")
-    args = arguments(tmp_path, "--row=all")
-    for row in args.row:
-        training.train_row(args, row)
+    args = arguments(OUT, "--row=all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_commands, "command", keep)
+        patch.setattr(tiny_commands, "newest", lambda run: run)
+        patch.setattr(training, "record_trajectories", lambda args, teacher: args.out / "ode")
+        for row in args.row:
+            training.train_row(args, row)
+    return experiments
+
+
+@pytest.mark.slow
+def test_settings_of_rows(found):
+    """The flags of each row are settings of its experiments, and change what they say."""
     assert len(found) == 2 * 9 + 1 + 2 + 3
     baseline = found["baseline/stage2"]
     assert baseline.data.tokens == 112
@@ -192,10 +205,34 @@ def test_settings_of_rows(tmp_path, monkeypatch):
     assert found["self_rollout/distill"].method.own.sections == (1, 5)
     for name in ("dmd", "dmd_gan", "self_rollout"):
         settings = found[f"{name}/distill"]
-        assert settings.start.folder == f"{tmp_path}/consistency/consistency/product/40"
-        assert settings.method.score.folder == f"{tmp_path}/baseline/stage1/product/2"
+        assert settings.start.folder == f"{OUT}/consistency/consistency/product/40"
+        assert settings.method.score.folder == f"{OUT}/baseline/stage1/product/2"
         assert settings.method.tokens == 112
         assert settings.validation is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.phases[-1].name == "stage2"])
+def test_every_variant_makes_a_step(found, name):
+    """Loss and gradient of every parameter in stage 2, which reads the context as stage 1 does; shapes only."""
+    experiment, start = found[f"{name}/stage2"], found[f"{name}/stage1"]
+    networks = jax.eval_shape(lambda: start.initial_networks(start.mesh.build()))
+    counts = {"target": 9, "history": experiment.data.layout.buffer_frames, "anchor": 1}
+    batch = LatentBatch(
+        **{name: np.zeros((2, count, 8, 8, 16), np.float32) for name, count in counts.items()},
+        text=PromptBatch(tokens=np.zeros((2, 112), np.int32), lengths=np.ones(2, np.int32)),
+        chunk=np.array([0, 7], np.int32),
+    )
+    graph, state = nnx.split(networks)
+
+    def loss(state):
+        keys = jax.random.split(jax.random.key(0), 2)
+        return experiment.method.loss(nnx.merge(graph, state), batch, keys, experiment.execution)
+
+    (value, metrics), gradients = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), state)
+    assert (value.shape, value.dtype) == ((), np.float32)
+    assert set(metrics) == {"level0/mse", "level1/mse", "level2/mse"}
+    assert jax.tree.structure(gradients) == jax.tree.structure(state)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Stage 1 once more, in the place of stage 2: the model of the small world without a pyramid.
 
-    helios-train --config=full_resolution.py:tiny --workdir=runs/full \
+    helios-train --config=tiny_full_resolution.py:tiny --workdir=runs/full \
         --config.start.folder=runs/tiny/stage1/product/300
 
 Everything that does not concern the levels is as in ``stage2_init``: learning rate, schedule, seed. For
