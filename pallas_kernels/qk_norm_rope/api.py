@@ -75,11 +75,11 @@ def _obstacle(
 ) -> str | None:
     """Why the kernel cannot take these operands; ``None`` if it can."""
     dim, head_dim = q_scale.size, 2 * table.shape[-1]
+    if table.ndim > 3:
+        return "the table must be one for all samples"
     if not q.dtype == k.dtype == q_scale.dtype == k_scale.dtype == jnp.bfloat16:
         dtypes = ", ".join(str(x.dtype) for x in (q, k, q_scale, k_scale))
         return f"q, k and their scales must be bfloat16, not {dtypes}"
-    if table.ndim > 3:
-        return "the table must be one for all samples"
     if head_dim not in _HEAD_DIMS:
         return f"heads must have {_HEAD_DIMS} channels, not {head_dim}"
     if dim % _LANE_CHANNELS or dim > _MAX_DIM:
