@@ -1,6 +1,8 @@
 """Training with absolute positions: every sample is at the place of its own chunk."""
 
+import copy
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,15 @@ from method_cases import LAYOUT, draw, keys, latent_batch, loss, networks, sampl
 
 from helios_jax.config import HistoryConfig, PipelineConfig, SchedulerConfig
 from helios_jax.data.helios_latents.record import LatentRecord
-from helios_jax.experiments import stage1_init
+from helios_jax.experiments import stage1_init, stage3_distill, stage3_ode
+from helios_jax.training.experiment import MAY_CHANGE
 from helios_jax.training.injection import ContextDrop, Injection
 from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.consistency import Consistency
 from helios_jax.training.methods.ode import Ode
 from helios_jax.training.methods.pyramid import Pyramid
-from helios_jax.training.overrides import frozen
+from helios_jax.training.overrides import as_json, frozen
+from helios_jax.training.run_folder import check_settings, write_settings
 from helios_jax.training.text_formats import PaddedEmbeds
 from helios_jax.training.windows import window_batch
 
@@ -80,6 +84,27 @@ def test_one_layout_for_data_method_and_product():
     saved = config.to_diffusers(SchedulerConfig.base())
     assert saved["history"]["sizes"] == [0, 2, 1]
     assert PipelineConfig.from_diffusers(saved) == config
+
+
+@pytest.mark.parametrize("stage", [stage1_init, stage3_ode, stage3_distill])
+def test_runs_from_before_there_were_absolute_positions_resume(stage, tmp_path):
+    now = json.loads(json.dumps(as_json(frozen(stage.get_config("tiny")))))
+
+    def positions(node, value):
+        """Gives all layouts these positions; ``None``: they have none."""
+        for name, part in list(node.items()):
+            if name == "positions" and value is None:
+                del node[name]
+            elif name == "positions":
+                node[name] = value
+            elif isinstance(part, dict):
+                positions(part, value)
+        return node
+
+    write_settings(tmp_path, positions(copy.deepcopy(now), None))
+    check_settings(tmp_path, now, may_change=MAY_CHANGE)
+    with pytest.raises(ValueError, match=r"data\.layout\.positions: relative then, absolute now"):
+        check_settings(tmp_path, positions(copy.deepcopy(now), "absolute"), may_change=MAY_CHANGE)
 
 
 @pytest.mark.slow
