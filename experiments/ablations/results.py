@@ -15,8 +15,8 @@ from helios_jax.typing import Float
 COMMITTED = Path(__file__).parents[1] / "results" / "ablations"
 """The files of rows that have been run."""
 
-_SAME = ("size", "world", "seed", "scenes", "chunks")
-"""What rows must agree on, to be compared in pairs."""
+_SAME = ("size", "scenes", "chunks")
+"""What rows must agree on, to be compared in pairs, next to the settings of ``run.py``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,11 +119,12 @@ def read_rows(folders: Sequence[Path]) -> dict[str, RowResult]:
             found[row.name] = row
     for row in found.values():
         first = next(iter(found.values()))
-        if differing := [name for name in _SAME if row.facts[name] != first.facts[name]]:
+        one, other = (each.facts["settings"] | {name: each.facts[name] for name in _SAME} for each in (first, row))
+        if differing := [name for name in one | other if one.get(name) != other.get(name)]:
             name = differing[0]
             raise ValueError(
-                f"rows {first.name} and {row.name} have different {name} ({first.facts[name]!r:.60} and "
-                f"{row.facts[name]!r:.60}), so their videos are no pairs; run one of them again"
+                f"rows {first.name} and {row.name} have different {name} ({one.get(name)!r:.60} and "
+                f"{other.get(name)!r:.60}), so they are no pair; run one of them again"
             )
     return {name: found[name] for name in ROWS if name in found}
 

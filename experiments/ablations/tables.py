@@ -11,8 +11,6 @@ from helios_jax.safe_files import replace_text
 
 NOTHING = "**No row has been run yet**, so there are no results to report."
 
-RUN = "python -m helios_jax.experiments.ablations.run"
-
 
 def questions() -> str:
     """The rows and their questions."""
@@ -39,7 +37,8 @@ def results(rows: Mapping[str, RowResult]) -> str:
     count, chunks = len(first.facts["scenes"]), first.facts["chunks"]
     text = (
         f"{count} videos of {chunks} chunks. A cell has the mean over scenes and, below it, the difference from the "
-        "row that it is compared with and its 95 % interval, in bold if the interval excludes 0."
+        "row that it is compared with and its 95 % interval, in bold if the interval excludes 0. Minutes of training "
+        "are those of the steps, of phases that a row shares too."
     )
     head = ["row", *(f"{measure.title} (best: {measure.best})" for measure in MEASURES)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

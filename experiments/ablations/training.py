@@ -2,7 +2,7 @@
 
     <out>/shared/parts          VAE and tokenizer, which no row trains
     <out>/shared/latents        encoded scenes
-    <out>/shared/ode            trajectories of the baseline, for the row ``ode``
+    <out>/shared/trajectories   those of the baseline, for the row ``ode``
     <out>/<row>/<phase>         a training; its product is in product/<steps>
 
 A phase is trained unless its product exists: the product alone, which has files of at most 16 MB at the size

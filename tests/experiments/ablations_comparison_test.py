@@ -65,7 +65,8 @@ def result_of(name, values, **facts):
     """The file of a row in which every measure has these values."""
     row = ROWS[name]
     content = {"row": name, "against": row.against, "command": "run", "commit": "0123456789", "card": "none"}
-    content |= {"size": "cpu", "world": 5, "seed": 0, "scenes": list(range(len(values))), "chunks": len(values[0])}
+    content |= {"size": "cpu", "seed": 0, "scenes": list(range(len(values))), "chunks": len(values[0])}
+    content |= {"settings": {"world": 5, "stage1_steps": 300}}
     content |= {"gflop_per_chunk": 1.5, "ms_per_chunk": 20.0, "training_minutes": {"a": 1.0, "b": 2.5}}
     content |= {"sampling_minutes": 0.5, "values": {measure.name: values for measure in MEASURES}}
     return content | facts
@@ -113,7 +114,9 @@ def test_plots_over_time(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"world": 6}, r"rows baseline and no_long have different world \(5 and 6\)"),
+        ({"settings": {"world": 6}}, r"rows baseline and no_long have different world \(5 and 6\)"),
+        ({"settings": {"world": 5, "stage1_steps": 9}}, r"different stage1_steps \(300 and 9\)"),
+        ({"size": "gpu"}, r"different size \('cpu' and 'gpu'\)"),
         ({"row": "no_tier"}, "there is no row 'no_tier'"),
         ({"row": "baseline"}, "the row baseline is there twice"),
         ({"chunks": 5}, r"caption has \(2, 4\) values, not \(2, 5\)"),
