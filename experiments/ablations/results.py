@@ -18,6 +18,10 @@ COMMITTED = Path(__file__).parents[1] / "results" / "ablations"
 _SAME = ("size", "scenes", "chunks")
 """What rows must agree on, to be compared in pairs, next to the settings of ``run.py``."""
 
+_COSTS = ("gflop_per_chunk", "ms_per_chunk", "training_minutes", "sampling_minutes")
+_FACTS = (*_SAME, "settings", "against", "command", "commit", "card", "seed", *_COSTS)
+"""What the file of a row has to say."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -73,7 +77,7 @@ class RowResult:
         """
         matrix = self.values[measure.name]
         chunks = matrix.shape[1]
-        first = max(1, chunks - chunks // 4) if measure.late else 1
+        first = chunks - max(1, chunks // 4) if measure.late else 1
         kept = matrix[:, first:]
         known = np.isfinite(kept)
         count = known.sum(1)
@@ -89,6 +93,8 @@ def read_row(file: Path) -> RowResult:
     content = read_object(file, "remove it and run the row again")
     if content.get("row") not in ROWS:
         raise ValueError(f"{file}: there is no row {content.get('row')!r}; remove the file, or give another folder")
+    if missing := [name for name in _FACTS if name not in content]:
+        raise ValueError(f"{file} does not say {missing[0]}; run the row again")
     values = {}
     for measure in MEASURES:
         matrix = content.get("values", {}).get(measure.name)

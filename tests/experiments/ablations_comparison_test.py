@@ -96,6 +96,13 @@ def test_rows_are_compared_in_pairs(tmp_path, capsys):
     assert "27.1<br>**+0.1" in page.read_text()
 
 
+@pytest.mark.parametrize(("chunks", "late"), [(2, [1]), (3, [2]), (4, [3]), (40, [*range(30, 40)])])
+def test_the_last_quarter_of_the_chunks_counts(tmp_path, chunks, late):
+    (tmp_path / "a.json").write_text(json.dumps(result_of("baseline", [[float(n**2) for n in range(chunks)]])))
+    found = read_rows([tmp_path])["baseline"]
+    assert found.of_scenes(MEASURES[0]).tolist() == [np.mean(np.square(late))]
+
+
 @pytest.mark.slow
 def test_plots_over_time(tmp_path):
     """A row next to what it is compared with, with the means of its scenes at every chunk."""
@@ -121,11 +128,15 @@ def test_plots_over_time(tmp_path):
         ({"row": "baseline"}, "the row baseline is there twice"),
         ({"chunks": 5}, r"caption has \(2, 4\) values, not \(2, 5\)"),
         ({"values": {}}, "has no values of caption"),
+        ({"row": "dmd"}, "does not say settings"),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused(tmp_path, facts, message):
     values = [[1.0] * 4] * 2
     (tmp_path / "a.json").write_text(json.dumps(result_of("baseline", values)))
-    (tmp_path / "b.json").write_text(json.dumps(result_of("no_long", values) | facts))
+    other = result_of("no_long", values) | facts
+    if message == "does not say settings":
+        del other["settings"]
+    (tmp_path / "b.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match=message):
         read_rows([tmp_path])
