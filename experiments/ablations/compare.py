@@ -4,9 +4,9 @@
     python -m helios_jax.experiments.ablations.compare --page=docs/ablations.md
 
 Without folders, the rows are those in experiments/results/ablations. Of every measure it takes the mean over the last
-quarter of the chunks of a video (of all sampled chunks for returns and borders), and of two rows the mean over scenes
-of the difference, with a bootstrap interval over scenes. Videos of two rows continue the same scenes from the same
-noise, so most of what differs from scene to scene cancels.
+quarter of the chunks of a video (for returns, which are rare, over all sampled chunks), and of two rows the mean over
+scenes of the difference, with a bootstrap interval over scenes. Videos of two rows continue the same scenes from the
+same noise, so most of what differs from scene to scene cancels.
 
 A path error is known only where a shape is found. A row that loses its shapes is not punished for that by the path
 error, but by the caption score.

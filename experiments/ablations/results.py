@@ -48,7 +48,7 @@ MEASURES = (
     Measure(name="shape_distance", title="colour distance of shapes", best="0"),
     Measure(name="high_band_ratio", title="ratio of high bands", best="1"),
     Measure(name="same_after_return", title="same after return", best="1", late=False),
-    Measure(name="border_jump", title="jump at borders of chunks", best="0", late=False),
+    Measure(name="border_jump", title="jump at borders of chunks", best="0"),
 )
 """Measures in the order of the tables."""
 

@@ -79,7 +79,7 @@ def test_rows_are_compared_in_pairs(tmp_path, capsys):
     for name, values in (("baseline", base), ("no_anchor", other)):
         (tmp_path / f"{name}.json").write_text(run.row_text(result_of(name, values)))
     found = read_rows([tmp_path])
-    (late, *_), (everywhere,) = MEASURES, [one for one in MEASURES if one.name == "border_jump"]
+    (late, *_), (everywhere,) = MEASURES, [one for one in MEASURES if one.name == "same_after_return"]
     change = difference(found["no_anchor"], found["baseline"], late)
     assert (change.mean, change.low, change.high) == pytest.approx((0.1, 0.1, 0.1))
     # Over all sampled chunks, the mean of the row has three values and that of the baseline two.
