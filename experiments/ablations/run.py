@@ -22,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,13 @@ def write_row(args: argparse.Namespace, row: Row, product: Path, processes: int 
     videos = Videos(count=args.videos, chunks=args.chunks, batch=args.batch_videos, world=args.world, seed=args.seed)
     sampling = {"steps": row.steps, "guidance": row.guidance}
     records = measure(
-        product, args.out / row.name / "videos", videos, **sampling, load=load, processes=processes, on_progress=_tell
+        product,
+        args.out / row.name / "videos",
+        videos,
+        **sampling,
+        load=load,
+        processes=processes,
+        on_progress=_progress(),
     )
     pipe = load()
     settings = sample_settings(row.steps, row.guidance)
@@ -203,8 +209,16 @@ def card() -> str:
     return jax.devices()[0].device_kind
 
 
-def _tell(part: str, done: int, total: int) -> None:
-    print(f"\r# {part}: {done} of {total} videos are measured", end="\n" if done == total else "", flush=True)
+def _progress() -> Callable[[str, int, int], None]:
+    """Prints how many videos are measured whenever that changes; it is called after every chunk."""
+    printed: set[int] = set()
+
+    def tell(part: str, done: int, total: int) -> None:
+        if done not in printed:
+            print(f"# {part}: {done} of {total} videos are measured", flush=True)
+            printed.add(done)
+
+    return tell
 
 
 def settings_of(size: str) -> dict[str, Any]:
