@@ -151,13 +151,8 @@ def main(args: argparse.Namespace) -> int:
         train_vae(args, parts)
     if "latents" in wanted:
         encode_scenes(args, parts)
-    folders = tuple(str(out / "latents" / name) for name in SETS)
-    # Half of the samples come from whole videos; a third of all samples then has a past.
-    ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
-    common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
-    monitored = f"--config.validation.monitors.folders={folders[:1]}"
-    common += text_flags(args.style, "data.tokens")
-    data = (f"--config.data.folders={folders}", ratios, *common)
+    data, common = scene_flags(args, out, parts)
+    monitored = f"--config.validation.monitors.folders={(str(out / 'latents' / SETS[0]),)}"
     stage1, stage2 = args.stage1, args.stage2
     if "stage1" in wanted and stage1 is None:
         stage1 = train_on(
@@ -225,6 +220,22 @@ def train_students(
             flags = (*data, *starts, *extra, *text_flags(args.style, "method.tokens"))
             products[name] = train_on(args, f"{experiment}:{size}", name, steps, *flags, warmup=False)
     return products
+
+
+def scene_flags(args: argparse.Namespace, folder: Path, parts: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Flags for training on encoded scenes, and those of them that do not depend on the kind of data.
+
+    Args:
+        args: The arguments.
+        folder: Where ``encode_scenes`` wrote them.
+        parts: The checkpoint with VAE and tokenizer.
+    """
+    folders = tuple(str(folder / "latents" / name) for name in SETS)
+    # Half of the samples come from whole videos; a third of all samples then has a past.
+    ratios = f"--config.data.ratios={(args.starts / args.scenes, 1.0)}"
+    common = (f"--config.data.tokenizer={parts}", f"--config.product.parts={parts}")
+    common += text_flags(args.style, "data.tokens")
+    return (f"--config.data.folders={folders}", ratios, *common), common
 
 
 def text_flags(style: Style, setting: str) -> tuple[str, ...]:

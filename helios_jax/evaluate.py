@@ -79,7 +79,6 @@ def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
     """How videos are sampled, the frames of a chunk, and the settings of both; reads no weights."""
     from helios_jax.checkpoints.pipelines import compute_dtype
     from helios_jax.checkpoints.settings import read_settings
-    from helios_jax.config import HistoryConfig
     from helios_jax.evaluation.sources import Sampler
     from helios_jax.sample.records import content_digest
     from helios_jax.sampling.request import RequestDefaults, SampleInputs
@@ -116,7 +115,7 @@ def _sampler(args: argparse.Namespace, check_interrupted: Check) -> Any:
         "guidance_scale": request.guidance_scale,
         **dtypes,
     }
-    return sampler, model.vae.pixel_frames(HistoryConfig().chunk_frames), recorded
+    return sampler, model.vae.pixel_frames(model.config.history.chunk_frames), recorded
 
 
 def _first_chunk(args: argparse.Namespace) -> "Callable[[VideoInfo], np.ndarray]":

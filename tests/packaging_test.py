@@ -31,6 +31,7 @@ EXPERIMENTS = [
     "stage3_distill.py",
     "stage3_distill_gan.py",
     "stage3_ode.py",
+    "tiny_full_resolution.py",
     "tiny_vae.py",
 ]
 

@@ -118,12 +118,14 @@ class OdeRecorder:
         text_encoder: Encodes the prompts.
         scheduler: Scheduler of the student, from ``RecordOptions.student_scheduler``.
         options: See ``RecordOptions``.
+        layout: Layout of the context, the same for teacher and student.
     """
 
     transformer: Network[HeliosTransformer]
     text_encoder: TextEncoder
     scheduler: SchedulerConfig
     options: RecordOptions
+    layout: HistoryConfig = dataclasses.field(default_factory=HistoryConfig)
 
     @classmethod
     def load(cls, model: Path, options: RecordOptions) -> "OdeRecorder":
@@ -137,7 +139,10 @@ class OdeRecorder:
         from helios_jax.checkpoints.settings import read_settings
         from helios_jax.checkpoints.weights import load_weights
 
-        scheduler = options.student_scheduler(read_settings(model).scheduler)
+        settings = read_settings(model)
+        scheduler, layout = options.student_scheduler(settings.scheduler), settings.config.history
+        if layout.positions == "absolute":
+            raise ValueError(f"{model} has absolute positions; few-step students are trained with relative ones only")
         folder = local_folder(model)
         transformer: Any = load_weights(folder, "transformer", dtype=options.dtype)
         encoder: Any = load_weights(folder, "text_encoder", dtype=options.dtype)
@@ -146,6 +151,7 @@ class OdeRecorder:
             text_encoder=TextEncoder.create(encoder, Tokenizer.from_folder(folder)),
             scheduler=scheduler,
             options=options,
+            layout=layout,
         )
 
     def __call__(self, prompts: Sequence[OdePrompt], size: Size) -> Iterator[OdeRecord | Failure]:
@@ -169,7 +175,7 @@ class OdeRecorder:
                     yield Failure(uid=record.uid, error=str(error))
 
     def _record(self, prompts: Sequence[OdePrompt], size: Size) -> list[OdeRecord]:
-        options, layout = self.options, HistoryConfig()
+        options, layout = self.options, self.layout
         guided = options.guidance_scale > 1
         embeds, counts = self._encode([prompt.text for prompt in prompts])
         # Plain guidance, also for a teacher that is sampled with CFG-Zero*, whose first steps do not move.
@@ -234,7 +240,7 @@ class OdeRecorder:
             self.transformer.config,
             student_steps=tuple(factor * steps for steps in self.options.student_steps),
             teacher_steps=self.options.teacher_steps,
-            frames=HistoryConfig().chunk_frames,
+            frames=self.layout.chunk_frames,
             size=size,
         )
 

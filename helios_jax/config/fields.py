@@ -172,6 +172,6 @@ def _expected(annotation: Any, count: int | None = 1) -> str:
         return f"a list of {_expected(arguments[0], None if arguments[-1] is Ellipsis else len(arguments))}"
     if kind is bool:
         return "True or False"
-    number = {int: "whole number", float: "finite number", str: "text"}[kind]
+    number = {int: "whole number", float: "finite number", str: "text"}.get(kind, kind.__name__)
     words = f"a {number}" if count == 1 else f"{number}s" if count is None else f"{count} {number}s"
     return words if limits is None else f"{words} from {kind(limits.low)} to {kind(limits.high)}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from helios_jax.config.fields import (
@@ -177,21 +178,33 @@ class SchedulerConfig:
 Frames = Annotated[int, Range(1, 10**4)]
 """Number of latent frames."""
 
+AnyFrames = Annotated[int, Range(0, 10**4)]
+"""Number of latent frames, possibly none."""
+
+
+Positions = Literal["relative", "absolute"]
+"""Whether frames are numbered from the oldest one in the context, as published, or from the start of the video."""
+
+_HISTORY_KEYS = {name: name for name in ("sizes", "chunk_frames", "keep_first_frame", "positions")}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
     """Geometry of the context (arXiv 2603.04379; inference conventions of diffusers 0.42.1).
 
     Attributes:
-        sizes: Latent frames in the (long, mid, short) tiers, oldest first.
+        sizes: Latent frames in the (long, mid, short) tiers, oldest first. The long and the mid tier may have none.
         chunk_frames: Latent frames generated per chunk.
         keep_first_frame: Put the anchor, the first frame of the video, in front of the short tier. Off: the
             short tier has one more recent frame instead.
+        positions: Frame indices of the rotary embedding: "relative", the same for every chunk, as published, or
+            "absolute", the numbers of the frames in the video.
     """
 
-    sizes: tuple[Frames, Frames, Frames] = (16, 2, 1)
+    sizes: tuple[AnyFrames, AnyFrames, Frames] = (16, 2, 1)
     chunk_frames: Frames = 9
     keep_first_frame: bool = True
+    positions: Positions = "relative"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -209,13 +222,29 @@ class HistoryConfig:
 
     @property
     def frame_indices(self) -> tuple[tuple[int, ...], ...]:
-        """Relative frame indices of the (long, mid, short, current) streams; equal for every chunk."""
+        """Frame indices of the (long, mid, short, current) streams with relative positions; equal for every chunk."""
         start = 1 if self.keep_first_frame else 0
         bounds = [start]
         for size in (*self.tier_sizes, self.chunk_frames):
             bounds.append(bounds[-1] + size)
         long, mid, short, current = (tuple(range(low, high)) for low, high in itertools.pairwise(bounds))
         return long, mid, (0, *short) if self.keep_first_frame else short, current
+
+    def check_relative(self, name: str) -> None:
+        """Raises ValueError for a layout with absolute positions; ``name`` is the setting that holds it."""
+        if self.positions != "relative":
+            raise ValueError(f"{name}.positions={self.positions!r}: stage 3 is trained with 'relative' positions only")
+
+    @classmethod
+    def from_json(cls, json: Json) -> "HistoryConfig":
+        """Reads the entry ``history`` of ``model_index.json``. Raises SettingError on values that cannot be used."""
+        if unknown := [key for key in json if key not in _HISTORY_KEYS]:
+            raise SettingError(unknown[0], json[unknown[0]], f"no key but {', '.join(_HISTORY_KEYS)}")
+        return read_fields(cls, json, _HISTORY_KEYS)
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``from_json``."""
+        return publish(self, _HISTORY_KEYS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,11 +255,14 @@ class PipelineConfig:
         is_distilled: Few-step model: guidance defaults to 1 and the first chunk may be amplified.
         is_cfg_zero_star: CFG-Zero* instead of plain guidance.
         is_pyramid: Pyramid pipeline (integer timesteps, levels) rather than single stage.
+        history: Layout of the context that the model was trained with. Files have it only if it is not the published
+            one, which diffusers takes for granted.
     """
 
     is_distilled: bool = False
     is_cfg_zero_star: bool = False
     is_pyramid: bool = True
+    history: HistoryConfig = dataclasses.field(default_factory=HistoryConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -242,7 +274,11 @@ class PipelineConfig:
         if name not in ("HeliosPipeline", "HeliosPyramidPipeline"):
             raise SettingError("_class_name", name, "'HeliosPipeline' or 'HeliosPyramidPipeline'")
         flags = {key: key for key in ("is_distilled", "is_cfg_zero_star")}
-        return read_fields(cls, json, flags, is_pyramid=name == "HeliosPyramidPipeline")
+        history = json.get("history", {})
+        if not isinstance(history, Mapping):
+            raise SettingError("history", history, "an object with the layout of the context")
+        others = {"is_pyramid": name == "HeliosPyramidPipeline", "history": HistoryConfig.from_json(history)}
+        return read_fields(cls, json, flags, **others)
 
     def to_diffusers(self, scheduler: SchedulerConfig) -> dict[str, Any]:
         """Writes ``model_index.json``."""
@@ -256,4 +292,6 @@ class PipelineConfig:
         }
         if self.is_pyramid or self.is_cfg_zero_star or self.is_distilled:
             index |= {"is_cfg_zero_star": self.is_cfg_zero_star, "is_distilled": self.is_distilled}
+        if self.history != HistoryConfig():
+            index["history"] = self.history.to_json()
         return index

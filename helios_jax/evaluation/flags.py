@@ -118,11 +118,8 @@ def check(args: argparse.Namespace) -> None:
     if args.continue_scenes:
         if from_files or args.prompt_file is not None or args.suite == "heliosbench":
             raise ValueError("--continue_scenes is for videos of moving shapes that --model samples")
-        if args.batch not in (None, 1):
-            raise ValueError(f"--batch={args.batch}: with --continue_scenes videos are sampled one by one")
         if (args.num_frames or 99) < 66:
             raise ValueError(f"--num_frames={args.num_frames} includes the scene's first chunk; give at least 66")
-        args.batch = 1
     for name in ("results", "rules"):
         if getattr(args, name) not in (None, "long") and args.suite != "heliosbench":
             raise ValueError(f"--{name} belongs to --suite=heliosbench, not to {args.suite}")

@@ -23,6 +23,9 @@ OF_WINDOWS = {
 }
 """Fields of ``WindowScore`` of which the mean is reported, and the names of their curves."""
 
+CAPTION, SAME = "caption score against the scene", "same after return"
+"""The names of two further curves: statements of the caption that hold, and shapes that are what they were."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneWindows:
@@ -58,6 +61,7 @@ class _SceneWindows:
         self._means: dict[str, list[float]] = {name: [] for name in OF_WINDOWS}
         self._captions: list[float] = []
         self._same: list[bool] = []
+        self._same_of_chunks: list[float] = []
 
     def update(self, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
         if len(frames) < self._chunk_frames:  # the end of the video
@@ -68,13 +72,16 @@ class _SceneWindows:
         for name, means in self._means.items():
             means.append(_mean(getattr(found, name)))
         self._captions.append(found.caption.value)
-        self._same += [one.same for one in found.returns]
+        same = [one.same for one in found.returns]
+        self._same += same
+        self._same_of_chunks.append(_mean(np.array(same, np.float64)))
 
     def result(self) -> Result:
         values = {f"last_{name}": means[-1] if means else float("nan") for name, means in self._means.items()}
         values["same_after_return"] = _mean(np.array(self._same, np.float64))
         curves = {OF_WINDOWS[name]: Curve.over("chunk", means) for name, means in self._means.items()}
-        curves["caption score against the scene"] = Curve.over("chunk", self._captions)
+        curves[CAPTION] = Curve.over("chunk", self._captions)
+        curves[SAME] = Curve.over("chunk", self._same_of_chunks)
         return Result(values=values, curves=curves)
 
 

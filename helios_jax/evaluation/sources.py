@@ -36,8 +36,8 @@ class Sampler:
         negative_prompt: What guidance leads away from; ``None``: the published text.
         lookahead: Chunks that the device works on ahead. 0 for timing: otherwise the device would work while videos are
             measured, which takes no time of sampling.
-        clip_of: Gives the clip that a video continues and begins with, whole chunks; ``None``: videos start from noise.
-            Batches then hold one video.
+        clip_of: Gives the clip that a video continues and begins with, whole chunks, as many for all videos; ``None``:
+            videos start from noise.
         on_step: Called after every step of sampling.
     """
 
@@ -62,17 +62,17 @@ class Sampler:
 
     def _chunks(self, videos: tuple[VideoInfo, ...], settings: SampleSettings) -> Chunks:
         prompts = [video.prompt or "" for video in videos]
-        clip = None
+        clips = None
         if self.clip_of is not None:
-            (video,) = videos
-            clip = self.clip_of(video)
-            yield from np.split(clip[None], len(clip) // video.chunk_frames, axis=1)
-            settings = dataclasses.replace(settings, num_frames=video.num_frames - len(clip))
+            clips = np.stack([self.clip_of(video) for video in videos])
+            length = clips.shape[1]
+            yield from np.split(clips, length // videos[0].chunk_frames, axis=1)
+            settings = dataclasses.replace(settings, num_frames=videos[0].num_frames - length)
         yield from stream_chunks(
             self.load(),
             prompts,
             settings,
-            clip=clip,
+            clips=clips,
             negative_prompt=self.negative_prompt,
             lookahead=self.lookahead,
             on_step=self.on_step,
@@ -84,17 +84,17 @@ def stream_chunks(
     prompts: Sequence[str],
     settings: SampleSettings,
     *,
-    clip: UInt8[np.ndarray, "F H W 3"] | None = None,
+    clips: UInt8[np.ndarray, "B F H W 3"] | None = None,
     negative_prompt: str | None = None,
     lookahead: int = 1,
     on_step: Callable[[], None] = lambda: None,
 ) -> Chunks:
-    """Samples one video for each prompt and yields their chunks."""
+    """Samples one video for each prompt, in continuation of its clip if there are clips, and yields their chunks."""
     # Streamed, because ``__call__`` would cut the video to 4k + 1 frames.
     stream = pipe.stream(
         list(prompts),
         negative_prompt,
-        video=clip,
+        video=clips,
         settings=settings,
         lookahead=lookahead,
         on_step=lambda _: on_step(),

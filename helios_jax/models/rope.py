@@ -1,4 +1,4 @@
-"""Relative rotary position embedding over frame, row and column.
+"""Rotary position embedding over frame, row and column, with relative or absolute frame indices.
 
 A token at frame index t, row y and column x of its own stream's token grid is rotated by
 
@@ -11,6 +11,14 @@ The mid and long history tiers see the grid of the short tier through average po
 over 2x2x2 and 4x4x4 cells, so their pairs both rotate and shrink; they are not renormalised
 (Helios, arXiv 2603.04379, as in diffusers ``HeliosRotaryPosEmbed``). The frame indices are relative to
 the window and equal for every chunk, which is why positions never grow with the video.
+
+With absolute positions, which Helios does without, a frame's index is its number in the video. Frame t of the window,
+with the first frame of the current chunk at t_0 and n frames in each of the k chunks before it, has the index
+
+    t - t_0 + n k,        and the anchor has 0.                                                    (2)
+
+A rotation of all tokens by the same angle does not change their attention. So all that (2) changes is that the anchor
+moves away from the other frames as the video grows; without an anchor it changes nothing.
 """
 
 from collections.abc import Sequence
@@ -19,15 +27,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from helios_jax.config import HistoryConfig
 from helios_jax.models.layers import pad_to_multiple
-from helios_jax.typing import Array, Float
+from helios_jax.typing import Array, Float, Int
 
-RopeTable = Float[Array, "S 2 K2"]
-"""cos and sin of every token for the K/2 channel pairs, fp32."""
+RopeTable = Float[Array, "*samples S 2 K2"]
+"""cos and sin of every token for the K/2 channel pairs, fp32: one table for all samples, or one for each."""
+
+FrameIndices = Sequence[int] | Float[Array, " T"]
+
+
+def frame_indices(layout: HistoryConfig, chunk: int | Int[Array, ""]) -> tuple[FrameIndices, ...]:
+    """Frame indices of the (long, mid, short, current) streams of chunk number ``chunk``."""
+    relative = layout.frame_indices
+    if layout.positions == "relative":
+        return relative
+    shift = chunk * layout.chunk_frames - relative[-1][0]
+    long, mid, short, current = (jnp.asarray(indices, jnp.float32) + shift for indices in relative)
+    return long, mid, short.at[0].set(0) if layout.keep_first_frame else short, current
 
 
 def rope_grid(
-    frame_indices: Sequence[int], height: int, width: int, rope_dim: Sequence[int], theta: float
+    frame_indices: FrameIndices, height: int, width: int, rope_dim: Sequence[int], theta: float
 ) -> Float[Array, "T H W 2 K2"]:
     """cos and sin of equation (1) on a (frames, rows, columns) grid, fp32."""
     frames = jnp.asarray(frame_indices, jnp.float32)[:, None, None, None]

@@ -25,7 +25,7 @@ from helios_jax.models.blocks import Block, BlockLayer, Conditions, Residual, Te
 from helios_jax.models.embedders import ConditionEmbedder
 from helios_jax.models.layers import PatchEmbed, from_patches, linear, stack_layers
 from helios_jax.models.network import ConfiguredModule
-from helios_jax.models.rope import RopeTable, flatten_grid, pool_grid, rope_grid
+from helios_jax.models.rope import FrameIndices, RopeTable, flatten_grid, frame_indices, pool_grid, rope_grid
 from helios_jax.parallel.execution import SAMPLING, Execution
 from helios_jax.typing import Array, DType, Float, Int
 from pallas_kernels.adaln import residual_norm
@@ -138,18 +138,20 @@ class HeliosTransformer(ConfiguredModule):
 
     def context(self, tiers: Tiers) -> Context:
         """Patch embeddings of the history and its modulation; constant over the steps of a chunk."""
-        streams = (
-            self.patch_long(tiers.long.astype(self.dtype)),
-            self.patch_mid(tiers.mid.astype(self.dtype)),
-            self.patch_short(tiers.short.astype(self.dtype)),
-        )
+        patchers = ((self.patch_long, tiers.long), (self.patch_mid, tiers.mid), (self.patch_short, tiers.short))
+        streams = [patch(frames.astype(self.dtype)) for patch, frames in patchers if frames.shape[1]]
         tokens = jnp.concatenate([_flatten(stream) for stream in streams], axis=1)
         # History is clean, at timestep 0 for every sample and step: one set of vectors serves the whole batch.
         _, modulation = self.condition_embedder.time(jnp.zeros((1,), jnp.float32))
         return Context(tokens=tokens, modulation=modulation)
 
     def rope(
-        self, history_config: HistoryConfig | None, full: Sequence[int], current: Sequence[int], frames: int
+        self,
+        history_config: HistoryConfig | None,
+        full: Sequence[int],
+        current: Sequence[int],
+        frames: int,
+        chunk: int | Int[Array, "*numbers"] = 0,
     ) -> RopeTable:
         """Rotary table of all tokens.
 
@@ -159,6 +161,8 @@ class HeliosTransformer(ConfiguredModule):
             current: Latent (height, width) of the current tokens: the level's size. Its grid has unit
                 spacing at every level.
             frames: Latent frames of the current chunk.
+            chunk: Number of the chunk in its video, or one for each sample, which then has a table of its own. Only
+                absolute positions depend on it.
 
         Raises:
             ValueError: The history is laid out for chunks of another length.
@@ -166,20 +170,21 @@ class HeliosTransformer(ConfiguredModule):
         config = self.config
         _, ph, pw = config.patch_size
 
-        def grid(indices: Sequence[int], size: Sequence[int]) -> Float[Array, "T H W 2 K2"]:
+        if jnp.ndim(chunk):
+            if history_config is not None and history_config.positions == "absolute":
+                return jax.vmap(lambda one: self.rope(history_config, full, current, frames, one))(chunk)
+            chunk = 0
+
+        def grid(indices: FrameIndices, size: Sequence[int]) -> Float[Array, "T H W 2 K2"]:
             return rope_grid(indices, size[0] // ph, size[1] // pw, config.rope_dim, config.rope_theta)
 
         if history_config is None:
             return flatten_grid(grid(tuple(range(frames)), current))
-        long, mid, short, now = history_config.frame_indices
+        long, mid, short, now = frame_indices(history_config, chunk)
         if frames != len(now):
             raise ValueError(f"the chunk has {frames} latent frames, the history is laid out for {len(now)}")
-        grids = (
-            pool_grid(grid(long, full), 4),
-            pool_grid(grid(mid, full), 2),
-            grid(short, full),
-            grid(now, current),
-        )
+        grids = [pool_grid(grid(tier, full), cell) for tier, cell in ((long, 4), (mid, 2)) if len(tier)]
+        grids += [grid(short, full), grid(now, current)]
         return jnp.concatenate([flatten_grid(g) for g in grids], axis=0)
 
     @overload
@@ -271,7 +276,7 @@ class HeliosTransformer(ConfiguredModule):
             x=jnp.pad(x, ((0, 0), (0, padding), (0, 0))),
             embedding=embedding,
             modulation=modulation,
-            rope=jnp.pad(rope, ((0, padding), (0, 0), (0, 0))),
+            rope=jnp.pad(rope, [*[(0, 0)] * (rope.ndim - 3), (0, padding), (0, 0), (0, 0)]),
             num_history=num_history,
             grid=(frames, rows, columns),
         )
@@ -328,6 +333,7 @@ class HeliosTransformer(ConfiguredModule):
         tiers: Tiers | None = None,
         history_config: HistoryConfig | None = None,
         execution: Execution = SAMPLING,
+        chunk: int | Int[Array, "*numbers"] = 0,
     ) -> Float[Array, "B T H W C2"]:
         """The whole forward pass in one call, for training and for comparison with other implementations.
 
@@ -340,6 +346,7 @@ class HeliosTransformer(ConfiguredModule):
             tiers: History at full latent size; ``None`` for a clip without context.
             history_config: Layout of the tiers; the published one by default.
             execution: How the blocks are run.
+            chunk: Number of the chunk, as for ``rope``.
         """
         layout = (history_config or HistoryConfig()) if tiers is not None else None
         full = tiers.short.shape[2:4] if tiers is not None else latents.shape[2:4]
@@ -348,7 +355,7 @@ class HeliosTransformer(ConfiguredModule):
             timestep,
             text=self.condition_embedder.text(text_embeds),
             context=None if tiers is None else self.context(tiers),
-            rope=self.rope(layout, full, latents.shape[2:4], latents.shape[1] // self.config.patch_size[0]),
+            rope=self.rope(layout, full, latents.shape[2:4], latents.shape[1] // self.config.patch_size[0], chunk),
             execution=execution,
         )
 

@@ -9,7 +9,6 @@ from helios_jax.checkpoints.lora_adapters import check_adapters
 from helios_jax.checkpoints.lora_merge import check_lora
 from helios_jax.checkpoints.pipelines import compute_dtype
 from helios_jax.checkpoints.settings import PipelineSettings, read_settings
-from helios_jax.config import HistoryConfig
 from helios_jax.sample.flags import settings_of
 from helios_jax.sample.jobs import Job, in_line
 from helios_jax.sample.outputs import check_outputs, remove_earlier, set_aside
@@ -189,7 +188,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 def _with_length(job: Job, defaults: RequestDefaults) -> SampleSettings:
     """The settings of a job; a schedule of prompts determines the length."""
     if job.settings.num_frames is None and isinstance(job.prompt, PromptSchedule):
-        frames = job.prompt.num_chunks * defaults.vae.pixel_frames(HistoryConfig().chunk_frames)
+        frames = job.prompt.num_chunks * defaults.vae.pixel_frames(defaults.pipeline.history.chunk_frames)
         return dataclasses.replace(job.settings, num_frames=frames)
     return job.settings
 

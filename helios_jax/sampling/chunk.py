@@ -30,7 +30,7 @@ from helios_jax.sampling.brief import brief_fields
 from helios_jax.sampling.finite import Verdict, all_finite
 from helios_jax.sampling.noise import NoiseSource
 from helios_jax.sampling.plan import LevelPlan
-from helios_jax.typing import AnyArray, Array, DType, Float
+from helios_jax.typing import AnyArray, Array, DType, Float, Int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -180,10 +180,14 @@ def embed_history(transformer: Network[HeliosTransformer], history: History, con
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def rope_table(
-    transformer: Network[HeliosTransformer], config: HistoryConfig, full: tuple[int, int], current: tuple[int, int]
+    transformer: Network[HeliosTransformer],
+    config: HistoryConfig,
+    full: tuple[int, int],
+    current: tuple[int, int],
+    chunk: int | Int[AnyArray, ""] = 0,
 ) -> RopeTable:
-    """Rotary table of one level, computed once per size."""
-    return transformer.module.rope(config, full, current, config.chunk_frames)
+    """Rotary table of one level, computed once per size; of absolute positions, once per chunk."""
+    return transformer.module.rope(config, full, current, config.chunk_frames, jnp.asarray(chunk))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

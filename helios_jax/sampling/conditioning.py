@@ -37,7 +37,7 @@ class Conditioner:
         vae: The VAE; for ``history_of`` it may be parked in host memory.
         history_config: Layout of the context.
         noise: Where draws come from.
-        batch: Videos generated at once; all of them start from the same image or clip.
+        batch: Videos generated at once; all of them start from the same image or clip, or each from a clip of its own.
         image_sigmas: Range of the noise mixed into the anchor.
         video_sigmas: Range of the noise mixed into the other frames.
         slice_frames: Latent frames that the VAE encodes at a time; ``None``: all of a piece.
@@ -59,7 +59,7 @@ class Conditioner:
         with fetched(self.vae) as vae:
             ready = dataclasses.replace(self, vae=vae)
             if request.video is not None:
-                return ready.from_video(request.video)
+                return ready.from_video(*request.video)
             assert request.image is not None, "one of the two is given"
             return ready.from_image(request.image)
 
@@ -69,30 +69,37 @@ class Conditioner:
 
     def from_image(self, image: Float[np.ndarray, "H W P"]) -> History:
         """The context of image-to-video, from pixels in [-1, 1]."""
-        anchor = self._noisy("anchor", self._encode(image[None], "anchor"), self.image_sigmas)
+        anchor = self._noisy("anchor", self._encode(image[None, None], "anchor"), self.image_sigmas)
         still = np.broadcast_to(image, (self._piece_frames, *image.shape))
-        last = self._encode(still, "still")[:, -1:]
+        last = self._encode(still[None], "still")[:, -1:]
         empty = self.from_nothing(*anchor.shape[2:4])
         return empty.replace_tail(self._noisy("still", last, self.video_sigmas)).with_anchor(anchor)
 
-    def from_video(self, video: Frames | ClipEnds) -> History:
+    def from_video(self, *videos: Frames | ClipEnds) -> History:
         """The context of video-to-video, from unsigned frames [F,H,W,3]; only the first and the last ones are read.
 
         Pieces that would not stay in the buffer are not encoded, but they are counted: a piece's number, and with it
         the names of its draws, depends on the length of the whole clip.
 
+        Args:
+            *videos: One clip for all videos of the batch, or clips of one length, one for each.
+
         Raises:
             ValueError: The clip is shorter than one piece.
         """
-        size = self._piece_frames
-        pieces = len(video) // size
+        size, frames = self._piece_frames, len(videos[0])
+        pieces = frames // size
         if pieces == 0:
-            raise ValueError(f"the clip has {len(video)} frames; at least {size} are needed to continue it")
-        anchor = self._noisy("anchor", self._encode(to_signed(video[:1]), "anchor"), self.image_sigmas)
+            raise ValueError(f"the clip has {frames} frames; at least {size} are needed to continue it")
+
+        def cut(start: int, stop: int) -> Float[np.ndarray, "clips F H W P"]:
+            return np.stack([to_signed(video[start:stop]) for video in videos])
+
+        anchor = self._noisy("anchor", self._encode(cut(0, 1), "anchor"), self.image_sigmas)
         history = self.from_nothing(*anchor.shape[2:4]).with_anchor(anchor)
-        start = len(video) - pieces * size
+        start = frames - pieces * size
         for i in range(max(0, pieces - visible_chunks(self.history_config)), pieces):
-            piece = to_signed(video[start + i * size : start + (i + 1) * size])
+            piece = cut(start + i * size, start + (i + 1) * size)
             latents = self._encode(piece, f"piece{i}")
             history = history.push(self._noisy(f"piece{i}", latents, self.video_sigmas, per_frame=True))
         return history
@@ -105,12 +112,13 @@ class Conditioner:
     def _piece_frames(self) -> int:
         return (self.history_config.chunk_frames - 1) * self._config.scale_factor_temporal + 1
 
-    def _encode(self, frames: Float[np.ndarray, "F H W P"], name: str) -> Float[Array, "B T h w C"]:
-        """Normalised latents of one clip, one posterior sample per video of the batch."""
-        factor, latent = self._config.scale_factor_spatial, (len(frames) - 1) // self._config.scale_factor_temporal + 1
-        shape = (self.batch, latent, frames.shape[1] // factor, frames.shape[2] // factor, self._config.z_dim)
+    def _encode(self, clips: Float[np.ndarray, "clips F H W P"], name: str) -> Float[Array, "B T h w C"]:
+        """Normalised latents of one clip, or of one for each video: a posterior sample per video of the batch."""
+        _, frames, height, width, _ = clips.shape
+        factor, latent = self._config.scale_factor_spatial, (frames - 1) // self._config.scale_factor_temporal + 1
+        shape = (self.batch, latent, height // factor, width // factor, self._config.z_dim)
         return encode_posterior(
-            self.vae, frames[None], self.noise.normal(f"{name}/posterior", shape), slice_frames=self.slice_frames
+            self.vae, clips, self.noise.normal(f"{name}/posterior", shape), slice_frames=self.slice_frames
         )
 
     def _noisy(
@@ -126,7 +134,7 @@ class Conditioner:
 @functools.partial(jax.jit, static_argnames="slice_frames")
 def encode_posterior(
     vae: Network[WanVae],
-    video: Float[AnyArray, "1 F H W P"],
+    video: Float[AnyArray, "clips F H W P"],
     noise: Float[AnyArray, "B T h w C"],
     *,
     slice_frames: int | None = None,

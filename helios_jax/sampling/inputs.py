@@ -34,7 +34,7 @@ class SampleInputs:
         prompt_embeds: Embeddings [B,S,E] instead of ``prompt``.
         negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
         image: Image to start from: path, PIL image, or uint8/float array [H,W,3] (I2V).
-        video: Clip to continue: path, or uint8/float array [F,H,W,3] (V2V).
+        video: Clip to continue: path, or uint8/float array [F,H,W,3] (V2V); or one clip for each prompt [B,F,H,W,3].
     """
 
     prompt: Prompt | None = None

@@ -19,7 +19,7 @@ import numpy as np
 
 from helios_jax.checkpoints.pipelines import PipelineParts, load_parts, save_parts
 from helios_jax.checkpoints.weights import Layout
-from helios_jax.config import HistoryConfig, PipelineConfig, SamplingDefaults, SchedulerConfig
+from helios_jax.config import PipelineConfig, SamplingDefaults, SchedulerConfig
 from helios_jax.media.fitting import Fit
 from helios_jax.models.network import Network, count_in_words
 from helios_jax.parallel.devices import describe_devices, devices_of
@@ -180,7 +180,7 @@ class HeliosPipeline(LoadedNetworks):
     @property
     def chunk_frames(self) -> int:
         """Pixel frames of one chunk."""
-        return self.vae.config.pixel_frames(HistoryConfig().chunk_frames)
+        return self.vae.config.pixel_frames(self.config.history.chunk_frames)
 
     @takes_settings
     def __call__(
@@ -293,7 +293,8 @@ class HeliosPipeline(LoadedNetworks):
             prompt_embeds: Embeddings [B,S,E] instead of ``prompt``.
             negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
             image: Start from this image: path, PIL image, or uint8/float array [H,W,3] (I2V).
-            video: Continue this clip: path, or uint8/float array [F,H,W,3], at least 33 frames (V2V).
+            video: Continue this clip: path, or uint8/float array [F,H,W,3], at least 33 frames (V2V); or an array
+                [B,F,H,W,3] with a clip for each prompt.
             num_frames: Frames wanted, rounded up to whole chunks; ``None`` streams without end.
             exact_frames: Cut the video to ``num_frames`` frames, here in the last chunk. Off: chunks are whole, and
                 ``pipe(...)`` cuts the video to the largest 4k + 1 frames of its chunks, as published.
@@ -305,7 +306,8 @@ class HeliosPipeline(LoadedNetworks):
             guidance_scale: Guidance is on above 1; ``None``: 1 for distilled models and 5 for others.
             amplify_first_chunk: Twice the steps in the first chunk; ``None``: on for distilled models.
             skip_first_chunk: Re-anchor on the second chunk, for starts that are static.
-            keep_first_frame: Keep the first frame in the context; off: one more recent frame instead.
+            keep_first_frame: Keep the first frame in the context; off, or for a model that was trained without it: one
+                more recent frame instead.
             image_sigmas: Range of the noise mixed into the anchor of I2V and V2V.
             video_sigmas: Range of the noise mixed into the other conditioning frames.
             seed: Seed of all draws, 0 to 2^64 - 1.

@@ -18,7 +18,7 @@ from helios_jax.sampling.plan import LevelPlan, plan_chunk
 from helios_jax.sampling.projected_text import ProjectedText
 from helios_jax.sampling.prompt_state import PromptState
 from helios_jax.sampling.request import Request
-from helios_jax.sampling.ropes import shared_ropes
+from helios_jax.sampling.ropes import absolute_ropes, shared_ropes
 
 
 class ChunkProducer:
@@ -57,7 +57,8 @@ class ChunkProducer:
         self._slice_frames = slice_frames
         self._plans = self._plan(amplify=False)
         self._first_plans = self._plan(amplify=request.amplify_first_chunk)
-        self._ropes = shared_ropes(sampler, self._latent_size, self._plans)
+        relative = sampler.history_config.positions == "relative"
+        self._shared_ropes = shared_ropes(sampler, self._latent_size, self._plans) if relative else None
 
     def num_steps(self, chunks: range) -> int:
         """Steps of several chunks."""
@@ -92,7 +93,7 @@ class ChunkProducer:
             index,
             self._plans if index else self._first_plans,
             text=self.text.next(),
-            ropes=self._ropes,
+            ropes=self._ropes(index),
             history=before.history,
             noise=self._noise,
             on_step=on_step,
@@ -127,6 +128,12 @@ class ChunkProducer:
             integer_timesteps=self._integer_timesteps,
             amplify=amplify,
         )
+
+    def _ropes(self, index: int) -> tuple[Array, ...]:
+        """Rotary tables of a chunk, one for each level."""
+        if self._shared_ropes is not None:
+            return self._shared_ropes
+        return absolute_ropes(self.sampler, self._latent_size, self._plans, self._request.past_chunks + index)
 
     def _anchors(self, index: int) -> bool:
         """Whether the chunk's first frame becomes the anchor: chunk 0 of T2V, chunk 1 when it is to be skipped."""

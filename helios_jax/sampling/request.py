@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ class Request:
         skip_first_chunk: Take the anchor from the second chunk.
         conditioned: The video starts from an image or a clip.
         image: Pixels [H,W,3] in [-1, 1], or ``None``.
-        video: The first frame of a clip and the last ones, as far as the context can hold them; or ``None``.
+        video: The first frame of a clip and the last ones, as far as the context can hold them: of one clip for all
+            videos, or of one for each; or ``None``.
+        past_chunks: Whole chunks of that clip, which absolute positions count.
         history_config: Layout of the context.
     """
 
@@ -59,7 +62,8 @@ class Request:
     skip_first_chunk: bool
     conditioned: bool
     image: np.ndarray | None
-    video: ClipEnds | None
+    video: tuple[ClipEnds, ...] | None
+    past_chunks: int
     history_config: HistoryConfig
 
     __repr__ = brief_fields
@@ -138,12 +142,17 @@ class RequestDefaults:
         height, width, image, video = settings.height, settings.width, inputs.image, inputs.video
         if image is not None and video is not None:
             raise ValueError("image and video are both given; use image for I2V or video for V2V")
-        clip = None
+        window = self.vae.pixel_frames(request.history_config.chunk_frames)
+        clips, past_chunks = None, 0
         if video is not None:
             # Only this much of a long clip reaches the context, see ``Conditioner.from_video``.
-            window = self.vae.pixel_frames(request.history_config.chunk_frames)
             last = visible_chunks(request.history_config) * window
-            clip = load_ends(video, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
+            clips = tuple(
+                load_ends(clip, height, width, last=last, fps=settings.video_fps, fit=settings.fit)
+                for clip in _clips(video, inputs.batch)
+            )
+            clip = clips[0]
+            past_chunks = len(clip) // window
             if len(clip) < window:
                 name, rate = _file_notes(video, settings.video_fps)
                 raise ValueError(
@@ -155,16 +164,21 @@ class RequestDefaults:
             batch=inputs.batch,
             conditioned=image is not None or video is not None,
             image=None if image is None else load_image(image, height, width, fit=settings.fit),
-            video=clip,
+            video=clips,
+            past_chunks=past_chunks,
         )
 
-    def resume(self, settings: SampleSettings, *, batch: int, conditioned: bool, index: int) -> Request:
+    def resume(
+        self, settings: SampleSettings, *, batch: int, conditioned: bool, past_chunks: int, index: int
+    ) -> Request:
         """The request of a video that continues at chunk ``index``, where its image or clip is needed no more.
 
         Raises:
             ValueError: The settings cannot work, or the video has no further chunk.
         """
-        request = dataclasses.replace(self._without_inputs(settings), batch=batch, conditioned=conditioned)
+        request = dataclasses.replace(
+            self._without_inputs(settings), batch=batch, conditioned=conditioned, past_chunks=past_chunks
+        )
         if request.num_chunks is not None and request.num_chunks <= index:
             window = self.vae.pixel_frames(request.history_config.chunk_frames)
             raise ValueError(
@@ -179,7 +193,9 @@ class RequestDefaults:
         steps = check_steps(self.scheduler, self.steps if settings.steps is None else settings.steps)
         distilled, amplify = self.pipeline.is_distilled, settings.amplify_first_chunk
         scale, num_frames = self._guidance_scale(settings), settings.num_frames
-        history_config = HistoryConfig(keep_first_frame=settings.keep_first_frame)
+        history_config = self.pipeline.history
+        if not settings.keep_first_frame:
+            history_config = dataclasses.replace(history_config, keep_first_frame=False)
         window = self.vae.pixel_frames(history_config.chunk_frames)
         num_chunks = None if num_frames is None else -(-num_frames // window)
         if num_chunks is not None and not settings.exact_frames:
@@ -198,6 +214,7 @@ class RequestDefaults:
             conditioned=False,
             image=None,
             video=None,
+            past_chunks=0,
             history_config=history_config,
         )
 
@@ -224,6 +241,19 @@ class RequestDefaults:
                 f"({self.scheduler.num_levels} pyramid level(s)); the nearest valid size is "
                 f"height={nearest[0]}, width={nearest[1]}"
             )
+
+
+def _clips(video: Any, batch: int) -> Sequence[Any]:
+    """The clips of a call: one for all videos, or one for each.
+
+    Raises:
+        ValueError: There is a list of clips, and not one for each prompt.
+    """
+    if getattr(video, "ndim", 0) != 5:
+        return (video,)
+    if len(video) != batch:
+        raise ValueError(f"video holds {len(video)} clips for {batch} prompts; give one for each, or one clip for all")
+    return tuple(video)
 
 
 def _file_notes(video: Any, fps: float | None) -> tuple[str, str]:

@@ -1,6 +1,8 @@
-"""Rotary tables, which depend on sizes alone: streams of one size share them."""
+"""Rotary tables. Those of relative positions depend on sizes alone: streams of one size share them."""
 
 import weakref
+
+import numpy as np
 
 from helios_jax.sampling.chunk import ChunkSampler, rope_table
 from helios_jax.sampling.plan import LevelPlan
@@ -19,6 +21,19 @@ def shared_ropes(sampler: ChunkSampler, full: tuple[int, int], plans: tuple[Leve
         plans: The levels.
     """
     return tuple(_table(sampler, full, plan.size) for plan in plans)
+
+
+def absolute_ropes(
+    sampler: ChunkSampler, full: tuple[int, int], plans: tuple[LevelPlan, ...], chunk: int
+) -> tuple[Array, ...]:
+    """The rotary table of each level for one chunk of a model with absolute positions.
+
+    Args:
+        sampler: See ``shared_ropes``, as for ``full`` and ``plans``.
+        chunk: Number of the chunk in the video, those of a clip that it continues included.
+    """
+    layout, number = sampler.history_config, np.int32(chunk)
+    return tuple(rope_table(sampler.transformer, layout, full, plan.size, number) for plan in plans)
 
 
 def _table(sampler: ChunkSampler, full: tuple[int, int], current: tuple[int, int]) -> Array:

@@ -56,7 +56,8 @@ class SampleSettings:
         guidance_scale: Guidance is on above 1; ``None``: 1 for distilled models and 5 for others.
         amplify_first_chunk: Twice the steps in the first chunk; ``None``: on for distilled models.
         skip_first_chunk: Re-anchor on the second chunk, for starts that are static.
-        keep_first_frame: Keep the first frame in the context; off: one more recent frame instead.
+        keep_first_frame: Keep the first frame in the context; off, or for a model that was trained without it: one more
+            recent frame instead.
         image_sigmas: Range of the noise mixed into the anchor of I2V and V2V.
         video_sigmas: Range of the noise mixed into the other conditioning frames.
         seed: Seed of all draws, 0 to 2^64 - 1; every seed gives another video.

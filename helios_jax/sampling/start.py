@@ -126,7 +126,13 @@ def resumed_request(defaults: RequestDefaults, state: StreamState, settings: Sam
     """
     state.model.require_configuration(defaults.pipeline, defaults.scheduler, defaults.transformer, defaults.vae)
     state.check_settings(settings)
-    request = defaults.resume(settings, batch=state.batch, conditioned=state.conditioned, index=state.index)
+    request = defaults.resume(
+        settings,
+        batch=state.batch,
+        conditioned=state.conditioned,
+        past_chunks=state.past_chunks,
+        index=state.index,
+    )
     factor, history = defaults.vae.scale_factor_spatial, request.history_config
     size = request.height // factor, request.width // factor
     state.check_arrays((request.batch, history.buffer_frames, *size, defaults.vae.z_dim), defaults.transformer.text_dim)

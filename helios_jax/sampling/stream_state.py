@@ -45,6 +45,7 @@ class StreamState:
         settings: How the video is sampled.
         batch: Videos sampled at once.
         conditioned: They started from an image or a clip.
+        past_chunks: Whole chunks of the clip that they continue.
         seeded: Draws come from the seed; otherwise they came from ``noise``, which must be given again.
         model: The model.
     """
@@ -57,6 +58,7 @@ class StreamState:
     settings: SampleSettings
     batch: int
     conditioned: bool
+    past_chunks: int
     seeded: bool
     model: ModelIdentity
 
@@ -83,7 +85,7 @@ class StreamState:
             },
             "settings": vars(self.settings),
             "model": dataclasses.asdict(self.model),
-            **{name: getattr(self, name) for name in ("index", "batch", "conditioned", "seeded")},
+            **{name: getattr(self, name) for name in ("index", "batch", "conditioned", "past_chunks", "seeded")},
         }
         write_state_file(path, header, arrays)
 
@@ -142,6 +144,7 @@ def _from_file(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> StreamS
         settings=SampleSettings(**settings),
         batch=whole_number(header["batch"], "batch", at_least=1),
         conditioned=yes_or_no(header["conditioned"], "conditioned"),
+        past_chunks=whole_number(header["past_chunks"], "past_chunks", at_least=0),
         seeded=yes_or_no(header["seeded"], "seeded"),
         model=ModelIdentity(**model),
     )
@@ -198,6 +201,7 @@ def captured(
         settings=origin.settings,
         batch=request.batch,
         conditioned=request.conditioned,
+        past_chunks=request.past_chunks,
         seeded=origin.seeded,
         model=origin.identify(),
     )

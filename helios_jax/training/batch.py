@@ -54,12 +54,14 @@ class LatentBatch:
         history: The frames before it, oldest first, zeros before the start of the video.
         anchor: The first frame of the video; zeros where the target is the first chunk.
         text: The prompts.
+        chunk: Number of the target in its video, for absolute positions.
     """
 
     target: Float[AnyArray, "B T H W C"] = dataclasses.field(metadata=CLIPS)
     history: Float[AnyArray, "B T2 H W C"] = dataclasses.field(metadata=CLIPS)
     anchor: Float[AnyArray, "B 1 H W C"] = dataclasses.field(metadata=CLIPS)
     text: PromptBatch
+    chunk: Int[AnyArray, " B"] | None = None
 
 
 @jax.tree_util.register_dataclass

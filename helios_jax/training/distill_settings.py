@@ -169,6 +169,7 @@ class DistillSettings:
             raise ValueError(f"method.own.scored={self.own.scored}: the discriminator compares single chunks, scored=1")
         if self.own is not None and self.score_levels != "last":
             raise ValueError("method.own scores whole clips: it needs method.score_levels='last'")
+        self.context.layout.check_relative("method.context.layout")
         self._check_extras()
 
     def _check_extras(self) -> None:

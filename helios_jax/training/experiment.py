@@ -224,6 +224,10 @@ class Experiment:
         check_rules(self.trainable, "trainable", switch=True)
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}")
+        layouts = {name: found for name in LAYOUTS if (found := _nested(self, name)) is not None}
+        if len(set(layouts.values())) > 1:
+            texts = "; ".join(f"{name}={layout}" for name, layout in layouts.items())
+            raise ValueError(f"one layout of the context is needed in data, training and product, not {texts}")
 
     @property
     def execution(self) -> Execution:
@@ -235,6 +239,17 @@ class Experiment:
         weights, adapters = jax.random.split(jax.random.key(self.seed))
         networks = self.start.networks(mesh, weights)
         return networks if self.lora is None else self.lora.add(networks, adapters)
+
+
+LAYOUTS = ("method.context.layout", "method.layout", "data.layout", "product.config.history")
+"""Settings that hold the layout of the context, where an experiment has them; all of them are the same."""
+
+
+def _nested(settings: Any, name: str) -> Any:
+    """The setting with this dotted name, or ``None``."""
+    for part in name.split("."):
+        settings = getattr(settings, part, None)
+    return settings
 
 
 MAY_CHANGE = (

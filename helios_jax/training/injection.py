@@ -34,7 +34,7 @@ from helios_jax.training.corruption import (
     corrupt_history,
     saturate_history,
 )
-from helios_jax.typing import Array, Bool, Float, Key, Sequence
+from helios_jax.typing import Array, Bool, Float, Int, Key, Sequence
 
 Decide = Literal["sample", "batch"]
 """Whether decisions are drawn for each sample or once for all samples of a step."""
@@ -217,6 +217,20 @@ class Injection:
         frames, anchor = (jnp.asarray(x, jnp.float32) for x in (batch.history, batch.anchor))
         kept = drop_context(History(frames=frames, anchor=anchor), draws.drop, self.drop, self.layout)
         return self.damaged(kept, draws)
+
+    def chunks(self, batch: LatentBatch, draws: InjectionDraws) -> int | Int[Array, " B"]:
+        """The number of every sample's chunk in its video, for the rotary table: 0 if all of its past is dropped.
+
+        With relative positions, which do not depend on it, it is 0 for all samples.
+
+        Raises:
+            ValueError: Positions are absolute, and the batch has no numbers.
+        """
+        if self.layout.positions == "relative":
+            return 0
+        if batch.chunk is None:
+            raise ValueError("absolute positions need the numbers of chunks: batch.chunk is None")
+        return jnp.where(draws.drop.t2v < self.drop.t2v, 0, jnp.asarray(batch.chunk))
 
     def damaged(self, history: History, draws: InjectionDraws) -> Contexts:
         """The contexts with this history, from which nothing is dropped."""

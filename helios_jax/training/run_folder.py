@@ -26,6 +26,9 @@ ABSENT_MEANS = {
     "data.captions": 0,
     "data.style": "plain",
     "start.adapters": "",
+    "method.layout.positions": "relative",
+    "method.context.layout.positions": "relative",
+    "data.layout.positions": "relative",
 }
 """Settings that were added later: dotted name -> the value with which earlier runs trained."""
 

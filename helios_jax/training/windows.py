@@ -74,4 +74,5 @@ def _windows(
         for record, chunk in zip(records, chunks, strict=True)
     ]
     target, history, anchor = (np.stack(parts) for parts in zip(*windows, strict=True))
-    return LatentBatch(target=target, history=history, anchor=anchor, text=prompts)
+    numbers = np.array(chunks, np.int32)
+    return LatentBatch(target=target, history=history, anchor=anchor, text=prompts, chunk=numbers)

@@ -28,7 +28,7 @@ def qk_norm_rope(
     k: Float[Array, "B S D3"],
     q_scale: Float[Array, " D"],
     k_scale: Float[Array, " D"],
-    table: Float[Array, "S 2 K2"],
+    table: Float[Array, "*samples S 2 K2"],
     *,
     q_start: int = 0,
     k_start: int = 0,
@@ -43,7 +43,7 @@ def qk_norm_rope(
         k: Projected keys, in channels ``k_start`` to ``k_start + D``.
         q_scale: Weight of the norm of the queries.
         k_scale: Weight of the norm of the keys.
-        table: cos and sin of every token for the K/2 pairs of a head, fp32.
+        table: cos and sin of every token for the K/2 pairs of a head, fp32; one for all samples, or one for each.
         q_start: First channel of the queries in ``q``.
         k_start: First channel of the keys in ``k``.
         eps: Added to the mean square.
@@ -75,6 +75,8 @@ def _obstacle(
 ) -> str | None:
     """Why the kernel cannot take these operands; ``None`` if it can."""
     dim, head_dim = q_scale.size, 2 * table.shape[-1]
+    if table.ndim > 3:
+        return "the table must be one for all samples"
     if not q.dtype == k.dtype == q_scale.dtype == k_scale.dtype == jnp.bfloat16:
         dtypes = ", ".join(str(x.dtype) for x in (q, k, q_scale, k_scale))
         return f"q, k and their scales must be bfloat16, not {dtypes}"

@@ -10,7 +10,7 @@ def qk_norm_rope(
     k: Float[Array, "B S D3"],
     q_scale: Float[Array, " D"],
     k_scale: Float[Array, " D"],
-    table: Float[Array, "S 2 K2"],
+    table: Float[Array, "*samples S 2 K2"],
     *,
     q_start: int,
     k_start: int,
@@ -25,7 +25,7 @@ def qk_norm_rope(
 
         pairs = normed.astype(jnp.float32).reshape(*x.shape[:2], -1, table.shape[-1], 2)
         even, odd = pairs[..., 0], pairs[..., 1]
-        cos, sin = table[:, None, 0], table[:, None, 1]
+        cos, sin = table[..., None, 0, :], table[..., None, 1, :]
         rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
         return rotated.reshape(*x.shape[:2], -1, 2 * table.shape[-1]).astype(x.dtype)
 

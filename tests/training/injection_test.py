@@ -15,6 +15,7 @@ from helios_jax.training.injection import ContextDrop, DropDraws, Injection, Inj
 from helios_jax.training.methods.base import Base
 from helios_jax.training.methods.pyramid import Pyramid
 from helios_jax.training.networks import Networks
+from helios_jax.training.windows import cut_window
 
 PUBLISHED = HistoryConfig()
 PLAIN = Injection(drop=ContextDrop(t2v=0, i2v=0, v2v=0), corruption=None, saturation=None)
@@ -113,6 +114,26 @@ def test_forms_are_the_contexts_of_sampling():
         made = injection.history(sampling_batch(video), draws).tiers(PUBLISHED)
         for tier in ("long", "mid", "short"):
             np.testing.assert_array_equal(getattr(made, tier), getattr(expected.tiers(PUBLISHED), tier))
+
+
+def test_without_an_anchor_training_sees_what_sampling_sees():
+    """The context of chunk 3: 20 frames before it, the first frame of the video among them only while it is recent."""
+    free = HistoryConfig(keep_first_frame=False)
+    clip = np.arange(4 * 9, dtype=np.float32).reshape(4, 9, 1, 1, 1) + 1
+    target, history, anchor = cut_window(clip, clip[0, 0], 3, free.buffer_frames)
+    batch = LatentBatch(
+        **{name: jnp.asarray(part[None]) for name, part in (("target", target), ("history", history))},
+        anchor=jnp.asarray(anchor[None]),
+        text=PromptBatch(),
+    )
+    injection = Injection(layout=free, drop=ContextDrop(t2v=0, i2v=0, v2v=0), corruption=None, saturation=None)
+    trained = injection.history(batch, jax.vmap(lambda key: injection.draw(key, (20, 1, 1, 1)))(keys(1))).tiers(free)
+    sampled = History.empty(free, 1, 1, 1, 1).with_anchor(jnp.full((1, 1, 1, 1, 1), 99.0))
+    for chunk in clip[:3]:
+        sampled = sampled.push(jnp.asarray(chunk[None]))
+    for tier, frames in (("long", range(8, 24)), ("mid", (24, 25)), ("short", (26, 27))):
+        assert getattr(trained, tier).ravel().tolist() == list(frames)
+        np.testing.assert_array_equal(getattr(trained, tier), getattr(sampled.tiers(free), tier))
 
 
 def test_draws_of_a_sample_do_not_depend_on_the_batch():

@@ -129,6 +129,7 @@ class Base:
             self.context.history(batch, draws.context).tiers(layout),
             layout,
             execution=execution,
+            chunk=self.context.chunks(batch, draws.context),
         )
         errors = mean_squares(predicted - velocity(draws.noise, clean))
         return (self.timesteps.weight(sigma) * errors).mean(), {"mse": errors.mean()}

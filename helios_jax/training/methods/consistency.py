@@ -105,6 +105,7 @@ class Consistency:
         finite_number(self.guidance_scale, "method.guidance_scale", at_least=1)
         if not finite_number(self.weight, "method.weight", at_least=0):
             raise ValueError("method.weight=0 would train nothing; it must be above 0")
+        self.context.layout.check_relative("method.context.layout")
 
     def start(self, experiment: Any, mesh: Mesh, restore: Restore | None) -> Taught:
         """See ``Procedure``."""

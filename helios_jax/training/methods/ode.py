@@ -52,6 +52,7 @@ class Ode:
     def __post_init__(self) -> None:
         if not finite_number(self.weight, "method.weight", at_least=0):
             raise ValueError("method.weight=0 would train nothing; it must be above 0")
+        self.layout.check_relative("method.layout")
 
     def loss(
         self, networks: Networks, batch: OdeBatch, keys: Key[Array, " B"], execution: Execution

@@ -195,7 +195,7 @@ class Pyramid:
         clean = jnp.asarray(batch.target, jnp.float32)
         history = self.context.history(batch, draws.context)
         text = transformer.condition_embedder.text(networks.text_embeds(batch.text))
-        context = transformer.context(history.tiers(layout))
+        context, chunk = transformer.context(history.tiers(layout)), self.context.chunks(batch, draws.context)
 
         errors: list[Array] = []
         levels = pyramid_levels(self.scheduler)
@@ -206,6 +206,7 @@ class Pyramid:
                 end = corrupt(end, draws.input[index], self.input_corruption, Segments.whole(end.shape[1]))
             # Copies of a chunk are adjacent in the batch, and therefore stay on the device that holds the chunk.
             start, end = jnp.repeat(start, copies, 0), jnp.repeat(end, copies, 0)
+            numbers = jnp.repeat(chunk, copies) if jnp.ndim(chunk) else chunk
             u = draws.u[:, first : first + copies].reshape(-1)
             timesteps = np.floor(level.timesteps) if self.integer_timesteps else level.timesteps
             predicted = transformer.denoise(
@@ -213,7 +214,7 @@ class Pyramid:
                 table_entries(u, timesteps),
                 text=jnp.repeat(text, copies, 0),
                 context=Context(tokens=jnp.repeat(context.tokens, copies, 0), modulation=context.modulation),
-                rope=transformer.rope(layout, history.frames.shape[2:4], end.shape[2:4], end.shape[1]),
+                rope=transformer.rope(layout, history.frames.shape[2:4], end.shape[2:4], end.shape[1], numbers),
                 execution=execution,
             )
             errors.append(mean_squares(predicted - velocity(start, end)))
