@@ -19,6 +19,7 @@ from helios_jax.sampling.projected_text import ProjectedText
 from helios_jax.sampling.prompt_state import PromptState
 from helios_jax.sampling.request import Request
 from helios_jax.sampling.ropes import absolute_ropes, shared_ropes
+from helios_jax.typing import Array
 
 
 class ChunkProducer:

@@ -226,7 +226,7 @@ def test_released_text_is_projected_again(distilled):
 def test_streams_of_one_size_share_their_rope_tables(distilled):
     def tables(**arguments) -> tuple[hx.HeliosPipeline, tuple]:
         stream = distilled.stream(FOX, num_frames=None, **SMALL | arguments)
-        return stream, stream._producer._ropes
+        return stream, stream._producer._shared_ropes
 
     first, shared = tables()
     second, found = tables(seed=5)
