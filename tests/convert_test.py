@@ -56,6 +56,7 @@ def call(*arguments: object) -> int:
     return convert.main(convert.parse(["helios-convert", *map(str, arguments)]))
 
 
+@pytest.mark.slow
 def test_published_to_orbax_and_back_is_byte_equal(folder, tmp_path, capsys):
     assert call("to-orbax", folder, tmp_path / "orbax") == 0
     assert not list((tmp_path / "orbax").rglob("*.safetensors"))

@@ -52,6 +52,7 @@ def assert_equal(found, expected, atol):
         np.testing.assert_allclose(found[name], array, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_saved_file_merges_like_the_network(tmp_path):
     network = adapted()
     file = save_adapters(network, tmp_path / "lora.safetensors")

@@ -110,6 +110,7 @@ def test_an_unfinished_save_leaves_nothing(pipeline, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_text_encoder_loads(folder, tmp_path):
     for part in ("transformer", "vae", "scheduler"):
         shutil.copytree(folder / part, tmp_path / part)

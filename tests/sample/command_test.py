@@ -101,6 +101,7 @@ def test_image_and_clip_as_start(model, tmp_path):
         assert len(decoded(out)) == 33
 
 
+@pytest.mark.slow
 def test_prompt_file_makes_each_video_and_resumes(model, tmp_path, capsys):
     prompts, out = tmp_path / "prompts.csv", tmp_path / "out"
     prompts.write_text("id,prompt_index,prompt\na,0,sun\na,1,rain\nb,0,snow\nc,0,snow\n")

@@ -209,6 +209,7 @@ def test_without_text_encoder_embeddings_are_needed(distilled, pipelines):
         guided.stream(prompt_embeds=embeds(1, 8, 24), **SMALL | {"steps": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undecoded")
 def test_guidance_on_a_distilled_model_warns_and_is_applied(distilled):
     with warnings.catch_warnings():

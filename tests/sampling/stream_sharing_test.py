@@ -123,6 +123,7 @@ def test_next_in_a_callback_is_refused(distilled):
     assert len(errors) == 2
 
 
+@pytest.mark.slow
 def test_close_ends_the_stream_and_frees_the_device(distilled):
     def on_device() -> int:
         gc.collect()

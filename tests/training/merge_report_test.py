@@ -206,6 +206,7 @@ def test_adapters_of_a_product_begin_the_next_phase_unmerged(parts, product, tra
         FromCheckpoint(folder=str(parts), parts=("vae",), adapters="lora.safetensors")
 
 
+@pytest.mark.slow
 def test_adapters_that_were_not_trained_are_not_reported(parts):
     networks = FromCheckpoint(folder=str(parts)).networks(MESH, jax.random.key(0))
     networks = add_lora(networks, rank=4, targets=TARGETS, key=jax.random.key(1))

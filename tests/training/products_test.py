@@ -194,6 +194,7 @@ def test_a_product_that_is_not_finite_is_not_marked_as_a_checkpoint(product, tra
     assert not (tmp_path / "model_index.json").exists()
 
 
+@pytest.mark.slow
 def test_parts_in_the_other_layout_are_converted(parts, tmp_path):
     network = hx.load_diffusers(parts, "text_encoder")
     save_orbax(network, tmp_path / "orbax", "text_encoder")
