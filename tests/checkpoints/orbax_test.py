@@ -43,9 +43,9 @@ def vae_folder(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("component", "case", "dtype"),
     [
-        ("vae", "wan", "float32"),  # lists of modules: integers in parameter paths
+        pytest.param("vae", "wan", "float32", marks=pytest.mark.slow),  # lists of modules: integers in parameter paths
         ("transformer", "amplify", "bfloat16"),  # two dtypes
-        ("text_encoder", "wide", "float16"),
+        pytest.param("text_encoder", "wide", "float16", marks=pytest.mark.slow),
     ],
 )
 def test_round_trip_keeps_values_dtypes_and_structure(tmp_path, component, case, dtype):

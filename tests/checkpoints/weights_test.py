@@ -30,7 +30,7 @@ def test_a_missing_folder_is_named(tmp_path):
         load_weights(tmp_path / "absent", "vae")
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "orbax"])
+@pytest.mark.parametrize("layout", ["diffusers", pytest.param("orbax", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("value", "dtype"), [("nan", "float32"), ("-inf", "bfloat16"), ("3e38", "float32")])
 def test_weights_that_no_training_gives_are_named(tmp_path, layout, value, dtype):
     """A decoder with such a weight gives black frames from good latents."""

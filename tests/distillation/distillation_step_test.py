@@ -14,8 +14,6 @@ import recorded_step as step
 from helios_jax.diffusion.flow import interpolate, predict_clean
 from helios_jax.distillation.dmd import critic_loss, dmd_gradient, dmd_loss, guide
 
-CASES = [case if case == step.FULL else pytest.param(case, marks=pytest.mark.slow) for case in step.EXITS]
-
 
 @jax.jit
 def end_point(trainable, x, noise, timestep, text, history):
@@ -35,7 +33,7 @@ def flow_loss(trainable, x, noise, timestep, history):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", step.EXITS)
 def test_generator_update_matches_pytorch(case):
     recorded = step.recorded(case)
     x, pull_back = step.generate(case, "a")
@@ -62,7 +60,8 @@ def test_generator_update_matches_pytorch(case):
     step.assert_same_gradients("generator", *pull_back(0.05 * (1 - sigma) * placed), recorded, "generator/gan")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", step.EXITS)
 def test_critic_update_matches_pytorch(case):
     recorded = step.recorded(case)
     x, _ = step.generate(case, "b")

@@ -118,7 +118,7 @@ def test_draws_depend_on_the_layer_alone():
     assert not np.allclose(first, second)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_merging_gives_the_same_outputs(dtype):
     adapted = randomised(adapted_transformer(dtype))
     merged = merge_lora(adapted)

@@ -52,6 +52,7 @@ def test_videos_are_the_same_and_compile_nothing_new(distilled, parked, compiled
     assert (distilled.parked, parked.parked) == ((), ("text_encoder", "vae"))
 
 
+@pytest.mark.slow
 def test_a_parked_network_is_on_the_device_only_while_it_is_used(parked, monkeypatch):
     kernels = parked.text_encoder.encoder.params.shared.embedding, parked.vae.params.decoder.conv_in.kernel
 

@@ -177,6 +177,7 @@ def test_a_batch_can_decide_once_as_published():
         np.testing.assert_array_equal(getattr(shared.corruption, name), getattr(own.corruption, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Base, Pyramid])
 def test_all_microbatches_share_the_decisions_of_the_step(method):
     method, every = method(context=Injection(layout=LAYOUT, decide="batch")), keys(4)

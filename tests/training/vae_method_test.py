@@ -58,6 +58,7 @@ def test_pixels_span_the_range_of_the_model():
     np.testing.assert_allclose(pixels, np.linspace(-1, 1, 256), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_loss_in_numpy(vae):
     batch, own = clips(2), keys(2)
     noise = Vae().draw(Networks(vae=vae.module), batch, own)
