@@ -19,6 +19,7 @@ from helios_jax.sampling.noise import KeyNoise
 from helios_jax.sampling.plan import plan_chunk
 from helios_jax.sampling.request import RequestDefaults
 from helios_jax.sampling.settings import SampleSettings
+from helios_jax.sampling.stream_state import StreamState
 
 SMALL = {"height": 64, "width": 64, "steps": (1, 1, 1), "max_text_tokens": 8, "amplify_first_chunk": False}
 
@@ -87,6 +88,24 @@ def test_a_stream_with_absolute_positions_equals_one_by_hand(distilled):
     relative = distilled("a fox", num_frames=99, progress=False, seed=3, **SMALL).latents
     # The first chunk has no anchor yet, only a zero in its place.
     assert np.abs(found - relative)[:, 18:].max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undecoded")
+def test_a_resumed_video_counts_the_chunks_of_its_clip(distilled, tmp_path):
+    """Absolute positions go on after the clip that the video continues, of which a state holds only the length."""
+    pipe = with_history(distilled, positions="absolute")
+    clip = np.random.default_rng(0).integers(0, 256, (66, 64, 64, 3), np.uint8)
+    stream = pipe.stream("a fox", video=clip, num_frames=None, seed=3, **SMALL)
+    next(stream)
+    state = stream.state()
+    state.save(tmp_path / "fox.state")
+    loaded = StreamState.load(tmp_path / "fox.state")
+    assert loaded.past_chunks == 2
+    undisturbed = next(stream).latents
+    np.testing.assert_array_equal(next(pipe.stream(resume=loaded)).latents, undisturbed)
+    uncounted = dataclasses.replace(loaded, past_chunks=0)
+    assert np.abs(next(pipe.stream(resume=uncounted)).latents - undisturbed).max() > 1e-3
 
 
 @pytest.mark.usefixtures("undecoded")
